@@ -1,0 +1,23 @@
+"""Adaptive Pseudo Labeling for PyTorch Lightning: refine a pretrained segmentation network on unlabelled images."""
+
+from apl_lightning.callback import PseudoLabelCallback
+from apl_lightning.datamodule import LazyDataLoader, TargetDataModule
+from apl_lightning.dataset import TargetDataset
+from apl_lightning.heads import DualHeadModel, Logits, add_dual_heads
+from apl_lightning.module import APLModule
+from apl_lightning.probe import HeadNotFoundError
+from apl_lightning.store import PseudoLabelStore
+
+__all__ = [
+    "APLModule",
+    "DualHeadModel",
+    "HeadNotFoundError",
+    "LazyDataLoader",
+    "Logits",
+    "PseudoLabelCallback",
+    "PseudoLabelStore",
+    "TargetDataModule",
+    "TargetDataset",
+    "add_dual_heads",
+]
+__version__ = "0.1.0"

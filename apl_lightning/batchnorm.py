@@ -1,0 +1,57 @@
+"""BatchNorm on a new domain: its statistics decide results more than any loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from apl_lightning.probe import evaluating
+
+BatchNormMode = Literal["adapt", "frozen", "train"]
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The layers of the network with running statistics of batches."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+
+
+def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor]) -> None:
+    """Re-estimate the running statistics of all BatchNorm layers on `images` (AdaBN, Li et al., 2016).
+
+    Each statistic becomes the mean over the batches; weights do not change.
+
+    Args:
+        model: Any network.
+        images: Batches (B, C, *S), best shuffled.
+
+    Example:
+        >>> import torch
+        >>> from apl_lightning.batchnorm import adapt_batch_norm
+        >>> layer = torch.nn.BatchNorm2d(1)
+        >>> adapt_batch_norm(layer, [torch.full((2, 1, 4, 4), 3.0), torch.full((2, 1, 4, 4), 5.0)])
+        >>> layer.running_mean
+        tensor([4.])
+    """
+    layers = batch_norms(model)
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    with evaluating(model), torch.no_grad():
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # a cumulative mean
+            layer.train()
+        for batch in images:
+            model(batch)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+
+
+def set_batch_norm_mode(model: nn.Module, mode: BatchNormMode) -> None:
+    """In a network that trains, hold the statistics still unless `mode` is `"train"`."""
+    for layer in batch_norms(model):
+        layer.train(mode == "train")

@@ -1,0 +1,192 @@
+"""When pseudo labels are made, by whom, and what is told about them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from apl_lightning import ranks
+from apl_lightning._lightning import Callback, LightningModule, Trainer
+from apl_lightning.dataset import TargetDataset
+from apl_lightning.denoisers import APL, Denoiser
+from apl_lightning.heads import Inferer
+from apl_lightning.label_pass import TargetImages, label_images
+from apl_lightning.probe import evaluating
+from apl_lightning.progress import track
+from apl_lightning.statistics import RoundStatistics
+
+
+class PseudoLabelCallback(Callback):
+    """Makes the pseudo labels of all target images anew, each epoch, before the first batch of it is fetched.
+
+    Every rank labels its share with the module in evaluation mode and the trainer's precision and writes it to the
+    store; then all ranks see the new round at once. Before the first round the module may prepare itself on the
+    target images (BatchNorm statistics, a fresh second head). A resumed run goes on with the labels of the round that
+    its checkpoint belongs to.
+
+    Logged once a round: `pseudo/confidence` (mean weight), `pseudo/agreement` (part of the pixels where both heads
+    say the same), `pseudo/changed` (part of the labels that differ from the round before),
+    `pseudo/class_ratio/<class>` and, where the data set holds reference labels, `pseudo/dice`, which nothing but the
+    log reads.
+
+    Args:
+        denoiser: Turns the probabilities of the two heads into labels and weights; `APL()` by default.
+        every_n_epochs: New labels before each n-th epoch.
+        inferer: Predicts through this callable of images and network, as MONAI's `SlidingWindowInferer`.
+
+    Raises:
+        ValueError: If `every_n_epochs` is below 1.
+
+    Example:
+        >>> from apl_lightning import PseudoLabelCallback
+        >>> from apl_lightning.denoisers import APL
+        >>> callback = PseudoLabelCallback(denoiser=APL(temperature=2.0), every_n_epochs=2)
+        >>> [epoch for epoch in range(5) if callback.should_update(epoch)]
+        [0, 2, 4]
+    """
+
+    def __init__(
+        self, denoiser: Denoiser | None = None, every_n_epochs: int = 1, inferer: Inferer | None = None
+    ) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"Expected `every_n_epochs` to be at least 1, but got {every_n_epochs}.")
+        self.denoiser: Denoiser = APL() if denoiser is None else denoiser
+        self.every_n_epochs = every_n_epochs
+        self.inferer = inferer
+        self.round = -1
+        self.statistics: dict[str, float] = {}
+        self._epoch = -1  # the epoch that `round` was made for
+        self._saved_round = -1  # the round that the newest checkpoint needs
+
+    def should_update(self, epoch: int) -> bool:
+        """Whether new labels are due before this epoch."""
+        return epoch % self.every_n_epochs == 0
+
+    def update(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make, write and show the labels of a new round."""
+        dataset = target_dataset(trainer)
+        if self.round < 0:
+            self._prepare(trainer, pl_module, dataset)
+        ranks.share_state(pl_module)
+        round = self.round + 1
+        if trainer.local_rank == 0:
+            dataset.store.start(round)
+        trainer.strategy.barrier("pseudo labels: round begun")
+        self.statistics = self._label(trainer, pl_module, dataset, round)
+        if trainer.local_rank == 0:
+            dataset.store.commit(round)
+            dataset.store.prune(keep={round, self._saved_round})
+        trainer.strategy.barrier("pseudo labels: round shown")
+        self.round, self._epoch = round, trainer.current_epoch
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first labels of this fit. A run resumed inside an epoch never calls `on_train_epoch_start`."""
+        store = target_dataset(trainer).store
+        if self.round < 0 or self._is_due(trainer.current_epoch):
+            self.update(trainer, pl_module)
+        elif all(ranks.gather(store.has(self.round))):
+            if trainer.local_rank == 0:
+                store.show(self.round)
+            trainer.strategy.barrier("pseudo labels: round shown")
+        else:
+            warnings.warn(
+                f"The pseudo labels of round {self.round} are not in {store.directory}: they are made anew with the "
+                "weights of the checkpoint. Keep the folder to resume exactly.",
+                stacklevel=2,
+            )
+            self.update(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """New labels before each further epoch: the workers of its loader have not started yet."""
+        if self._is_due(trainer.current_epoch):
+            self.update(trainer, pl_module)
+        if self._epoch == trainer.current_epoch:
+            pl_module.log_dict(self.statistics)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Refuse a batch with the labels of another round rather than train on it."""
+        rounds = batch.get("round") if isinstance(batch, dict) else None
+        if rounds is None or bool((torch.as_tensor(rounds) != self.round).any()):
+            raise RuntimeError(
+                f"Expected a batch with pseudo labels of round {self.round}, but got {rounds}: its loader fetched it "
+                "too "
+                "early. Use the loaders of `TargetDataModule`, or `LazyDataLoader` for a `TargetDataset` of your own."
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        """The round and its epoch. The labels stay in the store: what a checkpoint needs is not pruned."""
+        self._saved_round = self.round
+        return {"round": self.round, "epoch": self._epoch}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on with the round of the checkpoint."""
+        self.round = self._saved_round = state_dict["round"]
+        self._epoch = state_dict["epoch"]
+
+    def _is_due(self, epoch: int) -> bool:
+        return self.should_update(epoch) and self._epoch != epoch
+
+    def _prepare(self, trainer: Trainer, module: LightningModule, dataset: TargetDataset) -> None:
+        prepare = getattr(module, "prepare_refinement", None)
+        if prepare is None:
+            return
+        # Each rank sees all images in one shuffled order: the result is the same on all, whatever their number.
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
+        images = _Images(TargetImages(dataset, trainer, module, order=order), trainer)
+        error = None
+        try:
+            with trainer.precision_plugin.forward_context():
+                prepare(images)
+        except Exception as caught:
+            error = caught
+        ranks.raise_together(error, "Preparing the network on the target images")
+
+    def _label(self, trainer: Trainer, module: LightningModule, dataset: TargetDataset, round: int) -> dict[str, float]:
+        """Label this rank's share, without a collective inside: shares may be uneven."""
+        source = TargetImages(dataset, trainer, module, trainer.global_rank, trainer.world_size)
+        class_names: list[str] = module.class_names  # type: ignore[assignment]
+        statistics = RoundStatistics(class_names)
+        error = None
+        try:
+            with (
+                dataset.store.write(round, len(class_names), trainer.global_rank) as writer,
+                evaluating(module),
+                torch.no_grad(),
+                trainer.precision_plugin.forward_context(),
+            ):
+                batches = track(trainer, source, f"Pseudo labels, round {round}", len(source))
+                label_images(batches, module, self.denoiser, self.inferer, dataset.store, writer, statistics)
+        except Exception as caught:
+            error = caught
+        ranks.raise_together(error, "Making pseudo labels")
+        return statistics.compute(module.device)
+
+
+class _Images:
+    """Only the images of `TargetImages`, under a progress bar."""
+
+    def __init__(self, source: TargetImages, trainer: Trainer) -> None:
+        self._source = source
+        self._trainer = trainer
+
+    def __iter__(self) -> Any:
+        for batch in track(self._trainer, self._source, "Preparing", len(self._source)):
+            yield batch.images
+
+
+def target_dataset(trainer: Trainer) -> TargetDataset:
+    """The target images that the trainer trains on.
+
+    Raises:
+        TypeError: If it trains on anything else.
+    """
+    dataset = getattr(trainer.train_dataloader, "dataset", None)
+    if not isinstance(dataset, TargetDataset):
+        raise TypeError(
+            f"Expected the training loader to read a TargetDataset, but it reads {type(dataset).__name__}: pass the "
+            "trainer "
+            "a `TargetDataModule`, or `TargetDataModule.from_datamodule(yours)`."
+        )
+    return dataset

@@ -1,0 +1,67 @@
+"""Adaptive Pseudo Labeling: merge both heads and trust each pixel by its margin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class APL:
+    r"""Labels and weights from two heads without a threshold (Li et al., ICASSP 2022).
+
+    $$\hat y = \arg\max_c \, (p_m + \lambda p_a)_c, \qquad \omega = \delta_1 - \delta_2 \quad \text{(Eq. 3)}$$
+
+    where $\delta_1$ and $\delta_2$ are the largest and the second largest probability of the merged prediction.
+
+    Args:
+        aux_weight: $\lambda$, the weight of the auxiliary head beside 1 for the main one.
+        temperature: Probabilities are softened to $p^{1/T}$ (renormalised) first: above 1, an over-confident network
+            gets weights that tell its pixels apart again.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from apl_lightning.denoisers import APL
+        >>> p_main = torch.tensor([0.7, 0.2, 0.1]).view(1, 3, 1)  # one image of one pixel
+        >>> p_aux = torch.tensor([0.5, 0.4, 0.1]).view(1, 3, 1)
+        >>> labels, weights = APL()(p_main, p_aux)
+        >>> labels.item(), round(weights.item(), 4)
+        (0, 0.3)
+    """
+
+    aux_weight: float = 1.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.aux_weight >= 0:
+            raise ValueError(f"Expected `aux_weight` to be at least 0, but got {self.aux_weight}.")
+        if not self.temperature > 0:
+            raise ValueError(f"Expected `temperature` to be above 0, but got {self.temperature}.")
+
+    def __call__(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:
+        """Denoise one batch.
+
+        Args:
+            p_main: Probabilities of D_m, (B, C, *S), float32.
+            p_aux: Probabilities of D_a, (B, C, *S), float32.
+
+        Returns:
+            Labels (B, *S), int64, and weights (B, *S) in [0, 1].
+        """
+        merged = (self._soften(p_main) + self.aux_weight * self._soften(p_aux)) / (1 + self.aux_weight)
+        largest, labels = merged.max(dim=1)
+        second = merged.scatter(1, labels[:, None], -1).amax(dim=1)
+        return labels, (largest - second).clamp(0, 1)
+
+    def _soften(self, probabilities: Tensor) -> Tensor:
+        if self.temperature == 1:
+            return probabilities
+        softened: Tensor = (
+            probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log() / self.temperature
+        ).softmax(dim=1)
+        return softened

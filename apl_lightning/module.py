@@ -1,0 +1,202 @@
+"""Refinement as a LightningModule: the two losses, the optimiser, the Dice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from apl_lightning._lightning import LightningModule
+from apl_lightning.batchnorm import BatchNormMode, adapt_batch_norm, set_batch_norm_mode
+from apl_lightning.heads import DualHeadModel, Inferer, Logits, add_dual_heads
+from apl_lightning.losses import Weighting, consistency_loss, weighted_cross_entropy
+from apl_lightning.metrics import CaseDice
+from apl_lightning.samples import Keys, split_batch
+from apl_lightning.warmup import warm_up_second_head
+
+
+class APLModule(LightningModule):
+    r"""Refine a pretrained network on unlabelled target images (Algorithm 1 of the paper).
+
+    $$L = \lambda_{con} L_{Con} + \lambda_{ssl} L_{SSL}$$
+
+    L_Con ([`consistency_loss`][apl_lightning.losses.consistency_loss]) trains only the heads; L_SSL (the mean of
+    [`weighted_cross_entropy`][apl_lightning.losses.weighted_cross_entropy] over both heads) trains only the encoder.
+    One forward and one backward pass serve both, so automatic optimisation, mixed precision, accumulation, clipping
+    and DDP work as in any LightningModule. The pseudo labels come with the batch: train on a
+    [`TargetDataModule`][apl_lightning.TargetDataModule] with
+    [`PseudoLabelCallback`][apl_lightning.PseudoLabelCallback].
+
+    Args:
+        model: A pretrained network (copied, not changed), or what `add_dual_heads` made of it.
+        num_classes: Channels of its logits, background (class 0) included.
+        class_names: Names for the log, background included; numbers by default.
+        head: Passed to [`add_dual_heads`][apl_lightning.add_dual_heads].
+        aux: Passed to `add_dual_heads`.
+        example: Passed to `add_dual_heads`.
+        consistency_weight: $\lambda_{con}$; 0 leaves the heads as they are.
+        refinement_weight: $\lambda_{ssl}$; 0 leaves the encoder as it is.
+        weighting: The reading of W in L_Con.
+        batch_norm: `"adapt"` re-estimates the BatchNorm statistics on the target images before the first round and
+            then holds them still; `"frozen"` holds those of the source; `"train"` follows the training batches.
+        optimizer: Called with the parameters and `lr`: a class, or a `functools.partial` of one.
+        learning_rate: Its learning rate.
+        lr_scheduler: Called with the optimiser; stepped once an epoch.
+        inferer: Validates through this callable of images and network, as MONAI's `SlidingWindowInferer`.
+        image_key: The key of the image in validation batches that are dictionaries.
+        label_key: The key of the label.
+        case_key: The key of the case.
+
+    Raises:
+        ValueError: If the network does not fit (see `add_dual_heads`), or an option is unknown.
+
+    Example:
+        >>> import torch
+        >>> from apl_lightning import APLModule
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.Conv2d(8, 5, 1))
+        >>> module = APLModule(network, num_classes=5)
+        >>> main, aux = module(torch.rand(2, 1, 16, 16))
+        >>> refined = module.export()  # same class, same keys as `network`
+        >>> list(refined.state_dict()) == list(network.state_dict())
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        *,
+        head: str | None = None,
+        aux: str = "auto",
+        example: Tensor | None = None,
+        consistency_weight: float = 1.0,
+        refinement_weight: float = 1.0,
+        weighting: Weighting = "confusion",
+        batch_norm: BatchNormMode = "adapt",
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+        learning_rate: float = 1e-4,
+        lr_scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
+        inferer: Inferer | None = None,
+        image_key: str = "image",
+        label_key: str = "label",
+        case_key: str = "case",
+    ) -> None:
+        super().__init__()
+        _check_options(num_classes, class_names, consistency_weight, refinement_weight, weighting, batch_norm)
+        self.save_hyperparameters(ignore=["model", "example", "optimizer", "lr_scheduler", "inferer"])
+        self.model = (
+            model if isinstance(model, DualHeadModel) else add_dual_heads(model, num_classes, head, aux, example)
+        )
+        if self.model.num_classes != num_classes:
+            raise ValueError(f"Expected `num_classes` {self.model.num_classes}, as in `model`, but got {num_classes}.")
+        self.class_names = list(class_names) if class_names is not None else [str(c) for c in range(num_classes)]
+        self.consistency_weight = consistency_weight
+        self.refinement_weight = refinement_weight
+        self.weighting: Weighting = weighting
+        self.batch_norm: BatchNormMode = batch_norm
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.lr_scheduler = lr_scheduler
+        self.inferer = inferer
+        self.keys = Keys(image_key, label_key, case_key)
+        self.dice = CaseDice(num_classes)
+        self.train()
+
+    def forward(self, image: Tensor) -> Logits:
+        """Logits of both heads at the size of the image, each (B, C, *S)."""
+        main, aux = self.model(image)
+        return Logits(_resize_to(main, image), _resize_to(aux, image))
+
+    def train(self, mode: bool = True) -> APLModule:
+        """Set training mode, with BatchNorm as `batch_norm` says."""
+        super().train(mode)
+        if mode:
+            set_batch_norm_mode(self.model, self.batch_norm)
+        return self
+
+    def prepare_refinement(self, images: Iterable[Tensor]) -> None:
+        """What must be done once on all target images before the first pseudo labels: the callback calls it."""
+        if self.batch_norm == "adapt":
+            adapt_batch_norm(self.model, images)
+        if not self.model.warm:
+            warm_up_second_head(self.model, images)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int = 0) -> Tensor:
+        """The two losses on one batch of `image`, `pseudo_label` and `weight`."""
+        for_heads, for_encoder = self.model.routed(batch["image"])
+        losses = {}
+        if self.consistency_weight:
+            losses["consistency"] = consistency_loss(for_heads.main, for_heads.aux, self.weighting)
+        if self.refinement_weight:
+            labels, weights = batch["pseudo_label"], batch["weight"]
+            per_head = [weighted_cross_entropy(_resize_to(z, labels), labels, weights) for z in for_encoder]
+            losses["refinement"] = torch.stack(per_head).mean()
+        factors = {"consistency": self.consistency_weight, "refinement": self.refinement_weight}
+        loss = torch.stack([factors[name] * value for name, value in losses.items()]).sum()
+        self.log("train/loss", loss, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in losses.items()})
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int = 0) -> None:
+        """Count the Dice of the main head on a labelled batch."""
+        image, label, cases = split_batch(batch, self.keys)
+        if label is None:
+            raise ValueError(
+                "Expected labels in the validation batches, but got none: pass `label_key`, or no `val` data."
+            )
+        logits = self(image) if self.inferer is None else self.inferer(image, self)
+        indices = batch.get("index") if isinstance(batch, dict) else None
+        self.dice.update(logits[0].argmax(dim=1), label, cases, indices)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/dice/<class>` for each foreground class and their mean as `val/dice`."""
+        dice = self.dice.compute()[1:]
+        self.dice.reset()
+        names = self.class_names[1:]
+        values = {f"val/dice/{name}": value for name, value in zip(names, dice, strict=True) if not value.isnan()}
+        self.log_dict(values)
+        self.log("val/dice", dice.nanmean(), prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        """One optimiser for the parameters that a loss reaches."""
+        parameters = self.model.encoder_parameters() if self.refinement_weight else []
+        parameters += self.model.head_parameters() if self.consistency_weight else []
+        optimizer = self.optimizer(parameters, lr=self.learning_rate)
+        return optimizer if self.lr_scheduler is None else ([optimizer], [self.lr_scheduler(optimizer)])
+
+    def export(self, average: bool = False) -> nn.Module:
+        """The refined network as it came: same class, same state-dict keys (see `DualHeadModel.export`)."""
+        return self.model.export(average)
+
+
+def _resize_to(logits: Tensor, reference: Tensor) -> Tensor:
+    """Logits (B, C, *S) at the spatial size of `reference` (B, ..., *S)."""
+    size = reference.shape[-(logits.ndim - 2) :]
+    if logits.shape[2:] == size:
+        return logits
+    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[logits.ndim]
+    return F.interpolate(logits, size=size, mode=mode, align_corners=False)
+
+
+def _check_options(
+    num_classes: int,
+    class_names: Sequence[str] | None,
+    consistency_weight: float,
+    refinement_weight: float,
+    weighting: str,
+    batch_norm: str,
+) -> None:
+    if class_names is not None and len(class_names) != num_classes:
+        raise ValueError(f"Expected {num_classes} `class_names`, background included, but got {list(class_names)}.")
+    if not (consistency_weight >= 0 and refinement_weight >= 0 and consistency_weight + refinement_weight > 0):
+        raise ValueError(
+            "Expected `consistency_weight` and `refinement_weight` to be at least 0 and not both 0, but got "
+            f"{consistency_weight} and {refinement_weight}."
+        )
+    for name, value, known in (("weighting", weighting, Weighting), ("batch_norm", batch_norm, BatchNormMode)):
+        if value not in get_args(known):
+            raise ValueError(f"Expected `{name}` to be one of {get_args(known)}, but got {value!r}.")

@@ -1,0 +1,58 @@
+"""What several processes must agree on; with one process each function does nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+def several() -> bool:
+    """Whether more than one process takes part."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def gather(value: Any) -> list[Any]:
+    """The value of every rank, in their order."""
+    if not several():
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum over ranks."""
+    if several():
+        value = value.clone()
+        distributed.all_reduce(value)
+    return value
+
+
+def share_state(module: nn.Module) -> None:
+    """Give all ranks the parameters and buffers of rank 0; BatchNorm's buffers differ under DDP."""
+    if several():
+        with torch.no_grad():
+            for tensor in (*module.parameters(), *module.buffers()):
+                distributed.broadcast(tensor.data, src=0)
+
+
+def raise_together(error: Exception | None, what: str) -> None:
+    """Raise on every rank what any of them met, so that none waits for one that is gone.
+
+    Args:
+        error: What this rank met, if anything.
+        what: What all of them were doing.
+
+    Raises:
+        RuntimeError: If any rank met an error; with one process the error itself.
+    """
+    if not several():
+        if error is not None:
+            raise error
+        return
+    errors = {rank: text for rank, text in enumerate(gather(error and f"{type(error).__name__}: {error}")) if text}
+    if errors:
+        first = next(iter(errors.values()))
+        raise RuntimeError(f"{what} failed on ranks {list(errors)}: {first}") from error

@@ -1,0 +1,57 @@
+"""What can be told about a round of pseudo labels without any target label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from apl_lightning.ranks import total
+
+
+class RoundStatistics:
+    """Sums over the pixels of a round, reduced over ranks once at its end.
+
+    Args:
+        class_names: Names for `class_ratio`, background included.
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self._names = list(class_names)
+        classes = len(self._names)
+        self._sums = torch.zeros(5, dtype=torch.float64)  # pixels, weight, agreeing, compared with before, changed
+        self._counts = torch.zeros(classes, dtype=torch.long)
+        self._overlap = torch.zeros(3, classes, dtype=torch.long)  # both, pseudo label, reference
+
+    def add(self, labels: Tensor, weights: Tensor, agree: Tensor) -> None:
+        """Count labels (B, *S), weights (B, *S) and where the heads agree (B, *S)."""
+        self._sums[:3] += torch.tensor([labels.numel(), float(weights.double().sum()), int(agree.sum())])
+        self._counts += torch.bincount(labels.flatten(), minlength=len(self._names))
+
+    def compare(self, labels: Tensor, before: Tensor) -> None:
+        """Count what changed since the round before."""
+        self._sums[3:] += torch.tensor([labels.numel(), int((labels != before).sum())])
+
+    def diagnose(self, labels: Tensor, reference: Tensor) -> None:
+        """Count the overlap with reference labels, for the log alone."""
+        classes = len(self._names)
+        matrix = torch.bincount((reference * classes + labels).flatten(), minlength=classes**2).view(classes, classes)
+        self._overlap += torch.stack([matrix.diagonal(), matrix.sum(dim=0), matrix.sum(dim=1)])
+
+    def compute(self, device: torch.device) -> dict[str, float]:
+        """The statistics over all ranks, under their names in the log; a collective on `device`."""
+        flat = torch.cat([self._sums, self._counts.double(), self._overlap.flatten().double()])
+        # Counts stay exact in float64; MPS has none, but no collective either.
+        flat = total(flat.to(device)).cpu() if device.type != "mps" else flat
+        classes = len(self._names)
+        pixels, weight, agreeing, compared, changed = flat[:5].tolist()
+        values = {"pseudo/confidence": weight / pixels, "pseudo/agreement": agreeing / pixels}
+        if compared:
+            values["pseudo/changed"] = changed / compared
+        ratios = flat[5 : 5 + classes] / pixels
+        values |= {f"pseudo/class_ratio/{name}": float(ratio) for name, ratio in zip(self._names, ratios, strict=True)}
+        both, ours, reference = flat[5 + classes :].view(3, classes)[:, 1:]
+        if reference.any():
+            values["pseudo/dice"] = float((2 * both / (ours + reference)).nanmean())
+        return values

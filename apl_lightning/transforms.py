@@ -1,0 +1,104 @@
+"""Joint transforms: image, pseudo label and weight must move together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apl_lightning._lightning import isolate_rng
+from apl_lightning.samples import _describe, _tensor
+
+Transform = Callable[[dict[str, Any]], Any]
+TARGET_KEYS = ("image", "pseudo_label", "weight")
+
+_DRAWS = 16
+_LEAST_CORRELATION = 0.25
+
+
+def transform_jointly(transform: Transform, sample: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Apply `transform` to `{"image" (C, *S), "pseudo_label" (1, *S), "weight" (1, *S)}` and check what comes back.
+
+    Returns:
+        The transformed samples (several where the transform draws several patches), label and weight as (*S).
+
+    Raises:
+        ValueError: If the transform loses a key, changes the shape of one alone, or interpolates labels.
+    """
+    given = {key: sample[key] if key == "image" else sample[key][None] for key in TARGET_KEYS}
+    result = transform(given)
+    return [_checked(item) for item in (result if isinstance(result, list | tuple) else [result])]
+
+
+def check_alignment(transform: Transform, image: Tensor) -> None:
+    """Prove on a random pattern in the shape of `image` that the transform moves image and label alike.
+
+    The pattern stands in for both; after the transform (several draws) the two must still be correlated,
+    positively or negatively, whatever was done to the intensities.
+
+    Raises:
+        ValueError: If image and label part.
+    """
+    pattern = _pattern(image.shape[1:])
+    sample = {
+        "image": pattern.to(image.dtype).expand_as(image).clone(),
+        "pseudo_label": pattern.long(),
+        "weight": pattern.float(),
+    }
+    transform = copy.deepcopy(transform)
+    with isolate_rng():
+        for _ in range(_DRAWS):
+            for moved in transform_jointly(transform, {key: value.clone() for key, value in sample.items()}):
+                correlation = _correlation(moved["image"].float().mean(dim=0), moved["pseudo_label"].float())
+                if correlation is not None and abs(correlation) < _LEAST_CORRELATION:
+                    raise ValueError(
+                        "Expected `transform` to move image, pseudo label and weight together, but on a test pattern "
+                        f"image and label came out with a correlation of {correlation:.2f}: give its spatial part "
+                        f"all of keys={list(TARGET_KEYS)}."
+                    )
+
+
+def _checked(result: object) -> dict[str, Tensor]:
+    if not isinstance(result, dict) or any(_tensor(result.get(key)) is None for key in TARGET_KEYS):
+        raise ValueError(
+            f"Expected `transform` to return a dictionary with {TARGET_KEYS}, but got {_describe(result)}."
+        )
+    image, label, weight = (_as_tensor(result[key]) for key in TARGET_KEYS)
+    if not label.shape == weight.shape == (1, *image.shape[1:]):
+        raise ValueError(
+            f"Expected `transform` to keep image, pseudo label and weight alike, but got shapes {tuple(image.shape)}, "
+            f"{tuple(label.shape)} and {tuple(weight.shape)}: give its spatial part all of keys={list(TARGET_KEYS)}."
+        )
+    if label.is_floating_point() and not torch.equal(label, label.round()):
+        raise ValueError(
+            "Expected `transform` to keep labels whole, but it interpolates them: use mode='nearest' for "
+            "'pseudo_label'."
+        )
+    return {"image": image, "pseudo_label": label[0].long(), "weight": weight[0].float().clamp(0, 1)}
+
+
+def _as_tensor(value: object) -> Tensor:
+    tensor = _tensor(value)
+    assert tensor is not None
+    return tensor
+
+
+def _pattern(shape: tuple[int, ...] | torch.Size) -> Tensor:
+    """A smooth random field, cut at its median into 0 and 1: no flip, rotation or shift maps it to itself."""
+    generator = torch.Generator().manual_seed(0)
+    grids = torch.meshgrid(*[torch.linspace(0, 1, size) for size in shape], indexing="ij")
+    field = torch.zeros(shape)
+    for _ in range(12):
+        frequencies = (torch.rand(len(shape), generator=generator) * 2 - 1) * 4 * torch.pi
+        phase = torch.rand((), generator=generator) * 2 * torch.pi
+        field += torch.cos(sum((f * grid for f, grid in zip(frequencies, grids, strict=True)), start=phase))
+    return (field > field.median()).long()
+
+
+def _correlation(first: Tensor, second: Tensor) -> float | None:
+    first, second = first.flatten() - first.mean(), second.flatten() - second.mean()
+    norm = first.norm() * second.norm()
+    return float(first @ second / norm) if norm > 1e-6 else None

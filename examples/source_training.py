@@ -1,0 +1,78 @@
+"""The source network of the examples: ordinary supervised training that prepares for an unknown scanner.
+
+Its one trick is random intensity remapping (random shallow convolutions, in the spirit of GIN, Ouyang et al.,
+"Causality-inspired Single-source Domain Generalization", TMI 2022): a network that has seen liver both dark and
+bright looks for shapes, and pseudo labels have something to start from.
+"""
+
+import math
+
+import pytorch_lightning as pl
+import torch
+from monai.losses import DiceCELoss
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def random_affine(image: Tensor, label: Tensor, degrees: float = 15, zoom: float = 0.15) -> tuple[Tensor, Tensor]:
+    """Rotate, scale and shift each image (B 1 H W) and its label (B H W) by its own random amounts."""
+    batch = len(image)
+    angle = (torch.rand(batch) * 2 - 1) * math.radians(degrees)
+    scale = 1 + (torch.rand(batch) * 2 - 1) * zoom
+    shift = (torch.rand(batch, 2) * 2 - 1) * 0.1
+    rows = torch.stack([angle.cos() * scale, -angle.sin() * scale, shift[:, 0]], dim=1)
+    columns = torch.stack([angle.sin() * scale, angle.cos() * scale, shift[:, 1]], dim=1)
+    theta = torch.stack([rows, columns], dim=1).to(image)
+    grid = F.affine_grid(theta, list(image.shape), align_corners=False)
+    moved = F.grid_sample(image, grid, align_corners=False)
+    labels = F.grid_sample(label[:, None].to(image.dtype), grid, mode="nearest", align_corners=False)
+    return moved, labels[:, 0].long()
+
+
+def random_remapping(image: Tensor, hidden: int = 4) -> Tensor:
+    """Mix each image (B 1 H W) in [0, 1] with a random two-layer convolution of itself.
+
+    The kernels are 1 x 1 or 3 x 3, drawn anew for every image; the result is scaled back to [0, 1].
+    """
+    batch, _, height, width = image.shape
+    size = 1 if torch.rand(()) < 0.5 else 3
+    first = torch.randn(batch * hidden, 1, size, size, device=image.device)
+    second = torch.randn(batch, hidden, size, size, device=image.device)
+    bias = torch.randn(batch * hidden, device=image.device)
+    remapped = F.conv2d(image.view(1, batch, height, width), first, bias, padding=size // 2, groups=batch)
+    remapped = F.conv2d(F.leaky_relu(remapped), second, padding=size // 2, groups=batch)
+    remapped = unit_range(remapped.view(batch, 1, height, width))
+    share = torch.rand(batch, 1, 1, 1, device=image.device)
+    return unit_range(share * remapped + (1 - share) * image)
+
+
+def unit_range(image: Tensor) -> Tensor:
+    """Scale each image to [0, 1]."""
+    low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+    return (image - low) / (high - low).clamp_min(1e-6)
+
+
+class SourceModule(pl.LightningModule):
+    """Supervised training with Dice and cross-entropy on batches of `{"image", "label"}`."""
+
+    def __init__(self, model: nn.Module, learning_rate: float = 2e-3) -> None:
+        super().__init__()
+        self.model = model
+        self.learning_rate = learning_rate
+        self.criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.model(image)
+        return logits
+
+    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+        image, label = random_affine(batch["image"], batch["label"])
+        loss: Tensor = self.criterion(self(random_remapping(image)), label[:, None])
+        self.log("source/loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, object]:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=1e-4)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
