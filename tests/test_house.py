@@ -1,0 +1,80 @@
+"""Imports point one way, and each outside door has one file."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "apl_lightning"
+
+# The rooms, low to high: a file imports only from files above it in this list.
+ROOMS = [
+    "_lightning",
+    "ranks",
+    "probe",
+    "heads",
+    "losses",
+    "denoisers.apl",
+    "denoisers",
+    "store",
+    "samples",
+    "transforms",
+    "dataset",
+    "datamodule",
+    "metrics",
+    "batchnorm",
+    "warmup",
+    "module",
+    "statistics",
+    "progress",
+    "label_pass",
+    "callback",
+    "visualize",
+    "presets",
+]
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def room(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def own_rooms(path: Path) -> set[str]:
+    names = {name.removeprefix("apl_lightning.") for name in imports(path) if name.startswith("apl_lightning.")}
+    return {max((r for r in ROOMS if name == r or name.startswith(f"{r}.")), key=len) for name in names}
+
+
+def test_every_file_has_its_room() -> None:
+    assert sorted(map(room, FILES)) == sorted(ROOMS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=room)
+def test_imports_point_down(path: Path) -> None:
+    above = ROOMS[: ROOMS.index(room(path))]
+    assert own_rooms(path) <= set(above)
+
+
+@pytest.mark.parametrize(("package", "door"), [("pytorch_lightning", "_lightning"), ("wandb", "visualize")])
+def test_one_door(package: str, door: str) -> None:
+    users = {room(path) for path in FILES if any(name.split(".")[0] == package for name in imports(path))}
+    assert users <= {door}
+
+
+def test_module_and_callback_meet_only_in_the_store() -> None:
+    reached = {name: own_rooms(PACKAGE / f"{name}.py") for name in ("module", "callback", "label_pass")}
+    assert not reached["module"] & {"callback", "label_pass", "store"}
+    assert not (reached["callback"] | reached["label_pass"]) & {"losses", "module"}
