@@ -81,9 +81,18 @@ class PseudoLabelCallback(Callback):
         trainer.strategy.barrier("pseudo labels: round shown")
         self.round, self._epoch = round, trainer.current_epoch
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """A new fit begins with round 0, unless a checkpoint says otherwise."""
+        self.round = self._epoch = self._saved_round = -1
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first labels of this fit. A run resumed inside an epoch never calls `on_train_epoch_start`."""
         store = target_dataset(trainer).store
+        if self.round < 0 and store.current is not None:
+            raise ValueError(
+                f"Expected an empty store for a fresh run, but {store.directory} holds the labels of an earlier one: resume "
+                "it with `ckpt_path`, or name another folder."
+            )
         if self.round < 0 or self._is_due(trainer.current_epoch):
             self.update(trainer, pl_module)
         elif all(ranks.gather(store.has(self.round))):

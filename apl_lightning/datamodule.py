@@ -102,18 +102,16 @@ class TargetDataModule(LightningDataModule):
         return self._target
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and self._target is None:
+        if stage == "fit":
             directory = self._run_directory()
             self._target = TargetDataset(self.train, directory, self.transform, self.keys.image, self.keys.label)
+        if self.val is not None:
+            # Lightning takes an overridden hook as a promise of data, and warns about an empty list.
+            self.val_dataloader = self._val_dataloader  # type: ignore[method-assign]
 
     def train_dataloader(self) -> LazyDataLoader:
         options = self._options(self.batch_size)
         return LazyDataLoader(self.train_dataset, shuffle=True, collate_fn=collate, **options)
-
-    def val_dataloader(self) -> Any:
-        if self.val is None:
-            return []
-        return DataLoader(LabelledDataset(self.val, self.keys), **self._options(self.val_batch_size))
 
     def state_dict(self) -> dict[str, Any]:
         return {"directory": str(self.train_dataset.store.directory)} if self._target is not None else {}
@@ -123,6 +121,9 @@ class TargetDataModule(LightningDataModule):
         if self._target is not None and Path(state_dict.get("directory", "")).is_dir():
             store = self._target.store
             self._target.store = PseudoLabelStore(state_dict["directory"], store.length, store.identity)
+
+    def _val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(LabelledDataset(self.val, self.keys), **self._options(self.val_batch_size))
 
     def _options(self, batch_size: int) -> dict[str, Any]:
         return {

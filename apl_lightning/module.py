@@ -125,8 +125,8 @@ class APLModule(LightningModule):
         if not self.model.warm:
             warm_up_second_head(self.model, images)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int = 0) -> Tensor:
-        """The two losses on one batch of `image`, `pseudo_label` and `weight`."""
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`consistency`, `refinement` and their weighted sum `loss` on a batch of `image`, `pseudo_label`, `weight`."""
         for_heads, for_encoder = self.model.routed(batch["image"])
         losses = {}
         if self.consistency_weight:
@@ -136,10 +136,13 @@ class APLModule(LightningModule):
             per_head = [weighted_cross_entropy(_resize_to(z, labels), labels, weights) for z in for_encoder]
             losses["refinement"] = torch.stack(per_head).mean()
         factors = {"consistency": self.consistency_weight, "refinement": self.refinement_weight}
-        loss = torch.stack([factors[name] * value for name, value in losses.items()]).sum()
-        self.log("train/loss", loss, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in losses.items()})
-        return loss
+        return {**losses, "loss": torch.stack([factors[name] * value for name, value in losses.items()]).sum()}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int = 0) -> Tensor:
+        """The loss of one batch, logged with its two parts."""
+        losses = self.losses(batch)
+        self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True)
+        return losses["loss"]
 
     def validation_step(self, batch: Any, batch_idx: int = 0) -> None:
         """Count the Dice of the main head on a labelled batch."""

@@ -56,7 +56,7 @@ class PseudoLabelStore:
         self.directory = Path(directory)
         self.length = length
         self.identity = identity
-        self._mapped: _MappedRound | None = None
+        self._mapped: tuple[object, _MappedRound] | None = None
         self._check_identity()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,15 +81,19 @@ class PseudoLabelStore:
         Raises:
             RuntimeError: If there is no round yet.
         """
-        current = self.current
-        if current is None:
+        try:
+            pointer = os.stat(self.directory / _POINTER)
+        except FileNotFoundError:
             raise RuntimeError(
                 f"Expected pseudo labels in {self.directory}, but no round is there yet: train with "
                 "`PseudoLabelCallback`, which makes them before the first batch."
-            )
-        if self._mapped is None or self._mapped.round != current:
-            self._mapped = _MappedRound(self._folder(current), current)
-        return self._mapped.read(index)
+            ) from None
+        version = (pointer.st_ino, pointer.st_mtime_ns)  # the pointer is a new file each time it moves
+        if self._mapped is None or self._mapped[0] != version:
+            current = self.current
+            assert current is not None
+            self._mapped = (version, _MappedRound(self._folder(current), current))
+        return self._mapped[1].read(index)
 
     def write(self, round: int, num_classes: int, rank: int = 0) -> RoundWriter:
         """A context manager that writes the share of one rank in one round.
@@ -103,8 +107,15 @@ class PseudoLabelStore:
         return RoundWriter(self._folder(round), rank, np.dtype(np.uint8 if num_classes <= 256 else np.uint16))
 
     def start(self, round: int) -> None:
-        """Make room for a round: drop what an interrupted run left of it. One process a node calls it, first."""
+        """Make room for a round: drop what an interrupted run left of it and go back to the round before.
+
+        One process a node calls it, before any rank writes.
+        """
         self._check_identity()
+        if self.has(round - 1):
+            self.show(round - 1)
+        else:
+            (self.directory / _POINTER).unlink(missing_ok=True)
         self.directory.mkdir(parents=True, exist_ok=True)
         _write_text(self.directory / _IDENTITY, json.dumps({"length": self.length, "identity": self.identity}))
         shutil.rmtree(self._folder(round), ignore_errors=True)

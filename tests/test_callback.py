@@ -1,0 +1,244 @@
+"""No batch ever sees the labels of another round."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import CLASSES, Images, TinyNet
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule, TargetDataset
+from apl_lightning.datamodule import collate
+
+Make = Callable[..., pl.Trainer]
+
+
+class RoundAsLabel:
+    """A denoiser that writes how often it was asked for a pass as the label, slowly."""
+
+    def __init__(self, batches: int, delay: float = 0.0) -> None:
+        self.calls, self.batches, self.delay = 0, batches, delay
+
+    def __call__(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:
+        time.sleep(self.delay)
+        round = self.calls // self.batches
+        self.calls += 1
+        shape = p_main.shape[:1] + p_main.shape[2:]
+        return torch.full(shape, round % CLASSES), torch.ones(shape)
+
+
+class Witness(pl.Callback):
+    """Keeps, for each batch, the epoch, the round that it says and the label that it holds."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.seen: list[tuple[int, int, int]] = []
+        self.stop_at = stop_at
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == self.stop_at:
+            raise KeyboardInterrupt
+        for round, label in zip(batch["round"], batch["pseudo_label"], strict=True):
+            assert label.unique().numel() == 1
+            self.seen.append((trainer.current_epoch, int(round), int(label.flatten()[0])))
+
+
+@pytest.fixture
+def run(tmp_path: Path, trainer: Make) -> Callable[..., Any]:
+    """Fit three epochs of four batches; returns what the witness saw, and the trainer."""
+
+    def fit(
+        workers: int = 0, resume: Path | None = None, stop_at: int | None = None, persistent: bool = True, **options: Any
+    ) -> Any:
+        denoiser = RoundAsLabel(batches=4, delay=0.02 if workers else 0)
+        callback, witness = PseudoLabelCallback(denoiser, options.pop("every_n_epochs", 1)), Witness(stop_at)
+        # A resumed denoiser counts on from the round that the interrupted one reached.
+        if resume is not None:
+            state = torch.load(resume, weights_only=True)["callbacks"]["PseudoLabelCallback"]
+            denoiser.calls = 4 * (state["round"] + 1)
+        data = TargetDataModule(Images(8), batch_size=2, num_workers=workers, store_dir=tmp_path / "labels")
+        if not persistent:
+            data._options = lambda size: {"batch_size": size, "num_workers": workers}  # type: ignore[method-assign]
+        checkpoints = pl.callbacks.ModelCheckpoint(
+            tmp_path / "checkpoints", filename="{step}", every_n_train_steps=2, save_top_k=-1
+        )
+        fit = trainer(
+            callbacks=[callback, witness, checkpoints], enable_checkpointing=True, **{"max_epochs": 3, **options}
+        )
+        try:
+            fit.fit(APLModule(TinyNet(), CLASSES), data, ckpt_path=resume, weights_only=True if resume else None)
+        except SystemExit:
+            assert stop_at is not None, "Lightning exits after an interrupt"
+        return witness.seen, fit
+
+    return fit
+
+
+LOADERS = [(0, False), (2, False), (2, True)]
+
+
+def expected(epochs: range, samples: int = 8) -> list[tuple[int, int, int]]:
+    return [(epoch, epoch, epoch % CLASSES) for epoch in epochs for _ in range(samples)]
+
+
+@pytest.mark.parametrize(("workers", "persistent"), LOADERS)
+def test_fresh(run: Any, workers: int, persistent: bool) -> None:
+    seen, _ = run(workers, persistent=persistent)
+    assert seen == expected(range(3))
+
+
+@pytest.mark.parametrize(("workers", "persistent"), LOADERS)
+def test_resumed_at_the_end_of_an_epoch(run: Any, tmp_path: Path, workers: int, persistent: bool) -> None:
+    run(workers, persistent=persistent, max_epochs=1)
+    seen, _ = run(workers, tmp_path / "checkpoints" / "step=4.ckpt", persistent=persistent)
+    assert seen == expected(range(1, 3))
+
+
+@pytest.mark.parametrize(("workers", "persistent"), LOADERS)
+def test_resumed_inside_an_epoch(run: Any, tmp_path: Path, workers: int, persistent: bool) -> None:
+    run(workers, persistent=persistent, stop_at=6)
+    seen, fit = run(workers, tmp_path / "checkpoints" / "step=6.ckpt", persistent=persistent)
+    assert seen == expected(range(1, 2), samples=4) + expected(range(2, 3))
+    assert fit.global_step == 12
+
+
+def test_resumed_from_an_older_round_that_a_checkpoint_needs(run: Any, tmp_path: Path) -> None:
+    """The run went on into the next round before it died; the newest checkpoint belongs to the one before."""
+    run(stop_at=5)
+    (tmp_path / "checkpoints" / "step=4.ckpt").rename(tmp_path / "kept.ckpt")
+    seen, _ = run(0, tmp_path / "kept.ckpt")
+    assert seen == expected(range(1, 3))
+
+
+def test_labels_lost_are_made_anew_with_a_warning(run: Any, tmp_path: Path) -> None:
+    run(stop_at=6)
+    for folder in (tmp_path / "labels").glob("*/round-*"):
+        folder.rename(tmp_path / folder.name)
+    with pytest.warns(UserWarning, match="round 1 are not in .*: they are made anew"):
+        seen, _ = run(0, tmp_path / "checkpoints" / "step=6.ckpt")
+    assert [round for _, round, _ in seen] == [2] * 4 + [3] * 8
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_every_n_epochs(run: Any, tmp_path: Path, every: int) -> None:
+    seen, _ = run(every_n_epochs=every, max_epochs=4)
+    assert [round for _, round, _ in seen] == [epoch // every for epoch in range(4) for _ in range(8)]
+
+
+def test_an_eager_loader_is_refused(tmp_path: Path, trainer: Make) -> None:
+    """The planted fault: a plain DataLoader with workers fetches before the labels are made."""
+    dataset = TargetDataset(Images(8), tmp_path / "labels")
+    loader = DataLoader(dataset, 2, num_workers=2, persistent_workers=True, collate_fn=collate)
+    with pytest.raises(RuntimeError, match="no round is there yet|fetched it too early"):
+        trainer(max_epochs=2, callbacks=[PseudoLabelCallback(RoundAsLabel(4, 0.05))]).fit(
+            APLModule(TinyNet(), CLASSES), loader
+        )
+
+
+def test_other_loaders_are_explained(trainer: Make) -> None:
+    with pytest.raises(TypeError, match=r"reads Images: pass the trainer a `TargetDataModule`"):
+        trainer(callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), DataLoader(Images()))
+
+
+def test_labels_are_those_of_the_network_in_evaluation(tmp_path: Path, trainer: Make) -> None:
+    """Against a bare loop: the plain equations on the plain images, with dropout in the network and a transform."""
+
+    class WithDropout(TinyNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder.append(torch.nn.Dropout(0.5))
+
+    images = [torch.rand(1, 12, 12), torch.rand(1, 9, 16), torch.rand(1, 12, 12)]
+
+    def flip(sample: dict[str, Any]) -> dict[str, Any]:
+        return {key: value.flip(-1) for key, value in sample.items()}
+
+    data = TargetDataModule(images, transform=flip, batch_size=1, store_dir=tmp_path / "labels")
+    module = APLModule(WithDropout(), CLASSES, learning_rate=0.0)
+    callback = PseudoLabelCallback()
+    fit = trainer(callbacks=[callback])
+    fit.fit(module, data)
+    module.eval()
+    store, confidence, pixels = data.train_dataset.store, 0.0, 0
+    for index, image in enumerate(images):
+        with torch.no_grad():
+            main, aux = (logits.softmax(1)[0] for logits in module(image[None]))
+        merged = (main + aux) / 2
+        top = merged.topk(2, dim=0).values
+        assert torch.equal(store.read(index).labels, merged.argmax(0))
+        assert (store.read(index).weights - (top[0] - top[1])).abs().max() < 0.0021
+        confidence, pixels = confidence + (top[0] - top[1]).sum().item(), pixels + top[0].numel()
+    assert callback.statistics["pseudo/confidence"] == pytest.approx(confidence / pixels, rel=1e-4)
+
+
+def test_statistics(tmp_path: Path, trainer: Make) -> None:
+    labelled = Images(4, labelled=True)
+    data = TargetDataModule(labelled, batch_size=2, store_dir=tmp_path / "labels")
+    callback = PseudoLabelCallback()
+    module = APLModule(TinyNet(), CLASSES, learning_rate=0.05)
+    trainer(callbacks=[callback]).fit(module, data)
+    before = torch.stack([data.train_dataset.store.read(index).labels for index in range(4)])
+    trainer(callbacks=[callback], max_epochs=2).fit(module, data)
+    after = torch.stack([data.train_dataset.store.read(index).labels for index in range(4)])
+    labels = torch.stack(labelled.labels or [])
+    found = callback.statistics
+    assert found["pseudo/changed"] >= 0
+    for c in range(CLASSES):
+        assert found[f"pseudo/class_ratio/{c}"] == pytest.approx((after == c).float().mean().item())
+    dice = [2 * ((after == c) & (labels == c)).sum() / ((after == c).sum() + (labels == c).sum()) for c in (1, 2)]
+    assert found["pseudo/dice"] == pytest.approx(torch.stack(dice).nanmean().item())
+    assert before.shape == after.shape
+
+
+def test_a_frozen_submodule_stays_frozen(tmp_path: Path, trainer: Make) -> None:
+    module = APLModule(TinyNet(), CLASSES)
+    modes = {name: part.training for name, part in module.named_modules()}
+    trainer(callbacks=[PseudoLabelCallback()]).fit(module, TargetDataModule(Images(), store_dir=tmp_path / "labels"))
+    assert {name: part.training for name, part in module.named_modules()} == modes
+
+
+def test_bad_predictions_name_the_sample(tmp_path: Path, trainer: Make) -> None:
+    class Fragile(TinyNet):
+        def forward(self, image: Tensor) -> Tensor:
+            return super().forward(image) / (image.flatten(1).amax(1) < 2).float().view(-1, 1, 1, 1)
+
+    images = [torch.rand(1, 8, 8) * scale for scale in (1, 1, 1, 9)]
+    data = TargetDataModule(images, batch_size=3, store_dir=tmp_path / "labels")
+    module = APLModule(Fragile(), CLASSES, example=torch.rand(2, 1, 8, 8), batch_norm="frozen")
+    with pytest.raises(ValueError, match=r"network gave NaN for samples \[3\]"):
+        trainer(callbacks=[PseudoLabelCallback()]).fit(module, data)
+
+
+def test_a_corrupt_sample_is_named(tmp_path: Path, trainer: Make) -> None:
+    class Corrupt(Images):
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index) * (torch.inf if index == 4 else 1)
+
+    data = TargetDataModule(Corrupt(), store_dir=tmp_path / "labels")
+    with pytest.raises(RuntimeError, match="finite values in the image of sample 4"):
+        trainer(callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), data)
+
+
+@pytest.mark.parametrize("bar", [pl.callbacks.TQDMProgressBar, pl.callbacks.RichProgressBar])
+def test_progress_bar(bar: Any, tmp_path: Path, trainer: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    data = TargetDataModule(Images(), batch_size=2, store_dir=tmp_path / "labels")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Rich and Lightning about a terminal that is none
+        trainer(callbacks=[PseudoLabelCallback(), bar()], enable_progress_bar=True).fit(
+            APLModule(TinyNet(), CLASSES), data
+        )
+    printed = capfd.readouterr()
+    if bar is pl.callbacks.TQDMProgressBar:
+        assert "Pseudo labels, round 0" in printed.err
+
+
+def test_bad_options_are_explained() -> None:
+    with pytest.raises(ValueError, match="`every_n_epochs` to be at least 1, but got 0"):
+        PseudoLabelCallback(every_n_epochs=0)
