@@ -100,20 +100,23 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
             "Expected `logits` (B, C, *S), `labels` (B, *S) and `weights` (B, *S), but got "
             f"{tuple(logits.shape)}, {tuple(labels.shape)} and {tuple(weights.shape)}."
         )
-    if (
-        labels.device.type == "cpu"
-        and labels.numel()
-        and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]
-    ):
-        raise ValueError(
-            f"Expected `labels` between 0 and {logits.shape[1] - 1}, but got values from {int(labels.min())} to "
-            f"{int(labels.max())}: check `num_classes`."
-        )
+    _check_labels(labels, logits.shape[1])
     logits = _at_least_float32(logits)
     weights = weights.to(logits.dtype)
     losses = F.cross_entropy(logits, labels.long(), reduction="none")
     total = _mean_over_ranks(weights.sum())
     return (weights * losses).sum() / torch.where(total > 0, total, 1)
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    # Looking at values would wait for a GPU and break a compiled graph.
+    if labels.device.type != "cpu" or torch.compiler.is_compiling() or not labels.numel():
+        return
+    low, high = (int(value) for value in labels.aminmax())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"Expected `labels` between 0 and {classes - 1}, but got values from {low} to {high}: check `num_classes`."
+        )
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

@@ -55,7 +55,11 @@ def run(tmp_path: Path, trainer: Make) -> Callable[..., Any]:
     """Fit three epochs of four batches; returns what the witness saw, and the trainer."""
 
     def fit(
-        workers: int = 0, resume: Path | None = None, stop_at: int | None = None, persistent: bool = True, **options: Any
+        workers: int = 0,
+        resume: Path | None = None,
+        stop_at: int | None = None,
+        persistent: bool = True,
+        **options: Any,
     ) -> Any:
         denoiser = RoundAsLabel(batches=4, delay=0.02 if workers else 0)
         callback, witness = PseudoLabelCallback(denoiser, options.pop("every_n_epochs", 1)), Witness(stop_at)

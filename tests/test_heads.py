@@ -188,9 +188,19 @@ class WithActivation(nn.Module):
 @pytest.mark.parametrize(
     ("build", "options", "error", "message"),
     [
-        (TinyNet, {"num_classes": 7}, ValueError, r"\(B, 7, ...\) logits, but got \(2, 3, 64, 64\) .*pass num_classes=3"),
+        (
+            TinyNet,
+            {"num_classes": 7},
+            ValueError,
+            r"\(B, 7, ...\) logits, but got \(2, 3, 64, 64\) .*pass num_classes=3",
+        ),
         (TinyNet, {"num_classes": 1}, ValueError, "integer of at least 2, but got 1"),
-        (TinyNet, {"head": "decoder"}, ValueError, "`head` to be the dotted path of a module of TinyNet, but got 'decoder'"),
+        (
+            TinyNet,
+            {"head": "decoder"},
+            ValueError,
+            "`head` to be the dotted path of a module of TinyNet, but got 'decoder'",
+        ),
         (TinyNet, {"aux": "layer9"}, ValueError, "`aux` to be the dotted path .* but got 'layer9'"),
         (TinyNet, {"aux": "own"}, ValueError, "two outputs with 3 channels for aux='own'"),
         (TinyNet, {"main_output": 1}, ValueError, "`main_output` below 1"),

@@ -52,7 +52,7 @@ def test_consistency_equals_the_loop_over_pixels(shape: tuple[int, ...], weighti
 
 
 def test_consistency_by_hand() -> None:
-    # Two pixels. p_m = (.8, .2), (.4, .6); p_a = (.7, .3), (.9, .1). The heads say (0, 0) and (1, 0): W_00 = W_10 = 1/2.
+    # Two pixels. p_m = (.8, .2), (.4, .6); p_a = (.7, .3), (.9, .1). The heads say (0, 0), (1, 0): W_00 = W_10 = 1/2.
     # A_10 = (.2 * .7 + .6 * .9) / 2 = .34, so L = .17.
     p_main = torch.tensor([[[0.8, 0.4], [0.2, 0.6]]])
     p_aux = torch.tensor([[[0.7, 0.9], [0.3, 0.1]]])
@@ -127,7 +127,7 @@ def test_bad_input_is_explained() -> None:
     logits, labels, weights = torch.randn(1, 3, 4), torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4)
     with pytest.raises(ValueError, match=r"one shape \(B, C, \*S\), but got \(1, 3, 4\) and \(1, 2, 4\)"):
         consistency_loss(logits, logits[:, :2])
-    with pytest.raises(ValueError, match="Expected `weighting` to be one of .*'confusion'.* but got 'entropy'"):
+    with pytest.raises(ValueError, match=r"Expected `weighting` to be one of .*'confusion'.* but got 'entropy'"):
         consistency_loss(logits, logits, "entropy")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="between 0 and 2, but got values from 0 to 3: check `num_classes`"):
         weighted_cross_entropy(logits, torch.tensor([[0, 1, 2, 3]]), weights)

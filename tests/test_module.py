@@ -118,6 +118,8 @@ def test_accumulation_is_the_mean_of_its_batches(trainer: Make, data: TargetData
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+# Dynamo looks at `.grad` while it traces Lightning's own `self.log`.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_module_trains(trainer: Make, data: TargetDataModule) -> None:
     torch.manual_seed(0)
     plain = APLModule(TinyNet(), CLASSES, learning_rate=0.01)
