@@ -1,5 +1,6 @@
 """Adaptive Pseudo Labeling for PyTorch Lightning: refine a pretrained segmentation network on unlabelled images."""
 
+from apl_lightning.augment import RandomAffine
 from apl_lightning.callback import PseudoLabelCallback
 from apl_lightning.datamodule import LazyDataLoader, TargetDataModule
 from apl_lightning.dataset import TargetDataset
@@ -16,6 +17,7 @@ __all__ = [
     "Logits",
     "PseudoLabelCallback",
     "PseudoLabelStore",
+    "RandomAffine",
     "TargetDataModule",
     "TargetDataset",
     "add_dual_heads",

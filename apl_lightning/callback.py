@@ -90,8 +90,8 @@ class PseudoLabelCallback(Callback):
         store = target_dataset(trainer).store
         if self.round < 0 and store.current is not None:
             raise ValueError(
-                f"Expected an empty store for a fresh run, but {store.directory} holds the labels of an earlier one: resume "
-                "it with `ckpt_path`, or name another folder."
+                f"Expected an empty store for a fresh run, but {store.directory} holds the labels of an earlier one: "
+                "resume it with `ckpt_path`, or name another folder."
             )
         if self.round < 0 or self._is_due(trainer.current_epoch):
             self.update(trainer, pl_module)

@@ -8,9 +8,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, default_collate, get_worker_info
 
 from apl_lightning._lightning import LightningDataModule
+from apl_lightning.augment import RandomAffine
 from apl_lightning.dataset import LabelledDataset, TargetDataset
 from apl_lightning.samples import Keys
 from apl_lightning.store import PseudoLabelStore
@@ -33,6 +34,13 @@ def collate(samples: list[Any]) -> Any:
     return default_collate([item for sample in samples for item in (sample if isinstance(sample, list) else [sample])])
 
 
+def _seed_transform(_worker: int) -> None:
+    """Give each worker's copy of a MONAI transform its own random state; else all of them draw the same."""
+    worker: Any = get_worker_info()
+    if callable(seed := getattr(worker.dataset.transform, "set_random_state", None)):
+        seed(seed=worker.seed % 2**32)
+
+
 class TargetDataModule(LightningDataModule):
     """Target images for refinement and, where there are any, labelled images for validation.
 
@@ -41,7 +49,7 @@ class TargetDataModule(LightningDataModule):
         val: Labelled images for the Dice; `None` to train without.
         batch_size: Samples a batch and process.
         num_workers: Worker processes of each loader; they persist.
-        transform: The joint transform of image, pseudo label and weight.
+        transform: The joint transform of image, pseudo label and weight; `None` for none.
         store_dir: Where each run makes a folder for its labels; by default `pseudo_labels` in the trainer's root.
         val_batch_size: As `batch_size` by default; 1 where validation images differ in size.
         pin_memory: As in `DataLoader`.
@@ -63,7 +71,7 @@ class TargetDataModule(LightningDataModule):
         *,
         batch_size: int = 8,
         num_workers: int = 0,
-        transform: Transform | None = None,
+        transform: Transform | None = RandomAffine(),  # noqa: B008 - it is immutable
         store_dir: str | Path | None = None,
         val_batch_size: int | None = None,
         pin_memory: bool = False,
@@ -111,7 +119,9 @@ class TargetDataModule(LightningDataModule):
 
     def train_dataloader(self) -> LazyDataLoader:
         options = self._options(self.batch_size)
-        return LazyDataLoader(self.train_dataset, shuffle=True, collate_fn=collate, **options)
+        return LazyDataLoader(
+            self.train_dataset, shuffle=True, collate_fn=collate, worker_init_fn=_seed_transform, **options
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"directory": str(self.train_dataset.store.directory)} if self._target is not None else {}

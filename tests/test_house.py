@@ -21,6 +21,7 @@ ROOMS = [
     "store",
     "samples",
     "transforms",
+    "augment",
     "dataset",
     "datamodule",
     "metrics",

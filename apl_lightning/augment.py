@@ -1,0 +1,74 @@
+"""The joint transform that training uses unless told otherwise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class RandomAffine:
+    """Rotate, scale and shift image, pseudo label and weight together, in 2D or 3D.
+
+    A label that was made on the image as it is says something new on the image turned and scaled: this decides
+    results (the documentation has the figures). What comes into view from outside gets weight 0. Randomness is
+    torch's alone, so that `seed_everything` and the seeds of the workers govern it.
+
+    Args:
+        degrees: Largest rotation (in 3D about each axis).
+        scale: Largest change of size, as a part of 1.
+        shift: Largest shift, as a part of the image's size.
+
+    Example:
+        >>> import torch
+        >>> from apl_lightning import RandomAffine
+        >>> sample = {"image": torch.rand(1, 8, 8), "pseudo_label": torch.ones(1, 8, 8), "weight": torch.ones(1, 8, 8)}
+        >>> {key: tuple(value.shape) for key, value in RandomAffine()(sample).items()}
+        {'image': (1, 8, 8), 'pseudo_label': (1, 8, 8), 'weight': (1, 8, 8)}
+    """
+
+    degrees: float = 15.0
+    scale: float = 0.15
+    shift: float = 0.05
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Tensor]:
+        """Move `image` (C, *S), `pseudo_label` (1, *S) and `weight` (1, *S)."""
+        image: Tensor = sample["image"]
+        size = image.shape[1:]
+        grid = F.affine_grid(self._draw(size)[None], [1, 1, *size], align_corners=False).to(image)
+
+        def move(values: Tensor, mode: str, padding: str) -> Tensor:
+            moved = F.grid_sample(values[None].to(grid.dtype), grid, mode, padding, align_corners=False)
+            return moved[0].to(values.dtype)
+
+        return {
+            "image": move(image, "bilinear", "border"),
+            "pseudo_label": move(sample["pseudo_label"], "nearest", "border"),
+            "weight": move(sample["weight"], "bilinear", "zeros"),
+        }
+
+    def _draw(self, size: torch.Size) -> Tensor:
+        """A random map from the output's coordinates to the input's, for `affine_grid`: (D, D + 1)."""
+        dimensions = len(size)
+        matrix = torch.eye(dimensions) * (1 + _uniform(self.scale))
+        for first in range(dimensions):
+            for second in range(first + 1, dimensions):
+                angle = math.radians(float(_uniform(self.degrees)))
+                rotation = torch.eye(dimensions)
+                rotation[first, first] = rotation[second, second] = math.cos(angle)
+                rotation[first, second], rotation[second, first] = -math.sin(angle), math.sin(angle)
+                matrix = matrix @ rotation
+        # The grid's axes are the image's in reverse, each from -1 to 1: only in pixels is a rotation a rotation.
+        extent = torch.tensor(size[::-1], dtype=torch.float)
+        matrix = matrix * extent[None, :] / extent[:, None]
+        shift = torch.stack([2 * _uniform(self.shift) for _ in size])
+        return torch.cat([matrix, shift[:, None]], dim=1)
+
+
+def _uniform(largest: float) -> Tensor:
+    return (torch.rand(()) * 2 - 1) * largest

@@ -1,0 +1,28 @@
+"""Named sets of options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+
+class Preset(NamedTuple):
+    """Arguments for the three pieces of a refinement run."""
+
+    module: Mapping[str, Any]
+    callback: Mapping[str, Any]
+    data: Mapping[str, Any]
+
+
+#: The paper to the letter: nothing of it is public beyond its equations, so whatever they do not name (BatchNorm
+#: re-estimated, images moved in training) is switched off. Use it as
+#: `APLModule(model, 5, **PAPER.module)`, `PseudoLabelCallback(**PAPER.callback)` and
+#: `TargetDataModule(images, **PAPER.data)`.
+PAPER = Preset(
+    module=MappingProxyType(
+        {"batch_norm": "frozen", "weighting": "confusion", "consistency_weight": 1.0, "refinement_weight": 1.0}
+    ),
+    callback=MappingProxyType({"every_n_epochs": 1}),
+    data=MappingProxyType({"transform": None}),
+)

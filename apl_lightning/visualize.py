@@ -1,0 +1,128 @@
+"""Pictures of pseudo labels: to Weights & Biases, to TensorBoard, or to PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from apl_lightning._lightning import Callback, LightningModule, TensorBoardLogger, Trainer, WandbLogger
+from apl_lightning.dataset import TargetDataset
+
+# Tableau's ten colours; background stays clear.
+COLOURS = np.array(
+    [
+        (31, 119, 180),
+        (255, 127, 14),
+        (44, 160, 44),
+        (214, 39, 40),
+        (148, 103, 189),
+        (140, 86, 75),
+        (227, 119, 194),
+        (127, 127, 127),
+        (188, 189, 34),
+        (23, 190, 207),
+    ]
+)
+
+
+def grey(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """One slice of an image (C, *S) as RGB, (H, W, 3), from its darkest to its brightest value."""
+    plane = _slice(image.float().mean(dim=0)).cpu()
+    plane = (plane - plane.min()) / (plane.max() - plane.min()).clamp_min(1e-6)
+    shades: np.ndarray[Any, np.dtype[np.uint8]] = (plane * 255).byte().numpy()[..., None].repeat(3, axis=-1)
+    return shades
+
+
+def overlay(image: Tensor, labels: Tensor, opacity: float = 0.5) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Labels (*S) in colours over an image (C, *S), as RGB (H, W, 3); of a volume, its middle slice.
+
+    Example:
+        >>> import torch
+        >>> from apl_lightning.visualize import overlay
+        >>> overlay(torch.zeros(1, 1, 2), torch.tensor([[0, 1]]), opacity=1.0).tolist()
+        [[[0, 0, 0], [31, 119, 180]]]
+    """
+    below = grey(image)
+    plane = _slice(labels).cpu().numpy()
+    coloured = below * (1 - opacity) + COLOURS[(plane - 1) % len(COLOURS)] * opacity
+    return np.where(plane[..., None] > 0, coloured, below).astype(np.uint8)
+
+
+class PseudoLabelOverlay(Callback):
+    """Shows image, pseudo label, weight map and, where there is one, the reference of some samples each epoch.
+
+    With a `WandbLogger` they are image masks that can be switched on and off under `pseudo/overlays`, with the
+    weights under `pseudo/weights`; with a `TensorBoardLogger` a row of pictures a sample; otherwise PNG files below
+    `overlays` in the trainer's root.
+
+    Args:
+        samples: How many, spread over the data set, or which indices.
+        every_n_epochs: After each n-th epoch.
+    """
+
+    def __init__(self, samples: int | Sequence[int] = 4, every_n_epochs: int = 1) -> None:
+        self.samples = samples
+        self.every_n_epochs = every_n_epochs
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the labels that this epoch trained on."""
+        loader: Any = trainer.train_dataloader
+        if not trainer.is_global_zero or trainer.current_epoch % self.every_n_epochs:
+            return
+        dataset: TargetDataset = loader.dataset
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
+        for index in self._indices(len(dataset)):
+            sample = {**dataset.read(index), **dataset.store.read(index)._asdict()}
+            for logger in loggers:
+                if isinstance(logger, WandbLogger):
+                    _to_wandb(logger, index, sample, _names(pl_module), trainer.global_step)
+                else:
+                    row = _row(sample)
+                    logger.experiment.add_image(f"pseudo/{index}", row, trainer.global_step, dataformats="HWC")
+            if not loggers:
+                folder = Path(trainer.default_root_dir) / "overlays" / f"epoch-{trainer.current_epoch:04d}"
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(_row(sample)).save(folder / f"sample-{index:06d}.png")
+
+    def _indices(self, length: int) -> list[int]:
+        if isinstance(self.samples, int):
+            count = min(self.samples, length)
+            return [(2 * position + 1) * length // (2 * count) for position in range(count)]
+        return list(self.samples)
+
+
+def _to_wandb(logger: WandbLogger, index: int, sample: dict[str, Any], names: dict[int, str], step: int) -> None:
+    references = {"reference": sample["label"]} if "label" in sample else {}
+    masks = {
+        kind: {"mask_data": _slice(labels).cpu().numpy(), "class_labels": names}
+        for kind, labels in {"prediction": sample["labels"], **references}.items()
+    }
+    logger.log_image(f"pseudo/overlays/{index}", [grey(sample["image"])], step=step, masks=[masks])
+    logger.log_image(f"pseudo/weights/{index}", [grey(sample["weights"][None])], step=step)
+
+
+def _row(sample: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Image, pseudo label, weight and reference side by side."""
+    image, labels, weights = sample["image"], sample["labels"], sample["weights"]
+    shades = (_slice(weights) * 255).byte().cpu().numpy()[..., None].repeat(3, axis=-1)
+    tiles = [grey(image), overlay(image, labels), shades]
+    if "label" in sample:
+        tiles.append(overlay(image, sample["label"]))
+    return np.concatenate(tiles, axis=1)
+
+
+def _names(module: LightningModule) -> dict[int, str]:
+    class_names: list[str] = module.class_names  # type: ignore[assignment]
+    return dict(enumerate(class_names))
+
+
+def _slice(values: Tensor) -> Tensor:
+    """The plane (H, W) of an image, or the middle one of a volume."""
+    while values.ndim > 2:
+        values = values.select(-1, values.shape[-1] // 2)
+    return values

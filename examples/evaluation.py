@@ -1,0 +1,42 @@
+"""The Dice of a plain network, by itself: nothing of the refinement has a part in it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from apl_lightning.metrics import CaseDice
+
+
+@torch.no_grad()
+def predict(network: nn.Module, dataset: Dataset[Any]) -> list[Tensor]:
+    """The label map of every image."""
+    device = next(network.parameters()).device
+    network.eval()
+    loader = DataLoader(dataset, batch_size=32)
+    return [labels for batch in loader for labels in network(batch["image"].to(device)).argmax(1).cpu()]
+
+
+def organ_dice(network: nn.Module, dataset: Any, class_names: list[str]) -> dict[str, float]:
+    """Dice in % per organ (all slices of a patient together, mean over patients) and their `average`."""
+    dice = CaseDice(len(class_names))
+    for index, prediction in enumerate(predict(network, dataset)):
+        sample = dataset[index]
+        dice.update(prediction[None], sample["label"][None], [sample["case"]], [index])
+    values = (100 * dice.compute()[1:]).tolist()
+    return {**dict(zip(class_names[1:], values, strict=True)), "average": sum(values) / len(values)}
+
+
+def table(rows: dict[str, list[dict[str, float]]]) -> str:
+    """A Markdown table: a row a network, mean and (with several runs) standard deviation over its runs."""
+    columns = list(next(iter(rows.values()))[0])
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, runs in rows.items():
+        cells = []
+        for column in columns:
+            values = torch.tensor([run[column] for run in runs])
+            spread = f" ± {values.std():.1f}" if len(runs) > 1 else ""
+            cells.append(f"{values.mean():.1f}{spread}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

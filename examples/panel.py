@@ -1,0 +1,33 @@
+"""A figure of cases (rows) by networks (columns)."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from torch import Tensor
+
+from apl_lightning.visualize import overlay
+
+
+def save_panel(path: Path, images: list[Tensor], columns: dict[str, list[Tensor]]) -> None:
+    """Draw images (C, H, W) and, beside each, the labels (H, W) of every column over it.
+
+    Args:
+        path: The PNG file.
+        images: One image a row.
+        columns: For each title, one label map a row.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    width, height = 1 + len(columns), len(images)
+    figure, axes = plt.subplots(height, width, figsize=(2.4 * width, 2.5 * height), squeeze=False)
+    for row, image in zip(axes, images, strict=True):
+        row[0].imshow(image.mean(0), cmap="gray")
+    axes[0, 0].set_title("target image")
+    for column, (title, labels) in enumerate(columns.items(), start=1):
+        axes[0, column].set_title(title)
+        for row, image, label in zip(axes, images, labels, strict=True):
+            row[column].imshow(overlay(image, label))
+    for axis in axes.flat:
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
