@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from apl_lightning.heads import Inferer
 from apl_lightning.probe import evaluating
 
 BatchNormMode = Literal["adapt", "frozen", "train"]
@@ -19,7 +20,7 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
 
 
-def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor]) -> None:
+def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], inferer: Inferer | None = None) -> None:
     """Re-estimate the running statistics of all BatchNorm layers on `images` (AdaBN, Li et al., 2016).
 
     Each statistic becomes the mean over the batches; weights do not change.
@@ -27,6 +28,7 @@ def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor]) -> None:
     Args:
         model: Any network.
         images: Batches (B, C, *S), best shuffled.
+        inferer: Passes the images through the network in its own way, as MONAI's `SlidingWindowInferer`.
 
     Example:
         >>> import torch
@@ -46,7 +48,7 @@ def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor]) -> None:
             layer.momentum = None  # a cumulative mean
             layer.train()
         for batch in images:
-            model(batch)
+            model(batch) if inferer is None else inferer(batch, model)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
 

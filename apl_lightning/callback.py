@@ -35,9 +35,11 @@ class PseudoLabelCallback(Callback):
         denoiser: Turns the probabilities of the two heads into labels and weights; `APL()` by default.
         every_n_epochs: New labels before each n-th epoch.
         inferer: Predicts through this callable of images and network, as MONAI's `SlidingWindowInferer`.
+        batch_size: Images that a rank predicts at once; 16 slices or 1 volume by default. It is not that of training,
+            so that the labels do not depend on the number of processes.
 
     Raises:
-        ValueError: If `every_n_epochs` is below 1.
+        ValueError: If `every_n_epochs` or `batch_size` is below 1.
 
     Example:
         >>> from apl_lightning import PseudoLabelCallback
@@ -48,13 +50,19 @@ class PseudoLabelCallback(Callback):
     """
 
     def __init__(
-        self, denoiser: Denoiser | None = None, every_n_epochs: int = 1, inferer: Inferer | None = None
+        self,
+        denoiser: Denoiser | None = None,
+        every_n_epochs: int = 1,
+        inferer: Inferer | None = None,
+        batch_size: int | None = None,
     ) -> None:
-        if every_n_epochs < 1:
-            raise ValueError(f"Expected `every_n_epochs` to be at least 1, but got {every_n_epochs}.")
+        for name, value in (("every_n_epochs", every_n_epochs), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"Expected `{name}` to be at least 1, but got {value}.")
         self.denoiser: Denoiser = APL() if denoiser is None else denoiser
         self.every_n_epochs = every_n_epochs
         self.inferer = inferer
+        self.batch_size = batch_size
         self.round = -1
         self.statistics: dict[str, float] = {}
         self._epoch = -1  # the epoch that `round` was made for
@@ -112,7 +120,7 @@ class PseudoLabelCallback(Callback):
         if self._is_due(trainer.current_epoch):
             self.update(trainer, pl_module)
         if self._epoch == trainer.current_epoch:
-            pl_module.log_dict(self.statistics)
+            pl_module.log_dict(self.statistics, sync_dist=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Refuse a batch with the labels of another round rather than train on it."""
@@ -134,6 +142,9 @@ class PseudoLabelCallback(Callback):
         self.round = self._saved_round = state_dict["round"]
         self._epoch = state_dict["epoch"]
 
+    def _batch_size(self, dataset: TargetDataset) -> int:
+        return self.batch_size or (16 if dataset.read(0)["image"].ndim <= 3 else 1)
+
     def _is_due(self, epoch: int) -> bool:
         return self.should_update(epoch) and self._epoch != epoch
 
@@ -143,7 +154,7 @@ class PseudoLabelCallback(Callback):
             return
         # Each rank sees all images in one shuffled order: the result is the same on all, whatever their number.
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
-        images = _Images(TargetImages(dataset, trainer, module, order=order), trainer)
+        images = _Images(TargetImages(dataset, trainer, module, self._batch_size(dataset), order=order), trainer)
         error = None
         try:
             with trainer.precision_plugin.forward_context():
@@ -154,7 +165,8 @@ class PseudoLabelCallback(Callback):
 
     def _label(self, trainer: Trainer, module: LightningModule, dataset: TargetDataset, round: int) -> dict[str, float]:
         """Label this rank's share, without a collective inside: shares may be uneven."""
-        source = TargetImages(dataset, trainer, module, trainer.global_rank, trainer.world_size)
+        size = self._batch_size(dataset)
+        source = TargetImages(dataset, trainer, module, size, trainer.global_rank, trainer.world_size)
         class_names: list[str] = module.class_names  # type: ignore[assignment]
         statistics = RoundStatistics(class_names)
         error = None

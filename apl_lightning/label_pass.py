@@ -28,13 +28,14 @@ class ImageBatch(NamedTuple):
 class TargetImages:
     """The untransformed target images in batches, as often as they are iterated over.
 
-    Batches are cut from the whole data set before they are shared out: the results of a batch do not depend on the
-    number of ranks.
+    Batches are cut from the whole data set before they are shared out, and their size is not that of training: what
+    comes of them depends neither on the number of ranks nor on the batches that these train on.
 
     Args:
         dataset: The target images.
         trainer: Says how images get to the device, and how the training loader reads them.
         module: The module whose device they go to.
+        batch_size: Images a batch.
         rank: Which rank's share.
         world_size: Number of shares; 1 gives all images.
         order: Indices in the order wanted; that of the data set by default.
@@ -45,6 +46,7 @@ class TargetImages:
         dataset: TargetDataset,
         trainer: Trainer,
         module: LightningModule,
+        batch_size: int,
         rank: int = 0,
         world_size: int = 1,
         order: Sequence[int] | None = None,
@@ -52,8 +54,7 @@ class TargetImages:
         self._to_device = lambda tensor: trainer.strategy.batch_to_device(tensor, module.device)
         training: Any = trainer.train_dataloader
         indices = range(len(dataset)) if order is None else order
-        size = training.batch_size or 1
-        batches = [list(indices[start : start + size]) for start in range(0, len(indices), size)]
+        batches = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
         self.batches = batches[rank::world_size]
         self._loader = DataLoader(
             _Untransformed(dataset),

@@ -121,7 +121,7 @@ class APLModule(LightningModule):
     def prepare_refinement(self, images: Iterable[Tensor]) -> None:
         """What must be done once on all target images before the first pseudo labels: the callback calls it."""
         if self.batch_norm == "adapt":
-            adapt_batch_norm(self.model, images)
+            adapt_batch_norm(self.model, images, self.inferer)
         if not self.model.warm:
             warm_up_second_head(self.model, images)
 
@@ -161,8 +161,9 @@ class APLModule(LightningModule):
         self.dice.reset()
         names = self.class_names[1:]
         values = {f"val/dice/{name}": value for name, value in zip(names, dice, strict=True) if not value.isnan()}
-        self.log_dict(values)
-        self.log("val/dice", dice.nanmean(), prog_bar=True)
+        # Already the same on all ranks; Lightning wants to hear that it may be reduced.
+        self.log_dict(values, sync_dist=True)
+        self.log("val/dice", dice.nanmean(), prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """One optimiser for the parameters that a loss reaches."""

@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     parser.add_argument("--preset", choices=PRESETS, default="default")
     parser.add_argument("--size", type=int, default=128, help="rows and columns of a slice")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=8, help="epochs of refinement")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of refinement")
     parser.add_argument("--source-epochs", type=int, default=60)
     parser.add_argument("--fraction", type=float, default=1.0, help="part of the patients, for a smoke test")
     parser.add_argument("--jobs", type=int, default=1, help="seeds at the same time")

@@ -62,7 +62,8 @@ def run(tmp_path: Path, trainer: Make) -> Callable[..., Any]:
         **options: Any,
     ) -> Any:
         denoiser = RoundAsLabel(batches=4, delay=0.02 if workers else 0)
-        callback, witness = PseudoLabelCallback(denoiser, options.pop("every_n_epochs", 1)), Witness(stop_at)
+        callback = PseudoLabelCallback(denoiser, options.pop("every_n_epochs", 1), batch_size=2)
+        witness = Witness(stop_at)
         # A resumed denoiser counts on from the round that the interrupted one reached.
         if resume is not None:
             state = torch.load(resume, weights_only=True)["callbacks"]["PseudoLabelCallback"]

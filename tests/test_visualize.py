@@ -1,0 +1,120 @@
+"""Pictures arrive where the user looks: W&B (read back from an offline run), TensorBoard, PNG files."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import CLASSES, Images, TinyNet
+from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto import wandb_internal_pb2
+
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+from apl_lightning.visualize import COLOURS, PseudoLabelOverlay, grey, overlay
+
+NAMES = ["background", "liver", "spleen"]
+
+
+def fit(trainer: Callable[..., pl.Trainer], folder: Path, labelled: bool, **options: Any) -> None:
+    data = TargetDataModule(
+        Images(5, (16, 20), labelled), Images(2, (16, 20), True), batch_size=2, store_dir=folder / "labels"
+    )
+    callbacks = [PseudoLabelCallback(), PseudoLabelOverlay(samples=[1, 4])]
+    trainer(callbacks=callbacks, max_epochs=2, log_every_n_steps=1, **options).fit(
+        APLModule(TinyNet(), CLASSES, NAMES), data
+    )
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The records of an offline run: LevelDB's log format behind a header of 7 bytes."""
+    data, position, parts = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # wandb's own
+def test_wandb_offline_run(tmp_path: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
+    fit(trainer, tmp_path, labelled=True, logger=logger)
+    run = Path(logger.experiment.dir).parent
+    logger.experiment.finish()
+
+    history: dict[str, list[Any]] = {}
+    (file,) = run.glob("*.wandb")
+    for record in records(file):
+        for item in record.history.item:
+            key = "/".join(item.nested_key) or item.key
+            history.setdefault(key, []).append(json.loads(item.value_json))
+    for key in ("train/loss", "train/consistency", "train/refinement", "val/dice", "val/dice/liver", "val/dice/spleen"):
+        assert key in history, key
+    for key in ("confidence", "agreement", "changed", "dice", "class_ratio/background", "class_ratio/spleen"):
+        assert f"pseudo/{key}" in history, key
+    assert all(0 <= value <= 1 for value in history["val/dice"])
+    shown = [key for key in history if key.startswith("pseudo/overlays/")]
+    assert any(key.startswith("pseudo/overlays/1") for key in shown)
+    assert any(key.startswith("pseudo/overlays/4") for key in shown)
+    assert any(key.startswith("pseudo/weights/1") for key in history)
+
+    pictures = list((run / "files/media/images/pseudo/overlays").glob("*.png"))
+    assert {Image.open(picture).size for picture in pictures} == {(20, 16)}
+    masks = [np.array(Image.open(path)) for path in (run / "files/media/images/mask/pseudo/overlays").glob("*.png")]
+    reference = Images(5, (16, 20), True).labels
+    assert reference is not None
+    assert any(np.array_equal(mask, reference[4].numpy()) for mask in masks), "the reference is shown as it is"
+    assert len(masks) == 2 * len(pictures), "prediction and reference"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own protobuf code
+def test_tensorboard(tmp_path: Path, trainer: Any) -> None:
+    logger = TensorBoardLogger(tmp_path)
+    fit(trainer, tmp_path, labelled=False, logger=logger)
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    assert {"pseudo/1", "pseudo/4"} <= set(events.Tags()["images"])
+    assert {"val/dice", "pseudo/confidence"} <= set(events.Tags()["scalars"])
+    assert events.Images("pseudo/1")[0].width == 3 * 20
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_png_files(tmp_path: Path, trainer: Any, labelled: bool) -> None:
+    fit(trainer, tmp_path, labelled)
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
+    assert files == [f"overlays/epoch-{e:04d}/sample-{s:06d}.png" for e in range(2) for s in (1, 4)]
+    picture = np.array(Image.open(tmp_path / files[0]))
+    assert picture.shape == (16, (4 if labelled else 3) * 20, 3)
+    assert np.array_equal(picture[:, :20], grey(Images(5, (16, 20))[1]))
+
+
+def test_overlay_colours_labels_and_leaves_the_rest() -> None:
+    image, labels = torch.rand(1, 6, 7), torch.randint(3, (6, 7))
+    picture, below = overlay(image, labels, opacity=0.4), grey(image)
+    for value in range(3):
+        where = (labels == value).numpy()
+        expected = below[where] if value == 0 else (0.6 * below[where] + 0.4 * COLOURS[value - 1]).astype(np.uint8)
+        assert np.array_equal(picture[where], expected)
+
+
+def test_volumes_show_their_middle_slice() -> None:
+    image, labels = torch.rand(1, 6, 7, 9), torch.randint(3, (6, 7, 9))
+    assert overlay(image, labels).shape == (6, 7, 3)
