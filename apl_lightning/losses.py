@@ -25,10 +25,11 @@ def consistency_loss(main_logits: Tensor, aux_logits: Tensor, weighting: Weighti
         aux_logits: Logits of D_a, (B, C, *S).
         weighting: The reading of W.
 
-            - `"confusion"`: $W_{ij} \propto \#\{n : \arg\max p_m = i, \arg\max p_a = j\}$, summing to 1, element by
-              element. The class pairs that the heads really confuse count most. This is closest to the text.
+            - `"confusion"`: $W_{ij}$ is the number of pixels that D_m gives to class i and D_a to class j, divided by
+              the number of all, and multiplies $A_{ij}$ element by element. The class pairs that the heads really
+              confuse count most. This is closest to the text.
             - `"none"`: W = 1; then the loss is the mean over pixels of $1 - \langle p_m, p_a \rangle$.
-            - `"inverse"`: $W_{ij} \propto 1 / (1 + \text{count})$, summing to 1: rare pairs count most.
+            - `"inverse"`: $W_{ij}$ is 1 / (1 + that number), summing to 1: rare pairs count most.
             - `"product"`: the literal matrix product $R = W p_m p_a^\top / N$ with the confusion counts as W, and
               $L_{Con} = \sum_{i \ne j} R_{ij}$.
 

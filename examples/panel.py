@@ -20,7 +20,7 @@ def save_panel(path: Path, images: list[Tensor], columns: dict[str, list[Tensor]
     width, height = 1 + len(columns), len(images)
     figure, axes = plt.subplots(height, width, figsize=(2.4 * width, 2.5 * height), squeeze=False)
     for row, image in zip(axes, images, strict=True):
-        row[0].imshow(image.mean(0), cmap="gray")
+        row[0].imshow(image.mean(0).numpy(), cmap="gray")
     axes[0, 0].set_title("target image")
     for column, (title, labels) in enumerate(columns.items(), start=1):
         axes[0, column].set_title(title)

@@ -12,7 +12,7 @@ from torch import Tensor
 class APL:
     r"""Labels and weights from two heads without a threshold (Li et al., ICASSP 2022).
 
-    $$\hat y = \arg\max_c \, (p_m + \lambda p_a)_c, \qquad \omega = \delta_1 - \delta_2 \quad \text{(Eq. 3)}$$
+    $$\hat y = \mathrm{argmax}_c \, (p_m + \lambda p_a)_c, \qquad \omega = \delta_1 - \delta_2 \quad \text{(Eq. 3)}$$
 
     where $\delta_1$ and $\delta_2$ are the largest and the second largest probability of the merged prediction.
 

@@ -1,0 +1,117 @@
+"""Every example runs, small; the existing project needs a diff of eight lines."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Import an example by name, with the working directory in a folder of its own."""
+    for folder in (EXAMPLES, EXAMPLES / "benchmarks"):
+        monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    return importlib.import_module
+
+
+def test_quickstart(example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = example("quickstart").main(["--patients", "8", "--source-epochs", "1", "--epochs", "1", "--out", "out"])
+    assert set(rows) == {"before", "after"}
+    assert "| before |" in capsys.readouterr().out
+    assert (tmp_path / "out" / "panel.png").stat().st_size > 1000
+
+
+def test_phantoms_are_one_anatomy_in_two_looks(example: Any) -> None:
+    phantom = example("phantom")
+    mr, ct = phantom.Phantoms("mr", 3, seed=1), phantom.Phantoms("ct", 3, seed=1)
+    for first, second in zip(mr, ct, strict=True):
+        assert torch.equal(first["label"], second["label"])
+        assert not torch.allclose(first["image"], second["image"], atol=0.1)
+        assert first["label"].unique().tolist() == [0, 1, 2, 3, 4]
+
+
+def write_abdomen(folder: Path) -> None:
+    """Random volumes in the layout of the real data."""
+    generator = np.random.default_rng(0)
+    split = {"source_train": ["m1"], "source_val": ["m2"], "target_adapt": ["c1", "c2"], "target_val": ["c3"]}
+    cases = []
+    for patient in (patient for patients in split.values() for patient in patients):
+        label = generator.integers(0, 5, (10, 32, 32)).astype(np.uint8)
+        image = (label * 40 + generator.integers(0, 30, label.shape)).astype(np.int16)
+        np.savez(folder / f"{patient}.npz", image=image, label=label)
+        cases.append({"id": patient, "file": f"{patient}.npz"})
+    (folder / "meta.json").write_text(json.dumps({"split": split, "cases": cases}))
+
+
+@pytest.mark.parametrize(("network", "preset"), [("monai-unet", "default"), ("smp-unet", "paper")])
+def test_abdomen(example: Any, tmp_path: Path, network: str, preset: str) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    write_abdomen(data)
+    options = ["--data", str(data), "--out", "out", "--size", "32", "--seeds", "0", "--epochs", "1"]
+    rows = example("abdomen").main([*options, "--source-epochs", "1", "--network", network, "--preset", preset])
+    for column in ("liver", "right kidney", "left kidney", "spleen", "average"):
+        before, after, gain = (rows[name][0][column] for name in ("before", "after", "gain"))
+        assert gain == pytest.approx(after - before)
+    assert json.loads((tmp_path / "out/results.json").read_text()) == rows
+    assert (tmp_path / f"out/panel-{preset}-0.png").exists()
+    assert list((tmp_path / "out/refined-0/overlays").rglob("*.png"))
+
+
+def test_refinement_never_reads_a_label(example: Any, tmp_path: Path) -> None:
+    write_abdomen(tmp_path)
+    unlabelled = example("abdomen_data").AbdomenSlices(tmp_path, "target_adapt", size=32, labelled=False)
+    assert len(unlabelled) == 20, "all slices, whether they hold an organ or not"
+    assert all(set(unlabelled[index]) == {"image", "case"} for index in range(20))
+
+
+def test_remapping_changes_the_look_and_not_the_place(example: Any) -> None:
+    training = example("source_training")
+    image = torch.rand(4, 1, 24, 24)
+    remapped = training.random_remapping(image)
+    assert remapped.shape == image.shape
+    torch.testing.assert_close(remapped.amin((1, 2, 3)), torch.zeros(4))
+    torch.testing.assert_close(remapped.amax((1, 2, 3)), torch.ones(4))
+    assert not torch.allclose(remapped, image, atol=0.05)
+
+
+def test_an_existing_project_needs_eight_lines(example: Any) -> None:
+    plain, refined = (EXAMPLES / f"existing_project{suffix}.py" for suffix in ("", "_apl"))
+    lines = list(
+        difflib.unified_diff(
+            plain.read_text().splitlines(), refined.read_text().splitlines(), plain.name, refined.name, lineterm=""
+        )
+    )
+    changed = [line for line in lines[2:] if line[0] in "+-"]
+    assert len(changed) <= 8
+    assert "\n".join(lines) == (ROOT / "docs/existing_project.diff").read_text().rstrip("\n")
+    small = ["--patients", "8", "--epochs", "1"]
+    assert "val/accuracy" in example("existing_project").main(small)
+    assert "val/dice" in example("existing_project_apl").main(small)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # wandb's own
+def test_wandb_logging(example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = example("wandb_logging").main(["--patients", "8", "--epochs", "1", "--out", "out"])
+    assert list(run.glob("*.wandb"))
+    assert list(run.rglob("overlays/*.png"))
+
+
+def test_overhead(example: Any) -> None:
+    medians = example("overhead").main(["--size", "32", "--images", "4", "--batch-size", "2", "--turns", "1"])
+    assert len(medians) == 2
+    assert all(ratio > 0 for ratio in medians.values())
