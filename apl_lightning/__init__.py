@@ -4,7 +4,8 @@ from apl_lightning.augment import RandomAffine
 from apl_lightning.callback import PseudoLabelCallback
 from apl_lightning.datamodule import LazyDataLoader, TargetDataModule
 from apl_lightning.dataset import TargetDataset
-from apl_lightning.heads import DualHeadModel, Logits, add_dual_heads
+from apl_lightning.dual import DualHeadModel, Logits
+from apl_lightning.heads import add_dual_heads
 from apl_lightning.module import APLModule
 from apl_lightning.probe import HeadNotFoundError
 from apl_lightning.store import PseudoLabelStore

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from apl_lightning.heads import Inferer
+from apl_lightning.dual import Inferer
 from apl_lightning.probe import evaluating
 
 BatchNormMode = Literal["adapt", "frozen", "train"]

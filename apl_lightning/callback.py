@@ -11,7 +11,7 @@ from apl_lightning import ranks
 from apl_lightning._lightning import Callback, LightningModule, Trainer
 from apl_lightning.dataset import TargetDataset
 from apl_lightning.denoisers import APL, Denoiser
-from apl_lightning.heads import Inferer
+from apl_lightning.dual import Inferer
 from apl_lightning.label_pass import TargetImages, label_images
 from apl_lightning.probe import evaluating
 from apl_lightning.progress import track

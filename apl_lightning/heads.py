@@ -1,143 +1,18 @@
-"""Two classifier heads on one encoder, for any segmentation network, without touching its code."""
+"""Give any segmentation network a second classifier, without touching its code."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional as F
 
+from apl_lightning.dual import DualHeadModel
 from apl_lightning.probe import HeadNotFoundError, evaluating, example_input, find_classifier, logit_maps, shapes_of
-
-# Predicts images (B, C, *S) with a network in its own way, as MONAI's `SlidingWindowInferer` does.
-Inferer = Callable[[Tensor, Callable[[Tensor], Any]], Any]
+from apl_lightning.routing import Tap
 
 _PERTURBATION = 0.1
-
-
-class Logits(NamedTuple):
-    """The class scores of both heads, each (B, C, *S)."""
-
-    main: Tensor
-    aux: Tensor
-
-
-class DualHeadModel(nn.Module):
-    """A network x -> E -> features -> D_m, D_a that returns the logits of both heads.
-
-    Made by [`add_dual_heads`][apl_lightning.add_dual_heads]. The network inside keeps its state-dict keys: hooks on
-    its classifier compute both heads on the features that pass there and join the results along the channels, and
-    whatever follows in the network (an upsampling, say) carries them to the output, where they are split again.
-
-    Attributes:
-        network: The network, with hooks on its classifier.
-        second: The module of the second head, or `None` where the network has its own.
-        num_classes: Channels of the logits.
-        head: Dotted path of the main classifier in `network`.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        num_classes: int,
-        head: str,
-        second: nn.Module | None = None,
-        tap: str | None = None,
-        own: str | None = None,
-        outputs: tuple[int, int] = (0, 1),
-        warm: bool = True,
-    ) -> None:
-        super().__init__()
-        self.network = network
-        self.second = second
-        self.num_classes = num_classes
-        self.head = head
-        self._own = own
-        self._outputs = outputs
-        self._tap = _Tap() if tap is not None else None
-        self._main_route = _Route(second if tap is None else None)
-        self._own_route = _Route(None)
-        self._handles = self._main_route.install(network.get_submodule(head))
-        if own is not None:
-            self._handles += self._own_route.install(network.get_submodule(own))
-        if self._tap is not None and tap is not None:
-            self._handles.append(network.get_submodule(tap).register_forward_hook(self._tap))
-        self.register_buffer("warm", torch.tensor(warm))
-        self.warm: Tensor
-
-    def forward(self, image: Tensor) -> Logits:
-        """Return the logits of both heads; `main` is what the plain network returns."""
-        (logits,) = self._run(image, routed=False)
-        return logits
-
-    def routed(self, image: Tensor) -> tuple[Logits, Logits]:
-        """Return the same logits twice: one pair trains only the heads, the other only the encoder.
-
-        In one forward pass of the encoder, the first pair sees `features.detach()` and the second pair sees the
-        features through heads whose parameters are held constant. A sum of losses on the two pairs has the gradient
-        of two optimisers on the disjoint parameter sets of the paper's Algorithm 1.
-        """
-        for_heads, for_encoder = self._run(image, routed=True)
-        return for_heads, for_encoder
-
-    def head_parameters(self) -> list[nn.Parameter]:
-        """The parameters of D_m and D_a."""
-        modules = [self.network.get_submodule(self.head), self.second]
-        if self._own is not None:
-            modules.append(self.network.get_submodule(self._own))
-        return [parameter for module in modules if module is not None for parameter in module.parameters()]
-
-    def encoder_parameters(self) -> list[nn.Parameter]:
-        """All other parameters: E."""
-        heads = {id(parameter) for parameter in self.head_parameters()}
-        return [parameter for parameter in self.parameters() if id(parameter) not in heads]
-
-    def export(self, average: bool = False) -> nn.Module:
-        """Return a copy of the plain network: the class and the state-dict keys that came in.
-
-        Args:
-            average: Give its classifier the mean of the parameters of both heads. For heads that are one linear
-                layer this is the mean of their logits.
-
-        Raises:
-            ValueError: If `average` is asked for where the heads are not two linear layers of one shape.
-        """
-        twin = copy.deepcopy(self)
-        for handle in twin._handles:
-            handle.remove()
-        if average:
-            main, aux = twin.network.get_submodule(self.head), twin.second
-            if aux is None or self._tap is not None or list(main.children()):
-                raise ValueError(
-                    "Expected two heads of one linear layer each for average=True, but this network has "
-                    f"{type(main).__name__} and {type(aux).__name__}: use export() without average."
-                )
-            with torch.no_grad():
-                for ours, theirs in zip(main.parameters(), aux.parameters(), strict=True):
-                    ours.lerp_(theirs, 0.5)
-        return twin.network
-
-    def _run(self, image: Tensor, routed: bool) -> list[Logits]:
-        copies = 2 if routed else 1
-        self._main_route.routed = self._own_route.routed = routed
-        try:
-            output = self.network(image)
-        finally:
-            self._main_route.routed = self._own_route.routed = False
-        if self._own is not None:
-            maps = logit_maps(output, copies * self.num_classes)
-            pairs = zip(*(maps[index].chunk(copies, dim=1) for index in self._outputs), strict=True)
-            return [Logits(main, aux) for main, aux in pairs]
-        if self._tap is None:
-            parts = logit_maps(output, 2 * copies * self.num_classes)[0].chunk(2 * copies, dim=1)
-            return [Logits(main, aux) for main, aux in zip(parts[0::2], parts[1::2], strict=True)]
-        mains = logit_maps(output, copies * self.num_classes)[0].chunk(copies, dim=1)
-        auxes = _apply(self.second, self._tap.take(), routed)
-        return [Logits(main, _resize(aux, main)) for main, aux in zip(mains, auxes, strict=True)]
 
 
 def add_dual_heads(
@@ -228,79 +103,6 @@ def add_dual_heads(
     return dual
 
 
-class _Route:
-    """Hooks on a classifier that compute its sibling too and decide where gradients go.
-
-    An object rather than a closure, so that deepcopy and pickle carry it along.
-    """
-
-    def __init__(self, sibling: nn.Module | None) -> None:
-        self.sibling = sibling
-        self.routed = False
-        self._features: Tensor | None = None
-        self._inside = False
-
-    def install(self, classifier: nn.Module) -> list[Any]:
-        return [classifier.register_forward_pre_hook(self.before), classifier.register_forward_hook(self.after)]
-
-    def before(self, _classifier: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not self.routed or self._inside:
-            return None
-        self._features = inputs[0]
-        return (inputs[0].detach(), *inputs[1:])
-
-    def after(self, classifier: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        if self._inside:
-            return output
-        logits = [output]
-        if self.sibling is not None:
-            logits.append(self.sibling(*inputs))
-        if self.routed:
-            arguments = (self._features, *inputs[1:])
-            self._features = None
-            self._inside = True
-            try:
-                logits += [_frozen(head, arguments) for head in (classifier, self.sibling) if head is not None]
-            finally:
-                self._inside = False
-        return torch.cat(logits, dim=1) if len(logits) > 1 else output
-
-
-class _Tap:
-    """A hook that keeps the features of a layer until the second head reads them."""
-
-    def __init__(self) -> None:
-        self.features: Tensor | None = None
-
-    def __call__(self, _module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
-        self.features = output
-
-    def take(self) -> Tensor:
-        features, self.features = self.features, None
-        assert features is not None, "the tapped layer was called when the heads were added"
-        return features
-
-
-def _frozen(head: nn.Module, arguments: tuple[Any, ...]) -> Tensor:
-    """The head as a constant function: gradients pass through it, none stays in it, and its buffers do not move."""
-    state = {name: parameter.detach() for name, parameter in head.named_parameters()}
-    state |= {name: buffer.clone() for name, buffer in head.named_buffers()}
-    logits: Tensor = functional_call(head, state, arguments)
-    return logits
-
-
-def _apply(head: nn.Module | None, features: Tensor, routed: bool) -> list[Tensor]:
-    assert head is not None
-    return [head(features.detach()), _frozen(head, (features,))] if routed else [head(features)]
-
-
-def _resize(logits: Tensor, reference: Tensor) -> Tensor:
-    if logits.shape[2:] == reference.shape[2:]:
-        return logits
-    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[logits.ndim]
-    return F.interpolate(logits, size=reference.shape[2:], mode=mode, align_corners=False)
-
-
 def _perturbed(head: nn.Module) -> nn.Module:
     """A copy of the head with Gaussian noise of a tenth of the root mean square of each parameter."""
     twin = copy.deepcopy(head)
@@ -320,7 +122,7 @@ def _reinitialised(head: nn.Module) -> nn.Module:
 
 def _reader(network: nn.Module, num_classes: int, path: str, example: Tensor) -> nn.Module:
     """A fresh 1 x 1 classifier for the features of the layer at `path`."""
-    layer, tap = _submodule(network, path, "aux"), _Tap()
+    layer, tap = _submodule(network, path, "aux"), Tap()
     handle = layer.register_forward_hook(tap)
     try:
         with evaluating(network), torch.no_grad():

@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 from apl_lightning._lightning import LightningModule, Trainer
 from apl_lightning.dataset import TargetDataset
 from apl_lightning.denoisers import Denoiser
-from apl_lightning.heads import Inferer
+from apl_lightning.dual import Inferer
+from apl_lightning.round_files import RoundWriter
 from apl_lightning.statistics import RoundStatistics
-from apl_lightning.store import PseudoLabelStore, RoundWriter
+from apl_lightning.store import PseudoLabelStore
 
 
 class ImageBatch(NamedTuple):

@@ -7,13 +7,14 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from apl_lightning._lightning import LightningModule
 from apl_lightning.batchnorm import BatchNormMode, adapt_batch_norm, set_batch_norm_mode
-from apl_lightning.heads import DualHeadModel, Inferer, Logits, add_dual_heads
+from apl_lightning.dual import DualHeadModel, Inferer, Logits
+from apl_lightning.heads import add_dual_heads
 from apl_lightning.losses import Weighting, consistency_loss, weighted_cross_entropy
 from apl_lightning.metrics import CaseDice
+from apl_lightning.routing import resize_to
 from apl_lightning.samples import Keys, split_batch
 from apl_lightning.warmup import warm_up_second_head
 
@@ -109,7 +110,7 @@ class APLModule(LightningModule):
     def forward(self, image: Tensor) -> Logits:
         """Logits of both heads at the size of the image, each (B, C, *S)."""
         main, aux = self.model(image)
-        return Logits(_resize_to(main, image), _resize_to(aux, image))
+        return Logits(resize_to(main, image), resize_to(aux, image))
 
     def train(self, mode: bool = True) -> APLModule:
         """Set training mode, with BatchNorm as `batch_norm` says."""
@@ -133,7 +134,7 @@ class APLModule(LightningModule):
             losses["consistency"] = consistency_loss(for_heads.main, for_heads.aux, self.weighting)
         if self.refinement_weight:
             labels, weights = batch["pseudo_label"], batch["weight"]
-            per_head = [weighted_cross_entropy(_resize_to(z, labels), labels, weights) for z in for_encoder]
+            per_head = [weighted_cross_entropy(resize_to(z, labels), labels, weights) for z in for_encoder]
             losses["refinement"] = torch.stack(per_head).mean()
         factors = {"consistency": self.consistency_weight, "refinement": self.refinement_weight}
         return {**losses, "loss": torch.stack([factors[name] * value for name, value in losses.items()]).sum()}
@@ -175,15 +176,6 @@ class APLModule(LightningModule):
     def export(self, average: bool = False) -> nn.Module:
         """The refined network as it came: same class, same state-dict keys (see `DualHeadModel.export`)."""
         return self.model.export(average)
-
-
-def _resize_to(logits: Tensor, reference: Tensor) -> Tensor:
-    """Logits (B, C, *S) at the spatial size of `reference` (B, ..., *S)."""
-    size = reference.shape[-(logits.ndim - 2) :]
-    if logits.shape[2:] == size:
-        return logits
-    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[logits.ndim]
-    return F.interpolate(logits, size=size, mode=mode, align_corners=False)
 
 
 def _check_options(

@@ -6,24 +6,14 @@ import json
 import os
 import shutil
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from apl_lightning.round_files import INDEX, PseudoLabel, RoundReader, RoundWriter
 
 _POINTER = "current"
 _IDENTITY = "store.json"
-_INDEX = "index.npz"
-
-
-class PseudoLabel(NamedTuple):
-    """What the store holds for one image: labels (*S), weights (*S) in [0, 1], and the round that made them."""
-
-    labels: Tensor
-    weights: Tensor
-    round: int
 
 
 class PseudoLabelStore:
@@ -56,7 +46,7 @@ class PseudoLabelStore:
         self.directory = Path(directory)
         self.length = length
         self.identity = identity
-        self._mapped: tuple[object, _MappedRound] | None = None
+        self._mapped: tuple[object, RoundReader] | None = None
         self._check_identity()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -73,7 +63,7 @@ class PseudoLabelStore:
 
     def has(self, round: int) -> bool:
         """Whether all labels of this round are here."""
-        return (self._folder(round) / _INDEX).exists()
+        return (self._folder(round) / INDEX).exists()
 
     def read(self, index: int) -> PseudoLabel:
         """The labels of one image in the current round.
@@ -92,7 +82,7 @@ class PseudoLabelStore:
         if self._mapped is None or self._mapped[0] != version:
             current = self.current
             assert current is not None
-            self._mapped = (version, _MappedRound(self._folder(current), current))
+            self._mapped = (version, RoundReader(self._folder(current), current))
         return self._mapped[1].read(index)
 
     def write(self, round: int, num_classes: int, rank: int = 0) -> RoundWriter:
@@ -136,10 +126,10 @@ class PseudoLabelStore:
                 f"{len(table['sample'])} for {len(np.unique(table['sample']))} samples."
             )
         order = np.argsort(table["sample"])
-        unfinished = folder / f"{_INDEX}.tmp.npz"
+        unfinished = folder / f"{INDEX}.tmp.npz"
         columns = {key: table[key][order] for key in ("rank", "offset", "shape")}
         np.savez(unfinished, **columns, dtype=tables[0]["dtype"])
-        os.replace(unfinished, folder / _INDEX)
+        os.replace(unfinished, folder / INDEX)
         self.show(round)
 
     def show(self, round: int) -> None:
@@ -168,91 +158,9 @@ class PseudoLabelStore:
         if found != {"length": self.length, "identity": self.identity}:
             raise ValueError(
                 f"Expected the pseudo labels of this data set ({self.length} samples, {self.identity or 'no hash'}), "
-                "but "
-                f"{self.directory} holds those of another ({found['length']} samples, "
-                f"{found['identity'] or 'no hash'}): "
-                "name another folder."
+                f"but {self.directory} holds those of another ({found['length']} samples, "
+                f"{found['identity'] or 'no hash'}): name another folder."
             )
-
-
-class RoundWriter:
-    """Appends the labels of one rank's share to its file; the table of contents follows on a clean exit."""
-
-    def __init__(self, folder: Path, rank: int, dtype: np.dtype[Any]) -> None:
-        self._folder = folder
-        self._rank = rank
-        self._dtype = dtype
-        self._samples: list[int] = []
-        self._offsets: list[int] = []
-        self._shapes: list[tuple[int, ...]] = []
-        self._file = open(folder / f"rank-{rank:05d}.bin", "wb")  # noqa: SIM115 - closed by __exit__
-
-    def add(self, index: int, labels: Tensor, weights: Tensor) -> None:
-        """Append one image: labels (*S) and weights (*S) in [0, 1].
-
-        Raises:
-            ValueError: If the shapes differ, or a weight is not in [0, 1].
-            OSError: If the disk is full; the message tells what to do.
-        """
-        if labels.shape != weights.shape or not bool(((weights >= 0) & (weights <= 1)).all()):
-            raise ValueError(
-                f"Expected labels and weights of one shape and weights in [0, 1] for sample {index}, but got "
-                f"{tuple(labels.shape)} and {tuple(weights.shape)}, weights from {weights.min()} to {weights.max()}: "
-                "check the denoiser."
-            )
-        self._samples.append(index)
-        self._offsets.append(self._file.tell())
-        self._shapes.append(tuple(labels.shape))
-        try:
-            self._file.write(labels.cpu().numpy().astype(self._dtype).tobytes())
-            self._file.write((weights * 255).round().to(torch.uint8).cpu().numpy().tobytes())
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{error.strerror} while writing pseudo labels ({self._dtype.itemsize + 1} bytes a pixel) to "
-                f"{self._folder}: free some space or pass another `store_dir`",
-            ) from error
-
-    def __enter__(self) -> RoundWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        if kind is None:
-            dimensions = len(self._shapes[0]) if self._shapes else 0
-            np.savez(
-                self._folder / f"rank-{self._rank:05d}.npz",
-                rank=np.full(len(self._samples), self._rank),
-                sample=np.array(self._samples, dtype=np.int64),
-                offset=np.array(self._offsets, dtype=np.int64),
-                shape=np.array(self._shapes, dtype=np.int64).reshape(len(self._shapes), dimensions),
-                dtype=self._dtype.name,
-            )
-
-
-class _MappedRound:
-    """The files of one round, mapped into memory."""
-
-    def __init__(self, folder: Path, round: int) -> None:
-        self.round = round
-        with np.load(folder / _INDEX) as index:
-            self._rank, self._offset, self._shape = index["rank"], index["offset"], index["shape"]
-            self._dtype = np.dtype(str(index["dtype"]))
-        self._files = {
-            rank: np.memmap(folder / f"rank-{rank:05d}.bin", dtype=np.uint8, mode="r") for rank in np.unique(self._rank)
-        }
-
-    def read(self, index: int) -> PseudoLabel:
-        shape = tuple(int(size) for size in self._shape[index])
-        pixels = int(np.prod(shape))
-        start = int(self._offset[index])
-        middle = start + pixels * self._dtype.itemsize
-        data = self._files[self._rank[index]]
-        labels = data[start:middle].view(self._dtype).reshape(shape).astype(np.int64)
-        weights = data[middle : middle + pixels].reshape(shape).astype(np.float32) / 255
-        return PseudoLabel(torch.from_numpy(labels), torch.from_numpy(weights), self.round)
 
 
 def _write_text(path: Path, text: str) -> None:

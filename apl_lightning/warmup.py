@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apl_lightning.heads import DualHeadModel
+from apl_lightning.dual import DualHeadModel
 from apl_lightning.probe import evaluating
 
 

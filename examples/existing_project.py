@@ -43,7 +43,8 @@ class Segmentation(pl.LightningModule):
         return F.cross_entropy(self.model(batch["image"]), batch["label"])
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:
-        self.log("val/accuracy", (self.model(batch["image"]).argmax(1) == batch["label"]).float().mean())
+        correct = self.model(batch["image"]).argmax(1) == batch["label"]
+        self.log("val/accuracy", correct.float().mean(), batch_size=len(correct))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=1e-3)
