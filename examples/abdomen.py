@@ -4,7 +4,7 @@
 
 For each seed: train on labelled MR (with random intensity remapping), measure on CT, re-estimate BatchNorm and
 refine on unlabelled CT, measure again, both on patients that refinement never saw. Writes a panel a seed,
-`results.json` and `table.md`. Source networks are kept in the output folder and used again.
+`results-PRESET.json` and `table-PRESET.md`. Source networks are kept in the output folder and used again.
 """
 
 import argparse
@@ -128,8 +128,8 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
         results = [run(arguments, seed) for seed in arguments.seeds]
     rows = {name: [result[name] for result in results] for name in ("before", "after")}
     rows["gain"] = [{c: result["after"][c] - result["before"][c] for c in result["after"]} for result in results]
-    (arguments.out / "results.json").write_text(json.dumps(rows, indent=1))
-    (arguments.out / "table.md").write_text(table(rows) + "\n")
+    (arguments.out / f"results-{arguments.preset}.json").write_text(json.dumps(rows, indent=1))
+    (arguments.out / f"table-{arguments.preset}.md").write_text(table(rows) + "\n")
     print(f"\nDice (%) on unseen CT patients, {len(results)} seed(s):\n\n{table(rows)}")
     return rows
 

@@ -15,13 +15,13 @@ CLASS_NAMES = ["background", "liver", "right kidney", "left kidney", "spleen"]
 
 # Mean brightness of a tissue in each look, and how rough it is.
 LOOKS = {
-    "mr": {"air": 0.02, "fat": 0.15, "muscle": 0.22, "bowel": 0.5, "spine": 0.33, "aorta": 0.08}
+    "mr": {"air": 0.02, "fat": 0.15, "muscle": 0.22, "bowel": 0.5, "bone": 0.05, "marrow": 0.33, "aorta": 0.08}
     | {"liver": 0.38, "right kidney": 0.78, "left kidney": 0.78, "spleen": 0.68},
-    "ct": {"air": 0.0, "fat": 0.22, "muscle": 0.46, "bowel": 0.40, "spine": 0.92, "aorta": 0.72}
+    "ct": {"air": 0.0, "fat": 0.22, "muscle": 0.46, "bowel": 0.40, "bone": 0.95, "marrow": 0.52, "aorta": 0.72}
     | {"liver": 0.60, "right kidney": 0.74, "left kidney": 0.74, "spleen": 0.66},
 }
 TEXTURE = {"mr": 0.05, "ct": 0.03}
-NOISE = {"mr": 0.03, "ct": 0.05}
+NOISE = {"mr": 0.03, "ct": 0.07}
 BIAS = {"mr": 0.30, "ct": 0.0}
 
 # Centre (x, y) and radii of each part in a frame from -1 to 1; later parts cover earlier ones.
@@ -33,7 +33,8 @@ ANATOMY = [
     ("spleen", (0.58, 0.02), (0.15, 0.26)),
     ("right kidney", (-0.34, 0.32), (0.13, 0.17)),
     ("left kidney", (0.34, 0.30), (0.13, 0.17)),
-    ("spine", (0.0, 0.40), (0.13, 0.13)),
+    ("bone", (0.0, 0.42), (0.16, 0.15)),
+    ("marrow", (0.0, 0.42), (0.13, 0.12)),
     ("aorta", (0.06, 0.20), (0.06, 0.06)),
 ]
 

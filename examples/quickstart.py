@@ -24,9 +24,9 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     """Run the command line; returns the Dice before and after."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--patients", type=int, default=160, help="of each look")
+    parser.add_argument("--patients", type=int, default=200, help="of each look")
     parser.add_argument("--source-epochs", type=int, default=14)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     pl.seed_everything(arguments.seed, workers=True)
@@ -44,8 +44,8 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     pl.Trainer(max_epochs=arguments.source_epochs, **options).fit(SourceModule(network), source)
 
     print("2. We have that network and unlabelled CT, and refine it ...")
-    module = APLModule(network, len(CLASS_NAMES), CLASS_NAMES)
-    data = TargetDataModule(Phantoms("ct", arguments.patients, seed=2, labelled=False))
+    module = APLModule(network, len(CLASS_NAMES), CLASS_NAMES, learning_rate=2e-4)
+    data = TargetDataModule(Phantoms("ct", arguments.patients, seed=2, labelled=False), batch_size=4)
     pl.Trainer(max_epochs=arguments.epochs, callbacks=[PseudoLabelCallback()], **options).fit(module, data)
     refined = module.export()
 

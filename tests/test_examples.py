@@ -65,7 +65,7 @@ def test_abdomen(example: Any, tmp_path: Path, network: str, preset: str) -> Non
     for column in ("liver", "right kidney", "left kidney", "spleen", "average"):
         before, after, gain = (rows[name][0][column] for name in ("before", "after", "gain"))
         assert gain == pytest.approx(after - before)
-    assert json.loads((tmp_path / "out/results.json").read_text()) == rows
+    assert json.loads((tmp_path / f"out/results-{preset}.json").read_text()) == rows
     assert (tmp_path / f"out/panel-{preset}-0.png").exists()
     assert list((tmp_path / "out/refined-0/overlays").rglob("*.png"))
 
