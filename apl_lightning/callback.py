@@ -75,18 +75,23 @@ class PseudoLabelCallback(Callback):
     def update(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make, write and show the labels of a new round."""
         dataset = target_dataset(trainer)
+        store, round = dataset.store, self.round + 1
         if self.round < 0:
-            self._prepare(trainer, pl_module, dataset)
+            with ranks.together("Preparing the network on the target images"):
+                self._prepare(trainer, pl_module, dataset)
         ranks.share_state(pl_module)
-        round = self.round + 1
-        if trainer.local_rank == 0:
-            dataset.store.start(round)
-        trainer.strategy.barrier("pseudo labels: round begun")
-        self.statistics = self._label(trainer, pl_module, dataset, round)
-        if trainer.local_rank == 0:
-            dataset.store.commit(round)
-            dataset.store.prune(keep={round, self._saved_round})
-        trainer.strategy.barrier("pseudo labels: round shown")
+        with ranks.together("Making room for pseudo labels"):
+            if trainer.local_rank == 0:
+                store.start(round)
+        class_names: list[str] = pl_module.class_names  # type: ignore[assignment]
+        statistics = RoundStatistics(class_names)
+        with ranks.together("Making pseudo labels"):
+            self._label(trainer, pl_module, dataset, round, statistics)
+        with ranks.together("Showing the new pseudo labels"):
+            if trainer.local_rank == 0:
+                store.commit(round)
+                store.prune(keep={round, self._saved_round})
+        self.statistics = statistics.compute(pl_module.device)
         self.round, self._epoch = round, trainer.current_epoch
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -104,9 +109,9 @@ class PseudoLabelCallback(Callback):
         if self.round < 0 or self._is_due(trainer.current_epoch):
             self.update(trainer, pl_module)
         elif all(ranks.gather(store.has(self.round))):
-            if trainer.local_rank == 0:
-                store.show(self.round)
-            trainer.strategy.barrier("pseudo labels: round shown")
+            with ranks.together("Showing the pseudo labels of the checkpoint"):
+                if trainer.local_rank == 0:
+                    store.show(self.round)
         else:
             warnings.warn(
                 f"The pseudo labels of round {self.round} are not in {store.directory}: they are made anew with the "
@@ -125,11 +130,10 @@ class PseudoLabelCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Refuse a batch with the labels of another round rather than train on it."""
         rounds = batch.get("round") if isinstance(batch, dict) else None
-        if rounds is None or bool((torch.as_tensor(rounds) != self.round).any()):
+        if rounds is None or any(int(round) != self.round for round in rounds):
             raise RuntimeError(
                 f"Expected a batch with pseudo labels of round {self.round}, but got {rounds}: its loader fetched it "
-                "too "
-                "early. Use the loaders of `TargetDataModule`, or `LazyDataLoader` for a `TargetDataset` of your own."
+                "too early. Use the loaders of `TargetDataModule`, or a `LazyDataLoader` with its `collate`."
             )
 
     def state_dict(self) -> dict[str, int]:
@@ -155,34 +159,28 @@ class PseudoLabelCallback(Callback):
         # Each rank sees all images in one shuffled order: the result is the same on all, whatever their number.
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
         images = _Images(TargetImages(dataset, trainer, module, self._batch_size(dataset), order=order), trainer)
-        error = None
-        try:
-            with trainer.precision_plugin.forward_context():
-                prepare(images)
-        except Exception as caught:
-            error = caught
-        ranks.raise_together(error, "Preparing the network on the target images")
+        with trainer.precision_plugin.forward_context():
+            prepare(images)
 
-    def _label(self, trainer: Trainer, module: LightningModule, dataset: TargetDataset, round: int) -> dict[str, float]:
+    def _label(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        dataset: TargetDataset,
+        round: int,
+        statistics: RoundStatistics,
+    ) -> None:
         """Label this rank's share, without a collective inside: shares may be uneven."""
         size = self._batch_size(dataset)
         source = TargetImages(dataset, trainer, module, size, trainer.global_rank, trainer.world_size)
-        class_names: list[str] = module.class_names  # type: ignore[assignment]
-        statistics = RoundStatistics(class_names)
-        error = None
-        try:
-            with (
-                dataset.store.write(round, len(class_names), trainer.global_rank) as writer,
-                evaluating(module),
-                torch.no_grad(),
-                trainer.precision_plugin.forward_context(),
-            ):
-                batches = track(trainer, source, f"Pseudo labels, round {round}", len(source))
-                label_images(batches, module, self.denoiser, self.inferer, dataset.store, writer, statistics)
-        except Exception as caught:
-            error = caught
-        ranks.raise_together(error, "Making pseudo labels")
-        return statistics.compute(module.device)
+        with (
+            dataset.store.write(round, statistics.num_classes, trainer.global_rank) as writer,
+            evaluating(module),
+            torch.no_grad(),
+            trainer.precision_plugin.forward_context(),
+        ):
+            batches = track(trainer, source, f"Pseudo labels, round {round}", len(source))
+            label_images(batches, module, self.denoiser, self.inferer, dataset.store, writer, statistics)
 
 
 class _Images:
@@ -207,7 +205,6 @@ def target_dataset(trainer: Trainer) -> TargetDataset:
     if not isinstance(dataset, TargetDataset):
         raise TypeError(
             f"Expected the training loader to read a TargetDataset, but it reads {type(dataset).__name__}: pass the "
-            "trainer "
-            "a `TargetDataModule`, or `TargetDataModule.from_datamodule(yours)`."
+            "trainer a `TargetDataModule`, or `TargetDataModule.from_datamodule(yours)`."
         )
     return dataset

@@ -30,8 +30,13 @@ class LazyDataLoader(DataLoader[Any]):
 
 
 def collate(samples: list[Any]) -> Any:
-    """Stack samples; a transform that draws several patches gives a list of them."""
-    return default_collate([item for sample in samples for item in (sample if isinstance(sample, list) else [sample])])
+    """Stack samples; a transform that draws several patches gives a list of them.
+
+    `round` stays a list of integers: to compare it must not wait for a GPU.
+    """
+    items = [item for sample in samples for item in (sample if isinstance(sample, list) else [sample])]
+    rounds = [item["round"] for item in items]
+    return {**default_collate([{key: item[key] for key in item if key != "round"} for item in items]), "round": rounds}
 
 
 def _seed_transform(_worker: int) -> None:
@@ -150,7 +155,7 @@ class TargetDataModule(LightningDataModule):
         if self.trainer is not None:
             name = self.trainer.strategy.broadcast(name)
             root = root or Path(self.trainer.default_root_dir) / "pseudo_labels"
-        return Path(root or "pseudo_labels") / name
+        return Path(root or "pseudo_labels").absolute() / name
 
 
 class _AdoptedDataModule(TargetDataModule):

@@ -76,10 +76,8 @@ class TargetDataset(Dataset[Any]):
             if first.shape != second.shape or not torch.equal(first, second):
                 raise ValueError(
                     f"Expected the data set to give the same image for the same index, but sample {index} differs "
-                    "when read "
-                    "twice: its pseudo label would not fit. Take the random transforms out of the data set and pass "
-                    "them as "
-                    "`transform`, which moves image, pseudo label and weight together."
+                    "when read twice: its pseudo label would not fit. Take the random transforms out of the data set "
+                    "and pass them as `transform`, which moves image, pseudo label and weight together."
                 )
 
     def _identity(self, length: int) -> str:
@@ -117,8 +115,7 @@ def _length(dataset: object) -> int:
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise TypeError(
             f"Expected a map-style data set with `__len__` and `__getitem__`, but got {type(dataset).__name__}: "
-            "pseudo labels "
-            "belong to an index; wrap the data set, not its loader."
+            "pseudo labels belong to an index; wrap the data set, not its loader."
         )
     if len(dataset) == 0:
         raise ValueError("Expected at least one sample, but the data set is empty: check its paths.")

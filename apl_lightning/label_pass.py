@@ -139,6 +139,5 @@ def _check(labels: Tensor, weights: Tensor, images: Tensor, indices: list[int]) 
         samples = [index for index, good in zip(indices, finite.tolist(), strict=True) if not good]
         raise ValueError(
             f"Expected finite predictions, but the network gave NaN for samples {samples}: lower the learning rate, "
-            "or use "
-            "precision='bf16-mixed' instead of '16-mixed'."
+            "or use precision='bf16-mixed' instead of '16-mixed'."
         )

@@ -68,8 +68,7 @@ class CaseDice(Metric):
         if not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
             raise ValueError(
                 f"Expected reference labels between 0 and {self.num_classes - 1}, but got values from "
-                f"{int(labels.min())} "
-                f"to {int(labels.max())}: check `num_classes`, or map the labels."
+                f"{int(labels.min())} to {int(labels.max())}: check `num_classes`, or map the labels."
             )
         for position, (prediction, label) in enumerate(zip(predictions, labels, strict=True)):
             pairs = torch.bincount((label * self.num_classes + prediction).flatten(), minlength=self.num_classes**2)

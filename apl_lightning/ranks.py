@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,19 +40,26 @@ def share_state(module: nn.Module) -> None:
                 distributed.broadcast(tensor.data, src=0)
 
 
-def raise_together(error: Exception | None, what: str) -> None:
-    """Raise on every rank what any of them met, so that none waits for one that is gone.
+@contextmanager
+def together(what: str) -> Iterator[None]:
+    """Leave the block when all ranks are through it; an error on one is raised on every rank.
+
+    So no rank waits for one that is gone. There must be no other collective in the block.
 
     Args:
-        error: What this rank met, if anything.
-        what: What all of them were doing.
+        what: What all of them do, for the message.
 
     Raises:
         RuntimeError: If any rank met an error; with one process the error itself.
     """
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        if not several():
+            raise
+        error = caught
     if not several():
-        if error is not None:
-            raise error
         return
     errors = {rank: text for rank, text in enumerate(gather(error and f"{type(error).__name__}: {error}")) if text}
     if errors:

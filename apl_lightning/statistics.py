@@ -19,7 +19,7 @@ class RoundStatistics:
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self._names = list(class_names)
-        classes = len(self._names)
+        classes = self.num_classes = len(self._names)
         self._sums = torch.zeros(5, dtype=torch.float64)  # pixels, weight, agreeing, compared with before, changed
         self._counts = torch.zeros(classes, dtype=torch.long)
         self._overlap = torch.zeros(3, classes, dtype=torch.long)  # both, pseudo label, reference
@@ -27,7 +27,7 @@ class RoundStatistics:
     def add(self, labels: Tensor, weights: Tensor, agree: Tensor) -> None:
         """Count labels (B, *S), weights (B, *S) and where the heads agree (B, *S)."""
         self._sums[:3] += torch.tensor([labels.numel(), float(weights.double().sum()), int(agree.sum())])
-        self._counts += torch.bincount(labels.flatten(), minlength=len(self._names))
+        self._counts += torch.bincount(labels.flatten(), minlength=self.num_classes)
 
     def compare(self, labels: Tensor, before: Tensor) -> None:
         """Count what changed since the round before."""
@@ -35,7 +35,7 @@ class RoundStatistics:
 
     def diagnose(self, labels: Tensor, reference: Tensor) -> None:
         """Count the overlap with reference labels, for the log alone."""
-        classes = len(self._names)
+        classes = self.num_classes
         matrix = torch.bincount((reference * classes + labels).flatten(), minlength=classes**2).view(classes, classes)
         self._overlap += torch.stack([matrix.diagonal(), matrix.sum(dim=0), matrix.sum(dim=1)])
 
@@ -44,7 +44,7 @@ class RoundStatistics:
         flat = torch.cat([self._sums, self._counts.double(), self._overlap.flatten().double()])
         # Counts stay exact in float64; MPS has none, but no collective either.
         flat = total(flat.to(device)).cpu() if device.type != "mps" else flat
-        classes = len(self._names)
+        classes = self.num_classes
         pixels, weight, agreeing, compared, changed = flat[:5].tolist()
         values = {"pseudo/confidence": weight / pixels, "pseudo/agreement": agreeing / pixels}
         if compared:
