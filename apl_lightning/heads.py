@@ -151,8 +151,10 @@ def _submodule(network: nn.Module, path: str, argument: str) -> nn.Module:
         return network.get_submodule(path)
     except AttributeError:
         names = [name for name, module in network.named_modules() if name and not list(module.children())]
+        words = "'auto', 'own', 'perturbed', 'fresh' or " if argument == "aux" else ""
         raise ValueError(
-            f"Expected `{argument}` to be the dotted path of a module of {type(network).__name__}, but got {path!r}: "
+            f"Expected `{argument}` to be {words}the dotted path of a module of {type(network).__name__}, but got "
+            f"{path!r}: "
             f"its last modules are {', '.join(names[-5:])}."
         ) from None
 

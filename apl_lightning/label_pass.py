@@ -110,7 +110,7 @@ def label_images(
     for indices, images, references in batches:
         p_main, p_aux = _probabilities(module, images, inferer)
         labels, weights = denoiser(p_main, p_aux)
-        _check(labels, weights, images, indices)
+        _check(labels, weights, images, indices, p_main.shape[1])
         agree = p_main.argmax(dim=1) == p_aux.argmax(dim=1)
         labels, weights = labels.cpu(), weights.cpu()
         statistics.add(labels, weights, agree)
@@ -128,11 +128,17 @@ def _probabilities(module: LightningModule, images: Tensor, inferer: Inferer | N
     return main.float().softmax(dim=1), aux.float().softmax(dim=1)
 
 
-def _check(labels: Tensor, weights: Tensor, images: Tensor, indices: list[int]) -> None:
+def _check(labels: Tensor, weights: Tensor, images: Tensor, indices: list[int], classes: int) -> None:
     if labels.shape != weights.shape or labels.shape != images.shape[:1] + images.shape[2:]:
         raise ValueError(
             f"Expected labels and weights of shape {tuple(images.shape[:1] + images.shape[2:])} for images of shape "
             f"{tuple(images.shape)}, but got {tuple(labels.shape)} and {tuple(weights.shape)}: check the denoiser."
+        )
+    low, high = (int(value) for value in labels.aminmax())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"Expected pseudo labels between 0 and {classes - 1}, but got values from {low} to {high}: check the "
+            "denoiser; a pixel is ignored by weight 0, not by its label."
         )
     finite = torch.isfinite(weights).flatten(1).all(dim=1)
     if not bool(finite.all()):

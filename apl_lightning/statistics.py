@@ -36,6 +36,12 @@ class RoundStatistics:
     def diagnose(self, labels: Tensor, reference: Tensor) -> None:
         """Count the overlap with reference labels, for the log alone."""
         classes = self.num_classes
+        low, high = (int(value) for value in reference.aminmax())
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"Expected reference labels between 0 and {classes - 1}, but got values from {low} to {high}: map "
+                "them, or leave the labels out of the target data set (they only serve `pseudo/dice`)."
+            )
         matrix = torch.bincount((reference * classes + labels).flatten(), minlength=classes**2).view(classes, classes)
         self._overlap += torch.stack([matrix.diagonal(), matrix.sum(dim=0), matrix.sum(dim=1)])
 

@@ -221,6 +221,20 @@ def test_bad_predictions_name_the_sample(tmp_path: Path, trainer: Make) -> None:
         trainer(callbacks=[PseudoLabelCallback()]).fit(module, data)
 
 
+@pytest.mark.parametrize("bad", ["pseudo", "reference"])
+def test_labels_out_of_range_are_explained(tmp_path: Path, trainer: Make, bad: str) -> None:
+    data = Images(3, labelled=True)
+    if bad == "reference":
+        assert data.labels is not None
+        data.labels[1][0, 0] = 255
+    denoiser = {"reference": None, "pseudo": lambda p, q: (p.argmax(1) + 250, torch.ones_like(p[:, 0]))}[bad]
+    message = {"reference": "reference labels between 0 and 2.*to 255: map them", "pseudo": "ignored by weight 0"}[bad]
+    with pytest.raises(ValueError, match=message):
+        trainer(callbacks=[PseudoLabelCallback(denoiser)]).fit(
+            APLModule(TinyNet(), CLASSES), TargetDataModule(data, store_dir=tmp_path / "labels")
+        )
+
+
 def test_a_corrupt_sample_is_named(tmp_path: Path, trainer: Make) -> None:
     class Corrupt(Images):
         def __getitem__(self, index: int) -> Any:

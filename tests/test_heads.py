@@ -201,7 +201,7 @@ class WithActivation(nn.Module):
             ValueError,
             "`head` to be the dotted path of a module of TinyNet, but got 'decoder'",
         ),
-        (TinyNet, {"aux": "layer9"}, ValueError, "`aux` to be the dotted path .* but got 'layer9'"),
+        (TinyNet, {"aux": "layer9"}, ValueError, "`aux` to be 'auto', .* or the dotted path .* but got 'layer9'"),
         (TinyNet, {"aux": "own"}, ValueError, "two outputs with 3 channels for aux='own'"),
         (TinyNet, {"main_output": 1}, ValueError, "`main_output` below 1"),
         (lambda: WithActivation(nn.Softmax(dim=1)), {}, HeadNotFoundError, r"remove a softmax .*activation=None"),
