@@ -154,8 +154,7 @@ def _submodule(network: nn.Module, path: str, argument: str) -> nn.Module:
         words = "'auto', 'own', 'perturbed', 'fresh' or " if argument == "aux" else ""
         raise ValueError(
             f"Expected `{argument}` to be {words}the dotted path of a module of {type(network).__name__}, but got "
-            f"{path!r}: "
-            f"its last modules are {', '.join(names[-5:])}."
+            f"{path!r}: its last modules are {', '.join(names[-5:])}."
         ) from None
 
 

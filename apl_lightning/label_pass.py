@@ -111,7 +111,7 @@ def label_images(
         p_main, p_aux = _probabilities(module, images, inferer)
         labels, weights = denoiser(p_main, p_aux)
         _check(labels, weights, images, indices, p_main.shape[1])
-        agree = p_main.argmax(dim=1) == p_aux.argmax(dim=1)
+        agree = p_main.max(dim=1).indices == p_aux.max(dim=1).indices
         labels, weights = labels.cpu(), weights.cpu()
         statistics.add(labels, weights, agree)
         for index, label, weight, reference in zip(indices, labels, weights, references, strict=True):

@@ -154,7 +154,7 @@ class APLModule(LightningModule):
             )
         logits = self(image) if self.inferer is None else self.inferer(image, self)
         indices = batch.get("index") if isinstance(batch, dict) else None
-        self.dice.update(logits[0].argmax(dim=1), label, cases, indices)
+        self.dice.update(logits[0].max(dim=1).indices, label, cases, indices)
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/dice/<class>` for each foreground class and their mean as `val/dice`."""
