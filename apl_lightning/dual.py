@@ -27,7 +27,7 @@ class DualHeadModel(nn.Module):
     """A network x -> E -> features -> D_m, D_a that returns the logits of both heads.
 
     Made by [`add_dual_heads`][apl_lightning.add_dual_heads]. The network inside keeps its state-dict keys: hooks on
-    its classifier compute both heads on the features that pass there and join the results along the channels, and
+    its classifier compute both heads on the features that pass there and join the results along the batch, and
     whatever follows in the network (an upsampling, say) carries them to the output, where they are split again.
 
     Attributes:
@@ -125,14 +125,15 @@ class DualHeadModel(nn.Module):
             output = self.network(image)
         finally:
             self._main_route.routed = self._own_route.routed = False
+        maps = logit_maps(output, self.num_classes)
+        main = maps[self._outputs[0]]
         if self._own is not None:
-            maps = logit_maps(output, copies * self.num_classes)
-            pairs = zip(*(maps[index].chunk(copies, dim=1) for index in self._outputs), strict=True)
-            return [Logits(main, aux) for main, aux in pairs]
-        if self._tap is None:
-            parts = logit_maps(output, 2 * copies * self.num_classes)[0].chunk(2 * copies, dim=1)
-            return [Logits(main, aux) for main, aux in zip(parts[0::2], parts[1::2], strict=True)]
-        assert self.second is not None
-        mains = logit_maps(output, copies * self.num_classes)[0].chunk(copies, dim=1)
-        auxes = both_ways(self.second, self._tap.take(), routed)
-        return [Logits(main, resize_to(aux, main)) for main, aux in zip(mains, auxes, strict=True)]
+            mains, auxes = main.chunk(copies), maps[self._outputs[1]].chunk(copies)
+        elif self._tap is None:
+            parts = main.chunk(2 * copies)
+            mains, auxes = parts[0::2], parts[1::2]
+        else:
+            assert self.second is not None
+            mains = main.chunk(copies)
+            auxes = tuple(resize_to(aux, main) for aux in both_ways(self.second, self._tap.take(), routed))
+        return [Logits(*pair) for pair in zip(mains, auxes, strict=True)]

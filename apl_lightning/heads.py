@@ -83,6 +83,7 @@ def add_dual_heads(
 
     path = _classifier(network, num_classes, head, example, main_output)
     classifier = network.get_submodule(path)
+    outputs = (main_output, 1 - main_output)
     if aux == "own":
         if len(plain) != 2:
             raise ValueError(
@@ -90,14 +91,14 @@ def add_dual_heads(
                 f"{shapes_of(output)}: use aux='perturbed' or aux='fresh'."
             )
         own = find_classifier(network, num_classes, example, 1 - main_output)
-        dual = DualHeadModel(network, num_classes, path, own=own, outputs=(main_output, 1 - main_output))
+        dual = DualHeadModel(network, num_classes, path, own=own, outputs=outputs)
     elif aux == "perturbed":
-        dual = DualHeadModel(network, num_classes, path, second=_perturbed(classifier))
+        dual = DualHeadModel(network, num_classes, path, second=_perturbed(classifier), outputs=outputs)
     elif aux == "fresh":
-        dual = DualHeadModel(network, num_classes, path, second=_reinitialised(classifier), warm=False)
+        dual = DualHeadModel(network, num_classes, path, second=_reinitialised(classifier), outputs=outputs, warm=False)
     else:
         second = _reader(network, num_classes, aux, example)
-        dual = DualHeadModel(network, num_classes, path, second=second, tap=aux, warm=False)
+        dual = DualHeadModel(network, num_classes, path, second=second, tap=aux, outputs=outputs, warm=False)
     dual.train(model.training)
     _check_heads(dual, example, plain[main_output])
     return dual
@@ -175,13 +176,13 @@ def _check_heads(model: DualHeadModel, example: Tensor, plain: Tensor) -> None:
             same = main.shape == plain.shape and torch.allclose(main, plain, rtol=1e-4, atol=1e-5)
             cause = "" if same else "the logits changed"
             same = same and aux.shape == plain.shape
-    except Exception as error:  # the network's own code, run with more channels than it was written for
+    except Exception as error:  # the network's own code, run behind its classifier with a larger batch
         same, cause = False, f"{type(error).__name__}: {error}"
     if not same:
         raise HeadNotFoundError(
-            f"Expected nothing behind the classifier {model.head!r} to mix channels, but with a second head on it "
-            f"{cause or 'the second output had another shape'}: remove a softmax from the network (activation=None), "
-            "or pass the `head` that makes the final logits."
+            f"Expected the network to treat each image by itself behind its classifier {model.head!r}, but with both heads "
+            f"joined along the batch {cause or 'the second output had another shape'}: pass the `head` that makes the "
+            "final logits."
         )
     if plain.min() >= 0 and plain.max() <= 1 and not _linear_behind_head(model, example, plain):
         raise ValueError(

@@ -34,7 +34,7 @@ class Route:
         return (inputs[0].detach(), *inputs[1:])
 
     def after(self, classifier: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Join main, aux and, where routed, both once more as constant functions of the features: (B, k C, *S)."""
+        """Join main, aux and, where routed, both once more as constant functions of the features: (k B, C, *S)."""
         if self._inside:
             return output
         logits = [output]
@@ -48,7 +48,7 @@ class Route:
                 logits += [frozen(head, arguments) for head in (classifier, self.sibling) if head is not None]
             finally:
                 self._inside = False
-        return torch.cat(logits, dim=1) if len(logits) > 1 else output
+        return torch.cat(logits) if len(logits) > 1 else output
 
 
 class Tap:

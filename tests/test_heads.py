@@ -61,7 +61,7 @@ def test_known_architectures(name: str) -> None:
     assert model.head == head
 
     main, aux = model(image)
-    torch.testing.assert_close(main, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(main, expected, rtol=0, atol=1e-6)
     assert not torch.allclose(aux, expected, atol=1e-3)
 
     plain = model.export()
@@ -185,6 +185,14 @@ class WithActivation(nn.Module):
         return result
 
 
+class AddsItsInput(WithActivation):
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image) + image
+
+
 @pytest.mark.parametrize(
     ("build", "options", "error", "message"),
     [
@@ -204,7 +212,8 @@ class WithActivation(nn.Module):
         (TinyNet, {"aux": "layer9"}, ValueError, "`aux` to be 'auto', .* or the dotted path .* but got 'layer9'"),
         (TinyNet, {"aux": "own"}, ValueError, "two outputs with 3 channels for aux='own'"),
         (TinyNet, {"main_output": 1}, ValueError, "`main_output` below 1"),
-        (lambda: WithActivation(nn.Softmax(dim=1)), {}, HeadNotFoundError, r"remove a softmax .*activation=None"),
+        (lambda: WithActivation(nn.Softmax(dim=1)), {}, ValueError, r"behind a sigmoid or a softmax.*activation=None"),
+        (AddsItsInput, {}, HeadNotFoundError, "treat each image by itself behind its classifier 'network.classifier'"),
         (lambda: WithActivation(nn.Sigmoid()), {}, ValueError, r"behind a sigmoid or a softmax.*activation=None"),
         (lambda: torch.compile(TinyNet()), {}, TypeError, "compile what comes out"),
         (lambda: nn.Linear(3, 3), {}, ValueError, "has none: pass `example`"),
