@@ -181,8 +181,8 @@ def _check_heads(model: DualHeadModel, example: Tensor, plain: Tensor) -> None:
     if not same:
         raise HeadNotFoundError(
             f"Expected the network to treat each image by itself behind its classifier {model.head!r}, but with both "
-            f"heads joined along the batch {cause or 'the second output had another shape'}: pass the `head` that makes "
-            "the final logits."
+            f"heads joined along the batch {cause or 'the second output had another shape'}: pass the `head` that "
+            "makes the final logits."
         )
     if plain.min() >= 0 and plain.max() <= 1 and not _linear_behind_head(model, example, plain):
         raise ValueError(
