@@ -212,7 +212,8 @@ def test_a_frozen_submodule_stays_frozen(tmp_path: Path, trainer: Make) -> None:
 def test_bad_predictions_name_the_sample(tmp_path: Path, trainer: Make) -> None:
     class Fragile(TinyNet):
         def forward(self, image: Tensor) -> Tensor:
-            return super().forward(image) / (image.flatten(1).amax(1) < 2).float().view(-1, 1, 1, 1)
+            features = self.encoder(image) / (image.flatten(1).amax(1) < 2).float().view(-1, 1, 1, 1)
+            return self.classifier(features)
 
     images = [torch.rand(1, 8, 8) * scale for scale in (1, 1, 1, 9)]
     data = TargetDataModule(images, batch_size=3, store_dir=tmp_path / "labels")

@@ -15,7 +15,7 @@ from monai.transforms import Compose, RandAffined, RandFlipd, RandGaussianNoised
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from apl_lightning import TargetDataset
-from apl_lightning.transforms import TARGET_KEYS
+from apl_lightning.transforms import TARGET_KEYS, check_alignment
 
 
 def filled(dataset: Any, directory: Path, **options: Any) -> TargetDataset:
@@ -92,7 +92,19 @@ def intensity(keys: tuple[str, ...]) -> Any:
 
 def test_intensity_transforms_are_no_misalignment(tmp_path: Path, images: Images) -> None:
     TargetDataset(images, tmp_path, transform=intensity(TARGET_KEYS))
+    for seed in range(20):
+        noise = RandGaussianNoised(keys=["image"], prob=1, std=1.0)
+        noise.set_random_state(seed)
+        TargetDataset(images, tmp_path, transform=noise)
     TargetDataset(images, tmp_path, transform=lambda sample: {**sample, "image": 1 - sample["image"]})
+
+
+@pytest.mark.parametrize("axes", [(1,), (2,), (1, 2)])
+@pytest.mark.parametrize("size", [(16, 16), (64, 48), (24, 24, 24)])
+def test_every_flip_of_the_image_alone_is_found(size: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="move image, pseudo label and weight together"):
+        check_alignment(lambda sample: {**sample, "image": sample["image"].flip(axes)}, torch.rand(1, *size))
+    check_alignment(lambda sample: {key: value.flip(axes) for key, value in sample.items()}, torch.rand(1, *size))
 
 
 @pytest.mark.parametrize(
