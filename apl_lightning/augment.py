@@ -24,7 +24,7 @@ class RandomAffine:
         scale: Largest change of size, as a part of 1.
         shift: Largest shift, as a part of the image's size.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from apl_lightning import RandomAffine
         >>> sample = {"image": torch.rand(1, 8, 8), "pseudo_label": torch.ones(1, 8, 8), "weight": torch.ones(1, 8, 8)}

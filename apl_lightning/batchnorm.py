@@ -30,7 +30,7 @@ def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], inferer: Infere
         images: Batches (B, C, *S), best shuffled.
         inferer: Passes the images through the network in its own way, as MONAI's `SlidingWindowInferer`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from apl_lightning.batchnorm import adapt_batch_norm
         >>> layer = torch.nn.BatchNorm2d(1)

@@ -41,7 +41,7 @@ class PseudoLabelCallback(Callback):
     Raises:
         ValueError: If `every_n_epochs` or `batch_size` is below 1.
 
-    Example:
+    Examples:
         >>> from apl_lightning import PseudoLabelCallback
         >>> from apl_lightning.denoisers import APL
         >>> callback = PseudoLabelCallback(denoiser=APL(temperature=2.0), every_n_epochs=2)

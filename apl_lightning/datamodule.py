@@ -15,7 +15,7 @@ from apl_lightning.augment import RandomAffine
 from apl_lightning.dataset import LabelledDataset, TargetDataset
 from apl_lightning.samples import Keys
 from apl_lightning.store import PseudoLabelStore
-from apl_lightning.transforms import Transform
+from apl_lightning.transforms import TARGET_KEYS, Transform
 
 
 class LazyDataLoader(DataLoader[Any]):
@@ -33,8 +33,16 @@ def collate(samples: list[Any]) -> Any:
     """Stack samples; a transform that draws several patches gives a list of them.
 
     `round` stays a list of integers: to compare it must not wait for a GPU.
+
+    Raises:
+        ValueError: If the images differ in size.
     """
     items = [item for sample in samples for item in (sample if isinstance(sample, list) else [sample])]
+    if len(shapes := {tuple(item["image"].shape) for item in items}) > 1:
+        raise ValueError(
+            f"Expected images of one size in a batch, but got {sorted(shapes)}: pass batch_size=1, or a `transform` that "
+            f"crops or pads {', '.join(TARGET_KEYS)}."
+        )
     rounds = [item["round"] for item in items]
     return {**default_collate([{key: item[key] for key in item if key != "round"} for item in items]), "round": rounds}
 
@@ -62,7 +70,7 @@ class TargetDataModule(LightningDataModule):
         label_key: The key of the label in dictionaries.
         case_key: The key of the case (patient) in dictionaries; all slices of a case make one Dice.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from apl_lightning import TargetDataModule
         >>> images = [torch.rand(1, 32, 32) for _ in range(4)]

@@ -50,7 +50,7 @@ def add_dual_heads(
         ValueError: If the network returns another number of channels, ends in a softmax or a sigmoid, or lacks a
             module that was named.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from apl_lightning import add_dual_heads
         >>> network = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.Conv2d(8, 5, 1)).eval()

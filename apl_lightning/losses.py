@@ -39,7 +39,7 @@ def consistency_loss(main_logits: Tensor, aux_logits: Tensor, weighting: Weighti
     Raises:
         ValueError: If the shapes differ or `weighting` is unknown.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from apl_lightning.losses import consistency_loss
         >>> sure = torch.tensor([[[9.0, -9.0], [-9.0, 9.0]]])  # one image, two classes, two pixels
@@ -87,7 +87,7 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
         ValueError: If the shapes do not fit, or a label is outside 0..C-1 (on CPU; CUDA raises an assertion of its
             own).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from apl_lightning.losses import weighted_cross_entropy
         >>> logits = torch.zeros(1, 2, 3)

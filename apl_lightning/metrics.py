@@ -24,7 +24,7 @@ class CaseDice(Metric):
     Args:
         num_classes: Number of classes, background included.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from apl_lightning.metrics import CaseDice
         >>> dice = CaseDice(num_classes=3)

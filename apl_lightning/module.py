@@ -54,7 +54,7 @@ class APLModule(LightningModule):
     Raises:
         ValueError: If the network does not fit (see `add_dual_heads`), or an option is unknown.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from apl_lightning import APLModule
         >>> network = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.Conv2d(8, 5, 1))

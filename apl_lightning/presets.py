@@ -15,10 +15,6 @@ class Preset(NamedTuple):
     data: Mapping[str, Any]
 
 
-#: The paper to the letter: nothing of it is public beyond its equations, so whatever they do not name (BatchNorm
-#: re-estimated, images moved in training) is switched off. Use it as
-#: `APLModule(model, 5, **PAPER.module)`, `PseudoLabelCallback(**PAPER.callback)` and
-#: `TargetDataModule(images, **PAPER.data)`.
 PAPER = Preset(
     module=MappingProxyType(
         {"batch_norm": "frozen", "weighting": "confusion", "consistency_weight": 1.0, "refinement_weight": 1.0}
@@ -26,3 +22,9 @@ PAPER = Preset(
     callback=MappingProxyType({"every_n_epochs": 1}),
     data=MappingProxyType({"transform": None}),
 )
+"""The paper to the letter.
+
+Nothing of it is public beyond its equations, so whatever they do not name (BatchNorm re-estimated, images moved in
+training) is switched off. Use it as `APLModule(model, 5, **PAPER.module)`, `PseudoLabelCallback(**PAPER.callback)` and
+`TargetDataModule(images, **PAPER.data)`.
+"""

@@ -31,7 +31,7 @@ class PseudoLabelStore:
     Raises:
         ValueError: If the folder holds something else, or the labels of another data set.
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> from apl_lightning import PseudoLabelStore
         >>> store = PseudoLabelStore(tempfile.mkdtemp(), length=1)

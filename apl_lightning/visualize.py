@@ -41,7 +41,7 @@ def grey(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def overlay(image: Tensor, labels: Tensor, opacity: float = 0.5) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Labels (*S) in colours over an image (C, *S), as RGB (H, W, 3); of a volume, its middle slice.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from apl_lightning.visualize import overlay
         >>> overlay(torch.zeros(1, 1, 2), torch.tensor([[0, 1]]), opacity=1.0).tolist()

@@ -24,7 +24,7 @@ class APL:
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from apl_lightning.denoisers import APL
         >>> p_main = torch.tensor([0.7, 0.2, 0.1]).view(1, 3, 1)  # one image of one pixel
