@@ -40,8 +40,8 @@ def collate(samples: list[Any]) -> Any:
     items = [item for sample in samples for item in (sample if isinstance(sample, list) else [sample])]
     if len(shapes := {tuple(item["image"].shape) for item in items}) > 1:
         raise ValueError(
-            f"Expected images of one size in a batch, but got {sorted(shapes)}: pass batch_size=1, or a `transform` that "
-            f"crops or pads {', '.join(TARGET_KEYS)}."
+            f"Expected images of one size in a batch, but got {sorted(shapes)}: pass batch_size=1, or a `transform` "
+            f"that crops or pads {', '.join(TARGET_KEYS)}."
         )
     rounds = [item["round"] for item in items]
     return {**default_collate([{key: item[key] for key in item if key != "round"} for item in items]), "round": rounds}
