@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from apl_lightning.ranks import gather
+
+
+def overlap_counts(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Per class, the pixels of both, of the prediction and of the reference: (3, num_classes) from class indices."""
+    pairs = torch.bincount((labels * num_classes + predictions).flatten(), minlength=num_classes**2)
+    matrix = pairs.view(num_classes, num_classes)
+    return torch.stack([matrix.diagonal(), matrix.sum(dim=0), matrix.sum(dim=1)])
 
 
 class CaseDice(Metric):
@@ -40,7 +46,7 @@ class CaseDice(Metric):
         # The counts are gathered in `compute`: the cases, and so the size of the state, are not known beforehand.
         super().__init__(sync_on_compute=False)
         self.num_classes = num_classes
-        self._counts: dict[Any, tuple[str, Tensor]] = {}
+        self._counts: dict[int | tuple[str, int], tuple[str | None, Tensor]] = {}
 
     def update(
         self,
@@ -71,11 +77,9 @@ class CaseDice(Metric):
                 f"{int(labels.min())} to {int(labels.max())}: check `num_classes`, or map the labels."
             )
         for position, (prediction, label) in enumerate(zip(predictions, labels, strict=True)):
-            pairs = torch.bincount((label * self.num_classes + prediction).flatten(), minlength=self.num_classes**2)
-            matrix = pairs.view(self.num_classes, self.num_classes)
-            counts = torch.stack([matrix.diagonal(), matrix.sum(dim=0), matrix.sum(dim=1)]).cpu()
-            key = ("update", id(self), len(self._counts)) if indices is None else int(indices[position])
-            self._counts[key] = (str(key) if cases is None else cases[position], counts)
+            counts = overlap_counts(prediction, label, self.num_classes).cpu()
+            key = ("no index", len(self._counts)) if indices is None else int(indices[position])
+            self._counts[key] = (None if cases is None else cases[position], counts)
 
     def compute(self) -> Tensor:
         """Dice per class, (num_classes,); NaN for a class that occurs nowhere."""
@@ -84,11 +88,15 @@ class CaseDice(Metric):
 
     def per_case(self) -> dict[str, Tensor]:
         """Dice per class of each case; NaN where a class is absent from prediction and reference."""
-        merged: dict[Any, tuple[str, Tensor]] = {}
-        for rank, counts in enumerate(gather(self._counts)):
-            merged |= {(rank, key) if isinstance(key, tuple) else key: value for key, value in counts.items()}
+        # A sample without an index is another one on every rank, and one without a case is a case of its own.
+        samples = {
+            (rank, key) if isinstance(key, tuple) else key: value
+            for rank, counts in enumerate(gather(self._counts))
+            for key, value in counts.items()
+        }
+        named = [(str(key) if case is None else case, counts) for key, (case, counts) in samples.items()]
         cases: dict[str, Tensor] = {}
-        for case, counts in sorted(merged.values(), key=lambda item: item[0]):
+        for case, counts in sorted(named, key=lambda item: item[0]):
             cases[case] = cases.get(case, 0) + counts
         return {case: 2 * both / (predicted + true) for case, (both, predicted, true) in cases.items()}
 

@@ -54,6 +54,18 @@ def test_a_sample_given_twice_counts_once() -> None:
     assert torch.equal(dice.compute(), once.compute())
 
 
+def test_samples_without_index_or_case_are_others_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions, labels = torch.randint(3, (4, 5, 5)), torch.randint(3, (4, 5, 5))
+    one, first, second = CaseDice(3), CaseDice(3), CaseDice(3)
+    one.update(predictions, labels)
+    first.update(predictions[:2], labels[:2])
+    second.update(predictions[2:], labels[2:])
+    expected = one.compute()
+    monkeypatch.setattr("apl_lightning.metrics.gather", lambda _counts: [first._counts, second._counts])
+    assert len(first.per_case()) == 4
+    torch.testing.assert_close(first.compute(), expected)
+
+
 def test_reset_and_nothing_seen() -> None:
     dice = CaseDice(2)
     dice.update(torch.ones(1, 2).long(), torch.ones(1, 2).long())
