@@ -147,7 +147,7 @@ class PseudoLabelCallback(Callback):
         self._epoch = state_dict["epoch"]
 
     def _batch_size(self, dataset: TargetDataset) -> int:
-        return self.batch_size or (16 if dataset.read(0)["image"].ndim <= 3 else 1)
+        return self.batch_size or (16 if dataset.dimensions <= 2 else 1)
 
     def _is_due(self, epoch: int) -> bool:
         return self.should_update(epoch) and self._epoch != epoch

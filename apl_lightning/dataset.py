@@ -51,6 +51,7 @@ class TargetDataset(Dataset[Any]):
         self.keys = Keys(image_key, label_key)
         length = _length(dataset)
         image = self.read(0)["image"]
+        self.dimensions = image.ndim - 1
         self._check_deterministic(length)
         if transform is not None:
             check_alignment(transform, image)
@@ -72,7 +73,7 @@ class TargetDataset(Dataset[Any]):
 
     def _check_deterministic(self, length: int) -> None:
         for index in sorted({step * (length - 1) // max(1, _PROBES - 1) for step in range(_PROBES)}):
-            first, second = (read_sample(self.dataset[index], self.keys, index)["image"] for _ in range(2))
+            first, second = (self.read(index)["image"] for _ in range(2))
             if first.shape != second.shape or not torch.equal(first, second):
                 raise ValueError(
                     f"Expected the data set to give the same image for the same index, but sample {index} differs "

@@ -55,13 +55,14 @@ class DualHeadModel(nn.Module):
         self.head = head
         self._own = own
         self._outputs = outputs
-        self._tap = Tap() if tap is not None else None
+        self._tap: Tap | None = None
         self._main_route = Route(second if tap is None else None)
         self._own_route = Route(None)
         self._handles = self._main_route.install(network.get_submodule(head))
         if own is not None:
             self._handles += self._own_route.install(network.get_submodule(own))
-        if self._tap is not None and tap is not None:
+        if tap is not None:
+            self._tap = Tap()
             self._handles.append(network.get_submodule(tap).register_forward_hook(self._tap))
         self.register_buffer("warm", torch.tensor(warm))
         self.warm: Tensor

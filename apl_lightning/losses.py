@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from apl_lightning.ranks import total, world_size
+
 Weighting = Literal["confusion", "none", "inverse", "product"]
 
 
@@ -105,8 +107,8 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
     logits = _at_least_float32(logits)
     weights = weights.to(logits.dtype)
     losses = F.cross_entropy(logits, labels.long(), reduction="none")
-    total = _mean_over_ranks(weights.sum())
-    return (weights * losses).sum() / torch.where(total > 0, total, 1)
+    mean_weight = total(weights.sum().detach()) / world_size()
+    return (weights * losses).sum() / torch.where(mean_weight > 0, mean_weight, 1)
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:
@@ -137,11 +139,3 @@ def _confusion_counts(p_main: Tensor, p_aux: Tensor) -> Tensor:
         counts = torch.zeros(batch, classes * classes, dtype=torch.long, device=pairs.device)
         counts.scatter_add_(1, pairs, torch.ones_like(pairs))
         return counts.view(batch, classes, classes).to(p_main.dtype)
-
-
-def _mean_over_ranks(value: Tensor) -> Tensor:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    value = value.detach().clone()
-    torch.distributed.all_reduce(value)
-    return value / torch.distributed.get_world_size()

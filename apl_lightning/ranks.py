@@ -10,16 +10,21 @@ import torch
 from torch import Tensor, distributed, nn
 
 
+def world_size() -> int:
+    """How many processes take part."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
 def several() -> bool:
     """Whether more than one process takes part."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return world_size() > 1
 
 
 def gather(value: Any) -> list[Any]:
     """The value of every rank, in their order."""
     if not several():
         return [value]
-    values: list[Any] = [None] * distributed.get_world_size()
+    values: list[Any] = [None] * world_size()
     distributed.all_gather_object(values, value)
     return values
 

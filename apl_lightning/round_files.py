@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -76,6 +77,31 @@ class RoundWriter:
                 shape=np.array(self._shapes, dtype=np.int64).reshape(len(self._shapes), dimensions),
                 dtype=self._dtype.name,
             )
+
+
+def write_index(folder: Path, round: int, length: int) -> None:
+    """Join the tables of all ranks, in the order of the samples; the index appears whole or not at all.
+
+    Raises:
+        RuntimeError: If a sample has no label, or two.
+    """
+    tables = []
+    for path in sorted(folder.glob("rank-*.npz")):
+        with np.load(path) as table:
+            tables.append(dict(table))
+    filled = [table for table in tables if len(table["sample"])]  # a rank without a sample knows no dimensions
+    joined = {key: np.concatenate([table[key] for table in filled]) for key in ("sample", "rank", "offset", "shape")}
+    samples = joined.pop("sample")
+    if not np.array_equal(np.sort(samples), np.arange(length)):
+        raise RuntimeError(
+            f"Expected one label for each of {length} samples in round {round}, but got {len(samples)} for "
+            f"{len(np.unique(samples))} samples."
+        )
+    order = np.argsort(samples)
+    unfinished = folder / f"{INDEX}.tmp.npz"
+    columns: dict[str, Any] = {key: column[order] for key, column in joined.items()}
+    np.savez(unfinished, **columns, dtype=filled[0]["dtype"])
+    os.replace(unfinished, folder / INDEX)
 
 
 class RoundReader:

@@ -28,11 +28,11 @@ def read_sample(sample: object, keys: Keys, index: int) -> dict[str, Any]:
         ValueError: If image and label do not fit, or the image holds NaN or infinity.
     """
     parts = _parts(sample, keys, index)
-    image = _tensor(parts["image"])
+    image = as_tensor(parts["image"])
     if image is None or not image.is_floating_point() or image.ndim < 2:
         raise TypeError(
             f"Expected the image of sample {index} to be a floating point tensor of shape (C, *S), but got "
-            f"{_describe(parts['image'])}: convert it in the data set (`torch.from_numpy(image).float()`)."
+            f"{describe(parts['image'])}: convert it in the data set (`torch.from_numpy(image).float()`)."
         )
     if not bool(torch.isfinite(image).all()):
         raise ValueError(f"Expected finite values in the image of sample {index}, but got NaN or infinity.")
@@ -67,31 +67,33 @@ def _parts(sample: object, keys: Keys, index: int | None) -> dict[str, Any]:
     if isinstance(sample, Tensor | np.ndarray):
         return {"image": sample}
     where = "a batch" if index is None else f"sample {index}"
-    raise TypeError(f"Expected {where} to be a tensor, (image, label) or a dictionary, but got {_describe(sample)}.")
+    raise TypeError(f"Expected {where} to be a tensor, (image, label) or a dictionary, but got {describe(sample)}.")
 
 
 def _label(value: object, image: Tensor, index: int) -> Tensor:
-    label = _tensor(value)
+    label = as_tensor(value)
     if label is not None and label.ndim == image.ndim and label.shape[0] == 1:
         label = label[0]
     if label is None or label.shape != image.shape[1:]:
         raise ValueError(
             f"Expected the label of sample {index} to have shape {tuple(image.shape[1:])}, like its image, but got "
-            f"{_describe(value)}."
+            f"{describe(value)}."
         )
     return label.long()
 
 
-def _tensor(value: object) -> Tensor | None:
+def as_tensor(value: object) -> Tensor | None:
+    """A plain tensor, of an array or a tensor of any kind; `None` of anything else."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
     if isinstance(value, Tensor):
-        as_tensor = getattr(value, "as_tensor", None)  # MONAI's MetaTensor
-        return as_tensor() if callable(as_tensor) else value
+        strip = getattr(value, "as_tensor", None)  # MONAI's MetaTensor
+        return strip() if callable(strip) else value
     return None
 
 
-def _describe(value: object) -> str:
+def describe(value: object) -> str:
+    """Kind, type and shape of a value, for messages."""
     if isinstance(value, Tensor | np.ndarray):
         return f"{type(value).__name__} of {value.dtype} with shape {tuple(value.shape)}"
     return type(value).__name__

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from apl_lightning.metrics import overlap_counts
 from apl_lightning.ranks import total
 
 
@@ -42,8 +43,7 @@ class RoundStatistics:
                 f"Expected reference labels between 0 and {classes - 1}, but got values from {low} to {high}: map "
                 "them, or leave the labels out of the target data set (they only serve `pseudo/dice`)."
             )
-        matrix = torch.bincount((reference * classes + labels).flatten(), minlength=classes**2).view(classes, classes)
-        self._overlap += torch.stack([matrix.diagonal(), matrix.sum(dim=0), matrix.sum(dim=1)])
+        self._overlap += overlap_counts(labels, reference, classes)
 
     def compute(self, device: torch.device) -> dict[str, float]:
         """The statistics over all ranks, under their names in the log; a collective on `device`."""

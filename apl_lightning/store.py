@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from apl_lightning.round_files import INDEX, PseudoLabel, RoundReader, RoundWriter
+from apl_lightning.round_files import INDEX, PseudoLabel, RoundReader, RoundWriter, write_index
 
 _POINTER = "current"
 _IDENTITY = "store.json"
@@ -117,19 +117,7 @@ class PseudoLabelStore:
         Raises:
             RuntimeError: If a sample has no label, or two.
         """
-        folder = self._folder(round)
-        tables = [table for path in sorted(folder.glob("rank-*.npz")) if len((table := np.load(path))["sample"])]
-        table = {key: np.concatenate([part[key] for part in tables]) for key in ("sample", "offset", "shape", "rank")}
-        if not np.array_equal(np.sort(table["sample"]), np.arange(self.length)):
-            raise RuntimeError(
-                f"Expected one label for each of {self.length} samples in round {round}, but got "
-                f"{len(table['sample'])} for {len(np.unique(table['sample']))} samples."
-            )
-        order = np.argsort(table["sample"])
-        unfinished = folder / f"{INDEX}.tmp.npz"
-        columns = {key: table[key][order] for key in ("rank", "offset", "shape")}
-        np.savez(unfinished, **columns, dtype=tables[0]["dtype"])
-        os.replace(unfinished, folder / INDEX)
+        write_index(self._folder(round), round, self.length)
         self.show(round)
 
     def show(self, round: int) -> None:

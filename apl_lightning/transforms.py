@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apl_lightning._lightning import isolate_rng
-from apl_lightning.samples import _describe, _tensor
+from apl_lightning.samples import as_tensor, describe
 
 Transform = Callable[[dict[str, Any]], Any]
 TARGET_KEYS = ("image", "pseudo_label", "weight")
@@ -61,11 +61,11 @@ def check_alignment(transform: Transform, image: Tensor) -> None:
 
 
 def _checked(result: object) -> dict[str, Tensor]:
-    if not isinstance(result, dict) or any(_tensor(result.get(key)) is None for key in TARGET_KEYS):
-        raise ValueError(
-            f"Expected `transform` to return a dictionary with {TARGET_KEYS}, but got {_describe(result)}."
-        )
-    image, label, weight = (_as_tensor(result[key]) for key in TARGET_KEYS)
+    found = [as_tensor(result.get(key)) for key in TARGET_KEYS] if isinstance(result, dict) else []
+    tensors = [tensor for tensor in found if tensor is not None]
+    if len(tensors) < len(TARGET_KEYS):
+        raise ValueError(f"Expected `transform` to return a dictionary with {TARGET_KEYS}, but got {describe(result)}.")
+    image, label, weight = tensors
     if not label.shape == weight.shape == (1, *image.shape[1:]):
         raise ValueError(
             f"Expected `transform` to keep image, pseudo label and weight alike, but got shapes {tuple(image.shape)}, "
@@ -77,12 +77,6 @@ def _checked(result: object) -> dict[str, Tensor]:
             "'pseudo_label'."
         )
     return {"image": image, "pseudo_label": label[0].long(), "weight": weight[0].float().clamp(0, 1)}
-
-
-def _as_tensor(value: object) -> Tensor:
-    tensor = _tensor(value)
-    assert tensor is not None
-    return tensor
 
 
 def _pattern(shape: torch.Size, seed: int) -> Tensor:

@@ -34,8 +34,7 @@ def grey(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """One slice of an image (C, *S) as RGB, (H, W, 3), from its darkest to its brightest value."""
     plane = _slice(image.float().mean(dim=0)).cpu()
     plane = (plane - plane.min()) / (plane.max() - plane.min()).clamp_min(1e-6)
-    shades: np.ndarray[Any, np.dtype[np.uint8]] = (plane * 255).byte().numpy()[..., None].repeat(3, axis=-1)
-    return shades
+    return _rgb(plane)
 
 
 def overlay(image: Tensor, labels: Tensor, opacity: float = 0.5) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -103,14 +102,13 @@ def _to_wandb(logger: WandbLogger, index: int, sample: dict[str, Any], names: di
         for kind, labels in {"prediction": sample["labels"], **references}.items()
     }
     logger.log_image(f"pseudo/overlays/{index}", [grey(sample["image"])], step=step, masks=[masks])
-    logger.log_image(f"pseudo/weights/{index}", [grey(sample["weights"][None])], step=step)
+    logger.log_image(f"pseudo/weights/{index}", [_rgb(_slice(sample["weights"]))], step=step)
 
 
 def _row(sample: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Image, pseudo label, weight and reference side by side."""
     image, labels, weights = sample["image"], sample["labels"], sample["weights"]
-    shades = (_slice(weights) * 255).byte().cpu().numpy()[..., None].repeat(3, axis=-1)
-    tiles = [grey(image), overlay(image, labels), shades]
+    tiles = [grey(image), overlay(image, labels), _rgb(_slice(weights))]
     if "label" in sample:
         tiles.append(overlay(image, sample["label"]))
     return np.concatenate(tiles, axis=1)
@@ -119,6 +117,12 @@ def _row(sample: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def _names(module: LightningModule) -> dict[int, str]:
     class_names: list[str] = module.class_names  # type: ignore[assignment]
     return dict(enumerate(class_names))
+
+
+def _rgb(plane: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Values (H, W) in [0, 1] as shades of grey, (H, W, 3)."""
+    shades: np.ndarray[Any, np.dtype[np.uint8]] = (plane * 255).byte().cpu().numpy()[..., None].repeat(3, axis=-1)
+    return shades
 
 
 def _slice(values: Tensor) -> Tensor:

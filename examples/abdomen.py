@@ -90,20 +90,17 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]
     refined = module.export()
     torch.save(refined.state_dict(), arguments.out / f"refined-{arguments.preset}-{seed}.pt")
 
+    predictions = {"before": predict(source, held_out), "after": predict(refined, held_out)}
     rows = [(2 * part + 1) * len(held_out) // 8 for part in range(4)]
     save_panel(
         arguments.out / f"panel-{arguments.preset}-{seed}.png",
         [held_out[row]["image"] for row in rows],
         {
-            "before": [predict(source, held_out)[row] for row in rows],
-            "after": [predict(refined, held_out)[row] for row in rows],
+            **{name: [labels[row] for row in rows] for name, labels in predictions.items()},
             "reference": [held_out[row]["label"] for row in rows],
         },
     )
-    return {
-        "before": organ_dice(source, held_out, CLASS_NAMES),
-        "after": organ_dice(refined, held_out, CLASS_NAMES),
-    }
+    return {name: organ_dice(labels, held_out, CLASS_NAMES) for name, labels in predictions.items()}
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:

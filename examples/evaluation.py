@@ -18,10 +18,10 @@ def predict(network: nn.Module, dataset: Dataset[Any]) -> list[Tensor]:
     return [labels for batch in loader for labels in network(batch["image"].to(device)).argmax(1).cpu()]
 
 
-def organ_dice(network: nn.Module, dataset: Any, class_names: list[str]) -> dict[str, float]:
+def organ_dice(predictions: list[Tensor], dataset: Any, class_names: list[str]) -> dict[str, float]:
     """Dice in % per organ (all slices of a patient together, mean over patients) and their `average`."""
     dice = CaseDice(len(class_names))
-    for index, prediction in enumerate(predict(network, dataset)):
+    for index, prediction in enumerate(predictions):
         sample = dataset[index]
         dice.update(prediction[None], sample["label"][None], [sample["case"]], [index])
     values = (100 * dice.compute()[1:]).tolist()

@@ -50,13 +50,13 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     refined = module.export()
 
     unseen = Phantoms("ct", 40, seed=3)
-    networks = {"before": network, "after": refined}
-    rows = {name: [organ_dice(each, unseen, CLASS_NAMES)] for name, each in networks.items()}
+    predictions = {"before": predict(network, unseen), "after": predict(refined, unseen)}
+    rows = {name: [organ_dice(labels, unseen, CLASS_NAMES)] for name, labels in predictions.items()}
     print(f"\nDice (%) on 40 other CT patients:\n\n{table(rows)}")
     save_panel(
         arguments.out / "panel.png",
         [unseen[index]["image"] for index in range(3)],
-        {name: predict(each, unseen)[:3] for name, each in networks.items()}
+        {name: labels[:3] for name, labels in predictions.items()}
         | {"reference": [unseen[index]["label"] for index in range(3)]},
     )
     print(f"\nPictures: {arguments.out / 'panel.png'}")
