@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from apl_lightning.probe import logit_maps
+from apl_lightning.outputs import logit_maps, tensors_in
 from apl_lightning.routing import Route, Tap, both_ways, resize_to
 
 # Predicts images (B, C, *S) with a network in its own way, as MONAI's `SlidingWindowInferer` does.
@@ -64,8 +64,21 @@ class DualHeadModel(nn.Module):
         if tap is not None:
             self._tap = Tap()
             self._handles.append(network.get_submodule(tap).register_forward_hook(self._tap))
+        self._held: list[str] = []
         self.register_buffer("warm", torch.tensor(warm))
         self.warm: Tensor
+        self.training = network.training
+        network.training = False
+
+    def train(self, mode: bool = True) -> DualHeadModel:
+        """Set the mode of all layers; the network's own `training` flag stays off.
+
+        Networks with deep supervision ask that flag what to return. In training too they shall answer as they do at
+        test time.
+        """
+        super().train(mode)
+        self.network.training = False
+        return self
 
     def forward(self, image: Tensor) -> Logits:
         """Return the logits of both heads; `main` is what the plain network returns."""
@@ -94,6 +107,24 @@ class DualHeadModel(nn.Module):
         heads = {id(parameter) for parameter in self.head_parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in heads]
 
+    def hold_constant(self, names: Iterable[str]) -> None:
+        """Take the parameters of these names out of training until `export`."""
+        for name in names:
+            if (parameter := self.get_parameter(name)).requires_grad:
+                parameter.requires_grad_(False)
+                self._held.append(name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DualHeadModel:
+        """A copy without what some networks keep from their last forward pass (MONAI's DynUNet): it hangs on a graph."""
+        for module in self.modules():
+            for tensor in tensors_in(vars(module)):
+                if not tensor.is_leaf:
+                    memo[id(tensor)] = tensor.detach().clone()
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        return twin
+
     def export(self, average: bool = False) -> nn.Module:
         """Return a copy of the plain network: the class and the state-dict keys that came in.
 
@@ -107,6 +138,9 @@ class DualHeadModel(nn.Module):
         twin = copy.deepcopy(self)
         for handle in twin._handles:
             handle.remove()
+        for name in twin._held:
+            twin.get_parameter(name).requires_grad_(True)
+        twin.network.training = self.training
         if average:
             main, aux = twin.network.get_submodule(self.head), twin.second
             if aux is None or self._tap is not None or list(main.children()):

@@ -32,12 +32,14 @@ class APLModule(LightningModule):
     [`PseudoLabelCallback`][apl_lightning.PseudoLabelCallback].
 
     Args:
-        model: A pretrained network (copied, not changed), or what `add_dual_heads` made of it.
+        model: A pretrained network or a LightningModule that holds one (copied, not changed), or what
+            `add_dual_heads` made of it.
         num_classes: Channels of its logits, background (class 0) included.
         class_names: Names for the log, background included; numbers by default.
         head: Passed to [`add_dual_heads`][apl_lightning.add_dual_heads].
         aux: Passed to `add_dual_heads`.
         example: Passed to `add_dual_heads`.
+        network: Passed to `add_dual_heads`: where the network is, if `model` is a LightningModule.
         consistency_weight: $\lambda_{con}$; 0 leaves the heads as they are.
         refinement_weight: $\lambda_{ssl}$; 0 leaves the encoder as it is.
         weighting: The reading of W in L_Con.
@@ -74,6 +76,7 @@ class APLModule(LightningModule):
         head: str | None = None,
         aux: str = "auto",
         example: Tensor | None = None,
+        network: str | None = None,
         consistency_weight: float = 1.0,
         refinement_weight: float = 1.0,
         weighting: Weighting = "confusion",
@@ -90,7 +93,9 @@ class APLModule(LightningModule):
         _check_options(num_classes, class_names, consistency_weight, refinement_weight, weighting, batch_norm)
         self.save_hyperparameters(ignore=["model", "example", "optimizer", "lr_scheduler", "inferer"])
         self.model = (
-            model if isinstance(model, DualHeadModel) else add_dual_heads(model, num_classes, head, aux, example)
+            model
+            if isinstance(model, DualHeadModel)
+            else add_dual_heads(model, num_classes, head, aux, example, network=network)
         )
         if self.model.num_classes != num_classes:
             raise ValueError(f"Expected `num_classes` {self.model.num_classes}, as in `model`, but got {num_classes}.")

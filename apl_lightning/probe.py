@@ -10,34 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apl_lightning.outputs import logit_maps
+
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SIZES = {1: (64, 128, 256), 2: (64, 128, 224, 256, 96, 512), 3: (32, 64, 96, 128)}
 
 
 class HeadNotFoundError(ValueError):
     """No part of the network turns features into class scores on its own."""
-
-
-def logit_maps(output: object, num_classes: int) -> list[Tensor]:
-    """All tensors of shape (B, num_classes, *S) in a network's output: a tensor, or a nest of them."""
-    if isinstance(output, Tensor):
-        return [output] if output.ndim >= 3 and output.shape[1] == num_classes else []
-    if isinstance(output, dict):
-        output = list(output.values())
-    if isinstance(output, list | tuple):
-        return [logits for item in output for logits in logit_maps(item, num_classes)]
-    return []
-
-
-def shapes_of(output: object) -> str:
-    """The shapes in a network's output, for messages."""
-    if isinstance(output, Tensor):
-        return str(tuple(output.shape))
-    if isinstance(output, dict):
-        return "{" + ", ".join(f"{key!r}: {shapes_of(value)}" for key, value in output.items()) + "}"
-    if isinstance(output, list | tuple):
-        return "[" + ", ".join(shapes_of(item) for item in output) + "]"
-    return type(output).__name__
 
 
 def example_input(model: nn.Module) -> Tensor:
@@ -84,6 +64,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def trainable(model: nn.Module) -> Iterator[None]:
+    """All parameters take gradients inside; afterwards as before."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
 @dataclass
 class _Call:
     """How one module was used in one forward pass of the network."""
@@ -119,18 +113,23 @@ def find_classifier(model: nn.Module, num_classes: int, example: Tensor, output:
 
     candidates = [name for name, call in calls.items() if name and call.count == 1 and call.channels_out == num_classes]
     candidates.sort(key=lambda name: (size(name), -name.count(".")))
-    accepted = [name for name in candidates if _explains(modules[name], model, num_classes, example, output)]
     # A module that maps C channels to C is most likely a refinement behind the classifier (MONAI's last residual
     # unit); only a leaf, in a network whose features happen to have C channels, is a classifier.
-    for name in accepted:
-        if calls[name].channels_in != num_classes and 2 * size(name) <= size(""):
+    heads = [name for name in candidates if calls[name].channels_in != num_classes and 2 * size(name) <= size("")]
+    leaves = [name for name in candidates if name not in heads and not list(modules[name].children())]
+    for name in heads + leaves:
+        if _explains(modules[name], model, num_classes, example, output):
             return name
-    for name in accepted:
-        if not list(modules[name].children()):
-            return name
+    shared = [name for name, call in calls.items() if name and call.count > 1 and call.channels_out == num_classes]
+    if shared:
+        cause = f"{shared[0]!r} is called {calls[shared[0]].count} times, and its results are joined"
+        cure = "such a shared predictor cannot be given a sibling; choose an output with a classifier of its own"
+    else:
+        cause = "found none"
+        cure = "pass `head`, the dotted path of its classifier (see `model.named_modules()`)"
     raise HeadNotFoundError(
-        f"Expected `model` to end in one module that turns features into {num_classes} class scores, but found none in "
-        f"{type(model).__name__}: pass `head`, the dotted path of its classifier (see `model.named_modules()`)."
+        f"Expected `model` to end in one module that turns features into {num_classes} class scores, but in "
+        f"{type(model).__name__} {cause}: {cure}."
     )
 
 
@@ -161,14 +160,22 @@ def _channels(value: object) -> int | None:
 
 def _explains(module: nn.Module, model: nn.Module, num_classes: int, example: Tensor, output: int) -> bool:
     """Whether the output depends on nothing but `module`: held constant, it leaves no gradient to anything else."""
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     handle = module.register_forward_hook(lambda _module, _inputs, result: result.detach())
     try:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        with evaluating(model), torch.enable_grad():
+        with trainable(model), evaluating(model):
             return not logit_maps(model(example), num_classes)[output].requires_grad
     finally:
         handle.remove()
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+
+
+def find_main_output(model: nn.Module, num_classes: int, example: Tensor) -> int:
+    """Which of the network's logit maps is the main one: the one that most parameters act on, the first among equals.
+
+    An auxiliary output leaves the network early, so less of it takes part: ADVENT returns it first, torchvision last.
+    """
+    parameters = list(model.parameters())
+    with trainable(model), evaluating(model):
+        maps = logit_maps(model(example), num_classes)
+        acting = [torch.autograd.grad(m.sum(), parameters, retain_graph=True, allow_unused=True) for m in maps]
+    sizes = [sum(p.numel() for p, g in zip(parameters, grads, strict=True) if g is not None) for grads in acting]
+    return sizes.index(max(sizes))

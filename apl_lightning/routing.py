@@ -19,7 +19,7 @@ class Route:
     def __init__(self, sibling: nn.Module | None) -> None:
         self.sibling = sibling
         self.routed = False
-        self._features: Tensor | None = None
+        self._features: tuple[Any, ...] = ()
         self._inside = False
 
     def install(self, classifier: nn.Module) -> list[Any]:
@@ -30,8 +30,9 @@ class Route:
         """Keep the features for the encoder's loss; the classifier itself sees them detached."""
         if not self.routed or self._inside:
             return None
-        self._features = inputs[0]
-        return (inputs[0].detach(), *inputs[1:])
+        self._features = inputs
+        arguments: tuple[Any, ...] = detached(inputs)
+        return arguments
 
     def after(self, classifier: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         """Join main, aux and, where routed, both once more as constant functions of the features: (k B, C, *S)."""
@@ -41,8 +42,7 @@ class Route:
         if self.sibling is not None:
             logits.append(self.sibling(*inputs))
         if self.routed:
-            arguments = (self._features, *inputs[1:])
-            self._features = None
+            arguments, self._features = self._features, ()
             self._inside = True
             try:
                 logits += [frozen(head, arguments) for head in (classifier, self.sibling) if head is not None]
@@ -66,6 +66,17 @@ class Tap:
         features, self.features = self.features, None
         assert features is not None, "the tapped layer was called when the heads were added"
         return features
+
+
+def detached(value: Any) -> Any:
+    """The value with every tensor in it detached, whatever nest of tuples, lists and dicts holds it."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, dict):
+        return {key: detached(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(detached(item) for item in value)
+    return value
 
 
 def frozen(head: nn.Module, arguments: tuple[Any, ...]) -> Tensor:

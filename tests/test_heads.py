@@ -6,89 +6,14 @@ import copy
 import pickle
 from collections.abc import Callable
 
-import monai.networks.nets as monai_nets
 import pytest
-import segmentation_models_pytorch as smp
 import torch
+from architectures import routing
 from conftest import CLASSES, TinyNet
 from torch import Tensor, nn
 
-from apl_lightning import DualHeadModel, HeadNotFoundError, add_dual_heads
-from apl_lightning.probe import example_input
+from apl_lightning import HeadNotFoundError, add_dual_heads
 from apl_lightning.warmup import warm_up_second_head
-
-
-def smp_network(name: str) -> nn.Module:
-    return getattr(smp, name)("resnet18", encoder_weights=None, in_channels=3, classes=5)
-
-
-def monai_network(name: str, dimensions: int) -> nn.Module:
-    if name == "UNet":
-        return monai_nets.UNet(dimensions, 1, 5, (8, 16, 32), (2, 2), num_res_units=2, norm="batch")
-    if name == "UNet without residual units":
-        return monai_nets.UNet(dimensions, 1, 5, (8, 16, 32), (2, 2), norm="batch")
-    if name == "BasicUNet":
-        return monai_nets.BasicUNet(dimensions, 1, 5, (8, 8, 16, 16, 32, 8))
-    if name == "SegResNet":
-        return monai_nets.SegResNet(dimensions, 8, 1, 5)
-    return monai_nets.DynUNet(dimensions, 1, 5, [3, 3, 3], [1, 2, 2], [2, 2], filters=[4, 8, 16])
-
-
-MONAI = ["UNet", "UNet without residual units", "BasicUNet", "SegResNet", "DynUNet"]
-NETWORKS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
-    **{
-        f"smp {name}": ("segmentation_head.0", lambda name=name: smp_network(name))
-        for name in ("Unet", "DeepLabV3Plus", "FPN", "Segformer")
-    },
-    **{
-        f"monai {name} {dimensions}D": (head, lambda name=name, dimensions=dimensions: monai_network(name, dimensions))
-        for name, head in zip(
-            MONAI, ["model.2", "model.2.conv", "final_conv", "conv_final.2.conv", "output_block.conv.conv"], strict=True
-        )
-        for dimensions in (2, 3)
-    },
-}
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_known_architectures(name: str) -> None:
-    head, build = NETWORKS[name]
-    network = build().eval()
-    image = example_input(network)
-    with torch.no_grad():
-        expected = network(image)
-    model = add_dual_heads(network, 5)
-    assert model.head == head
-
-    main, aux = model(image)
-    assert torch.equal(main, expected)
-    assert not torch.allclose(aux, expected, atol=1e-3)
-
-    plain = model.export()
-    assert type(plain) is type(network)
-    assert list(plain.state_dict()) == list(network.state_dict())
-    assert torch.equal(plain(image), expected)
-    assert torch.equal(network(image), expected), "the network that came in is as it was"
-
-    routing(model, image)
-
-
-def routing(model: DualHeadModel, image: Tensor) -> None:
-    """Each pair of logits has a gradient on its own side only, the one that a separate network would have."""
-    for_heads, for_encoder = model.routed(image)
-    for logits in (for_heads, for_encoder):
-        torch.testing.assert_close(logits.main, model(image).main, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(logits.aux, model(image).aux, rtol=1e-4, atol=1e-5)
-    heads, encoder = model.head_parameters(), model.encoder_parameters()
-    sum(z.square().mean() for z in model(image)).backward()
-    expected = {id(p): p.grad for p in heads + encoder if p.grad is not None}
-    for logits, mine, others in ((for_heads, heads, encoder), (for_encoder, encoder, heads)):
-        model.zero_grad()
-        sum(z.square().mean() for z in logits).backward(retain_graph=True)
-        assert all(p.grad is None or not p.grad.any() for p in others)
-        for parameter in mine:
-            if id(parameter) in expected:
-                torch.testing.assert_close(parameter.grad, expected[id(parameter)], rtol=1e-3, atol=1e-6)
 
 
 def test_copies_are_independent(network: TinyNet) -> None:

@@ -13,9 +13,13 @@ PACKAGE = Path(__file__).parent.parent / "apl_lightning"
 ROOMS = [
     "_lightning",
     "ranks",
+    "outputs",
     "probe",
+    "source",
     "routing",
     "dual",
+    "second_head",
+    "proof",
     "heads",
     "losses",
     "denoisers.apl",
