@@ -115,7 +115,7 @@ class DualHeadModel(nn.Module):
                 self._held.append(name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DualHeadModel:
-        """A copy without what some networks keep from their last forward pass (MONAI's DynUNet): it hangs on a graph."""
+        """A copy without the graph of what some networks keep from their last forward pass (MONAI's DynUNet)."""
         for module in self.modules():
             for tensor in tensors_in(vars(module)):
                 if not tensor.is_leaf:

@@ -1,0 +1,136 @@
+"""DeepLabv2 as ADVENT and AdaptSegNet train it: ResNet-101 or VGG-16, with a sum of dilated convolutions on top."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from apl_lightning.checkpoints.raw_image import unit_image
+
+_DILATIONS = (6, 12, 18, 24)
+_MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
+
+
+class DilatedClassifier(nn.Module):
+    """Class scores as the sum of 3 x 3 convolutions of growing dilation.
+
+    All four exist in every checkpoint. ADVENT sums them all; AdaptSegNet returns from inside its loop, so that only
+    the first two ever counted.
+    """
+
+    def __init__(self, channels: int, num_classes: int, branches: int) -> None:
+        super().__init__()
+        self.branches = branches
+        self.conv2d_list = nn.ModuleList(nn.Conv2d(channels, num_classes, 3, padding=d, dilation=d) for d in _DILATIONS)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, C, H, W) of features (B, D, H, W)."""
+        scores = [branch(features) for branch in self.conv2d_list[: self.branches]]
+        return torch.stack(scores).sum(dim=0)
+
+
+class _Bottleneck(nn.Module):
+    """The residual unit of Caffe's ResNet: the stride sits in the first 1 x 1 convolution."""
+
+    def __init__(self, channels: int, width: int, stride: int, dilation: int, first: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 1, stride=stride, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.relu = nn.ReLU(inplace=True)
+        shortcut = (nn.Conv2d(channels, 4 * width, 1, stride=stride, bias=False), nn.BatchNorm2d(4 * width))
+        self.downsample = nn.Sequential(*shortcut) if first else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        result: Tensor = self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return result
+
+
+def _stage(channels: int, width: int, blocks: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    first = _Bottleneck(channels, width, stride, dilation, first=True)
+    rest = (_Bottleneck(4 * width, width, 1, dilation, first=False) for _ in range(blocks - 1))
+    return nn.Sequential(first, *rest)
+
+
+class _BGRPreprocess:
+    def preprocess(self, image: Tensor) -> Tensor:
+        """A raw image (see `unit_image`) as this network takes it: BGR in 0..255 minus the mean of ImageNet."""
+        bgr = 255 * unit_image(image, 3).flip(-3)
+        return bgr - torch.tensor(_MEAN_BGR, device=bgr.device)[:, None, None]
+
+
+class DeepLabV2(_BGRPreprocess, nn.Module):
+    """DeepLabv2 on ResNet-101, output stride 8, with one or two levels of class scores.
+
+    Two levels (ADVENT, AdaptSegNet): returns `(aux, main)`; `layer5` reads layer3, `layer6` reads layer4. One level:
+    returns `main`. Logits at an eighth of the image; the published evaluations upsample them bilinearly with
+    align_corners=True. The affine parameters of the batch norms do not train, as in both projects.
+
+    Args:
+        num_classes: Channels of the logits.
+        branches: Dilated convolutions that count: 4 in ADVENT, 2 in AdaptSegNet.
+        levels: `("layer5", "layer6")` for two levels, or the name of the only classifier: `("layer6",)` in ADVENT,
+            `("layer5",)` in AdaptSegNet.
+    """
+
+    def __init__(self, num_classes: int, branches: int, levels: tuple[str, ...] = ("layer5", "layer6")) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
+        self.layer1 = _stage(64, 64, 3)
+        self.layer2 = _stage(256, 128, 4, stride=2)
+        self.layer3 = _stage(512, 256, 23, dilation=2)
+        self.layer4 = _stage(1024, 512, 3, dilation=4)
+        self.levels = levels
+        for name, channels in zip(reversed(levels), (2048, 1024), strict=False):
+            self.add_module(name, DilatedClassifier(channels, num_classes, branches))
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_(False)
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits of a preprocessed image (B, 3, H, W)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
+        middle = self.layer3(self.layer2(self.layer1(x)))
+        main: Tensor = self.get_submodule(self.levels[-1])(self.layer4(middle))
+        return main if len(self.levels) == 1 else (self.get_submodule(self.levels[0])(middle), main)
+
+
+class DeepLabVGG(_BGRPreprocess, nn.Module):
+    """AdaptSegNet's DeepLab on VGG-16: no pool4 and pool5, dilated conv5, fc6 and fc7; logits at an eighth.
+
+    Args:
+        num_classes: Channels of the logits.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for widths, dilation, pool in (
+            ((64, 64), 1, True),
+            ((128, 128), 1, True),
+            ((256, 256, 256), 1, True),
+            ((512, 512, 512), 1, False),
+            ((512, 512, 512), 2, False),
+            ((1024, 1024), 4, False),
+        ):
+            for width in widths:
+                layers += [nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]
+                channels = width
+            layers += [nn.MaxPool2d(2)] if pool else []
+        self.features = nn.Sequential(*layers)
+        self.classifier = DilatedClassifier(1024, num_classes, branches=2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of a preprocessed image (B, 3, H, W)."""
+        logits: Tensor = self.classifier(self.features(image))
+        return logits

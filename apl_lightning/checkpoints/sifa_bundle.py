@@ -1,0 +1,71 @@
+"""SIFA's TensorFlow variables under the names and in the layout of our network."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from apl_lightning.checkpoints.bundle import Bundle
+from apl_lightning.checkpoints.sifa import ENCODER_BLOCKS
+
+# Where `layer` holds the convolution and the batch norm of the first and second half of a residual block.
+_HALVES = {"c1": (0, 2), "c2": (4, 6)}
+_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+_CONVOLUTION = {"weights": "weight", "biases": "bias"}
+
+
+def read_sifa_bundle(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of SIFA's target segmenter (`enc.`, `seg.`, `seg_ll.`) and generator (`g_A.`) in a checkpoint.
+
+    Left out: discriminators, the decoder, what belongs to the optimiser, and the biases of the dilated blocks, which
+    the official graph never adds.
+    """
+    bundle = Bundle(path)
+    names = {name: key for name in bundle.entries if (key := _key(name)) is not None}
+    return {key: _torch_layout(torch.tensor(bundle.read(name)), name) for name, key in names.items()}
+
+
+def _key(name: str) -> str | None:
+    """Our name of a variable, or `None` if the network has no place for it."""
+    if name.endswith(("/Adam", "/Adam_1")):
+        return None
+    match name.split("/"):
+        case ["Model", "e_B", block, *rest] if block in ENCODER_BLOCKS:
+            return _encoder_key(f"enc.model.{ENCODER_BLOCKS.index(block)}.layer", rest)
+        case ["Model", ("s_B" | "s_B_ll") as head, "c8", "Conv", "weights"]:
+            return f"{'seg' if head == 's_B' else 'seg_ll'}.model.0.layer.0.weight"
+        case ["Model", "g_A", *rest]:
+            return _generator_key(rest)
+    return None
+
+
+def _encoder_key(prefix: str, rest: list[str]) -> str | None:
+    convolution, norm = 0, 2
+    if rest[0] in _HALVES:
+        (convolution, norm), rest = _HALVES[rest[0]], rest[1:]
+    match rest:
+        case ["Conv", "weights"] | ["weights"]:
+            return f"{prefix}.{convolution}.weight"
+        case ["batch_norm", "BatchNorm", parameter] if parameter in _NORM:
+            return f"{prefix}.{norm}.{_NORM[parameter]}"
+    return None
+
+
+def _generator_key(rest: list[str]) -> str | None:
+    layer = rest[0]
+    if found := re.fullmatch(r"r(\d+)", layer):
+        layer, rest = f"blocks.{int(found[1]) - 1}.{rest[1]}", rest[1:]
+    match rest[1:]:
+        case [("Conv" | "Conv2d_transpose"), parameter] if parameter in _CONVOLUTION:
+            return f"g_A.{layer}.{'' if layer == 'c6' else 'conv.'}{_CONVOLUTION[parameter]}"
+        case ["instance_norm", "InstanceNorm", parameter] if parameter in _NORM:
+            return f"g_A.{layer}.norm.{_NORM[parameter]}"
+    return None
+
+
+def _torch_layout(tensor: Tensor, name: str) -> Tensor:
+    """Kernels lie as (H, W, in, out), those of transposed convolutions as (H, W, out, in); torch turns both round."""
+    return tensor.permute(3, 2, 0, 1).contiguous() if name.endswith("weights") and tensor.ndim == 4 else tensor

@@ -1,0 +1,119 @@
+"""`python tests/golden_errors.py` prints how far each network is from the official one, from files as the systems write them."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from checkpoint_files import Golden, image, write_sifa
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from apl_lightning.checkpoints import load
+
+# Fixture: system, options, tolerance. The official code itself varies by up to 1.4e-6, behind instance norms 1e-5.
+FIXTURES: dict[str, tuple[str, dict[str, Any], float]] = {
+    "advent": ("advent", {}, 2e-5),
+    "advent_256": ("advent", {}, 2e-5),
+    "adaptsegnet": ("adaptsegnet", {}, 2e-5),
+    "adaptsegnet_256": ("adaptsegnet", {}, 2e-5),
+    "adaptsegnet_single": ("adaptsegnet", {}, 2e-5),
+    "adaptsegnet_vgg": ("adaptsegnet", {}, 2e-5),
+    "adaptsegnet_vgg_256": ("adaptsegnet", {}, 2e-5),
+    "cycada_drn26": ("cycada", {}, 2e-5),
+    "cycada_fcn8s": ("cycada", {}, 2e-5),
+    "cyclegan_g1": ("cyclegan", {}, 5e-5),
+    "cyclegan_g3": ("cyclegan", {}, 5e-5),
+    "synseg_seg": ("synseg", {}, 5e-5),
+    "synseg_fork_seg": ("synseg", {"tanh": False}, 2e-5),
+    "synseg_fork_seg_ngf32": ("synseg", {"tanh": False}, 2e-5),
+    "sifa_v1": ("sifa-v1", {}, 5e-5),
+    "sifa_v2": ("sifa-v2", {}, 5e-5),
+    "sifa_pytorch": ("sifa-pytorch", {}, 2e-5),
+}
+
+
+def error(ours: Tensor, official: Tensor) -> float:
+    """The largest difference, relative to the largest official value."""
+    assert ours.shape == official.shape
+    return ((ours - official).abs().max() / official.abs().max()).item()
+
+
+def run(network: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    with torch.no_grad():
+        output = network(x)
+    return output if isinstance(output, tuple) else (output,)
+
+
+def errors(name: str, folder: Path) -> dict[str, float]:
+    """The error of every official output of a fixture."""
+    golden = Golden(name)
+    system, options, _ = FIXTURES[name]
+    if system in ("sifa-v1", "sifa-v2"):
+        return sifa_errors(golden, write_sifa(folder, golden), system)
+    path = folder / "model.pth"
+    torch.save(golden.state_dict(), path)
+    network = load(system, path, **options)
+    path.unlink()
+    outputs = run(network, golden.image())
+    names = ("aux", "main") if len(outputs) == 2 else ("main",)
+    found = {key: z for key, z in zip(names, outputs, strict=True) if key in golden.outputs}
+    main = outputs[-1]
+    if "main_up4" in golden.outputs:
+        size = golden.image().shape[2:]
+        found["main_up4"] = F.interpolate(main, size, mode="bilinear", align_corners=True)[:, :, ::4, ::4]
+    if "main_low" in golden.outputs:
+        found["main_low"] = tapped(network, "fc", golden.image())
+    if "main_2" in golden.outputs:
+        found["main_2"] = main[:, :, ::2, ::2]
+    if "clamped" in golden.outputs:
+        found["clamped"] = main.clamp(-1, 1)
+    if "fake" in golden.outputs:
+        torch.save(golden.state_dict("keys_g_A", "G_A:"), path)
+        (found["fake"],) = run(load("cyclegan", path), golden.image())
+        (found["seg_of_fake"],) = run(network, found["fake"])
+    for key in ("main_argmax", "clamped_argmax"):
+        if key in golden.outputs:
+            assert same_labels(found[key.removesuffix("_argmax")], golden.outputs[key])
+    assert {key for key in golden.outputs if not key.endswith("argmax")} == set(found)
+    return {key: error(ours, golden.outputs[key]) for key, ours in found.items()}
+
+
+def sifa_errors(golden: Golden, path: Path, system: str) -> dict[str, float]:
+    network, generator = load(system, path), load(system, path, part="generator")
+    one = golden.image()
+    channels = 3 if system == "sifa-v1" else 1
+    found: dict[str, Tensor] = {}
+    for prefix, x in (("", one.expand(-1, channels, -1, -1)), ("three_", image((1, 3, 256, 256)))):
+        if prefix and system == "sifa-v2":
+            continue
+        for key, logits in zip(("main", "ll"), run(network, x), strict=False):
+            found |= {f"{prefix}{key}_4": logits[:, :, ::4, ::4], f"{prefix}{key}_corner": logits[:, :, 240:, 240:]}
+            assert same_labels(logits, golden.outputs[f"{prefix}{key}_argmax"])
+        found[f"{prefix}translated_4"] = run(generator, x)[0][:, :, ::4, ::4]
+    found["main_low"] = tapped(network, "seg.model", one.expand(-1, channels, -1, -1))
+    if system == "sifa-v2":
+        found["ll_low"] = tapped(network, "seg_ll.model", one)
+    assert {key for key in golden.outputs if not key.endswith("argmax")} == set(found)
+    return {key: error(ours.permute(0, 2, 3, 1), golden.outputs[key]) for key, ours in found.items()}
+
+
+def tapped(network: nn.Module, path: str, x: Tensor) -> Tensor:
+    kept: list[Tensor] = []
+    handle = network.get_submodule(path).register_forward_hook(lambda _module, _inputs, result: kept.append(result))
+    run(network, x)
+    handle.remove()
+    return kept[0]
+
+
+def same_labels(logits: Tensor, labels: Tensor) -> bool:
+    return (logits.argmax(1) == labels).float().mean().item() >= 0.9999
+
+
+if __name__ == "__main__":
+    for fixture in FIXTURES:
+        with tempfile.TemporaryDirectory() as folder:
+            found = errors(fixture, Path(folder))
+        print(f"{fixture}: " + ", ".join(f"{key} {value:.1e}" for key, value in found.items()))

@@ -1,0 +1,359 @@
+"""Files of the seven systems: what loads, what is refused and why, and how raw images become inputs."""
+
+from __future__ import annotations
+
+import io
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_files import Golden, write_bundle, write_sifa
+from torch import Tensor, nn
+
+from apl_lightning import add_dual_heads
+from apl_lightning.checkpoints import (
+    DRN,
+    SIFA,
+    CheckpointError,
+    DeepLabV2,
+    FCN8s,
+    ResnetGenerator,
+    Translated,
+    identify,
+    load,
+)
+from apl_lightning.checkpoints.__main__ import main
+from apl_lightning.checkpoints.legacy_resize import legacy_resize
+
+State = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    """A small state dict: SynSeg-Net's segmenter with 8 channels."""
+    torch.manual_seed(0)
+    return dict(ResnetGenerator(1, 5, width=8).state_dict())
+
+
+def saved(path: Path, content: object, **options: Any) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+def legacy(state: State) -> State:
+    """Files of torch 0.2 to 0.3 hold the statistics of instance norms, which were never used."""
+    norms = {f"model.{i}.running_mean": torch.ones(8) for i in (2, 5)}
+    return {**state, **norms, "model.2.num_batches_tracked": torch.tensor(3)}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {f"module.{key}": value for key, value in state.items()},
+        lambda state: {f"_orig_mod.module.{key}": value for key, value in state.items()},
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": {f"module.{key}": value for key, value in state.items()}, "optimizer": {"state": {}}},
+        lambda state: {
+            "state_dict": {f"net.{key}": value for key, value in state.items()} | {"loss.weight": torch.ones(5)},
+            "pytorch-lightning_version": "2.4.0",
+            "optimizer_states": [{"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []}],
+        },
+        legacy,
+        lambda state: {key: value.half() for key, value in state.items()},
+    ],
+    ids="plain module compiled wrapped model-module lightning legacy half".split(),  # noqa: SIM905
+)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
+def test_wrappers_and_prefixes(state: State, tmp_path: Path, wrap: Callable[[State], State], zipped: bool) -> None:
+    path = saved(tmp_path / "latest_net_Seg_A.pth", wrap(state), _use_new_zipfile_serialization=zipped)
+    network = load("synseg", path)
+    assert not network.training
+    assert list(network.state_dict()) == list(state)
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(tensor, state[name], atol=1e-3, rtol=1e-3)
+
+
+def test_variants_are_read_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    for network in (ResnetGenerator(3, 4, 8, 6, dropout=True), ResnetGenerator(1, 4, 12, 9)):
+        loaded = load("synseg", saved(path, network.state_dict()), num_classes=4)
+        assert repr(loaded) == repr(network.eval())
+    drn = DRN(3, (1, 1, 3, 4, 6, 3, 1, 1))
+    saved(path, {k: v for k, v in drn.state_dict().items() if "num_batches" not in k})  # as torch 0.2 did
+    assert repr(load("cycada", path, num_classes=3)) == repr(drn.eval())
+    assert load("advent", saved(path, DeepLabV2(3, 4, ("layer6",)).state_dict()), num_classes=3).levels == ("layer6",)
+    golden = Golden("cycada_drn26").facts["keys"]
+    assert {key: list(value.shape) for key, value in DRN(5, (1, 1, 2, 2, 2, 2, 1, 1)).state_dict().items()} == golden
+
+
+def test_one_of_several_networks_is_named(state: State, tmp_path: Path) -> None:
+    teacher = {key: value + 1 for key, value in state.items()}
+    path = saved(tmp_path / "both.pth", {"model": state, "ema": teacher})
+    with pytest.raises(CheckpointError, match=r"holds several: pass prefix=, one of 'model\.' and 'ema\.'"):
+        load("synseg", path)
+    loaded = load("synseg", path, prefix="ema.").state_dict()
+    assert all(torch.equal(loaded[key], teacher[key]) for key in state)
+
+
+def without(state: State, *names: str) -> State:
+    return {key: value for key, value in state.items() if key not in names}
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (b"", {}, "is empty: copy it again"),
+        (b"this is not a checkpoint at all", {}, "is damaged or something else"),
+        (
+            lambda s: {"weight": torch.ones(1), "evil": Malicious()},
+            {},
+            "holds Python objects, .*weights_only=False.*state_dict",
+        ),
+        (lambda s: nn.Linear(2, 2), {}, "holds Python objects, whose loading could run any code"),
+        (lambda s: {"epoch": 3}, {}, "holds dict without a tensor"),
+        (lambda s: s, {"num_classes": 7}, r"Expected 7 classes, but .* has 5 \(model.26.weight\): pass num_classes=5"),
+        (
+            lambda s: without(s, "model.1.bias"),
+            {},
+            r"keys of 'synseg' \(.*9 blocks\), but in .* are model.1.bias missing",
+        ),
+        (lambda s: {**s, "model.99.weight": torch.ones(1)}, {}, "are model.99.weight left over"),
+        (lambda s: {**s, "model.4.weight": torch.ones(1)}, {}, r"model.4.weight \(1,\) instead of .* of another shape"),
+        (lambda s: {**s, "model.1.bias": torch.full((8,), math.nan)}, {}, "NaN or infinity in model.1.bias"),
+        (
+            lambda s: s,
+            {"system": "advent"},
+            "whose keys end in layer6.* but .* has model.1.weight, .* and 45 more|load it",
+        ),
+        (
+            lambda s: DRN(5, (1, 1, 2, 2, 2, 2, 1, 1)).state_dict(),
+            {},
+            r"holds a DRN-26 .*: load it with load\('cycada'",
+        ),
+    ],
+)
+def test_unusable_files_are_explained(
+    state: State, tmp_path: Path, content: Any, options: State, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "net.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else saved(path, content(state))
+    with pytest.raises(CheckpointError, match=message):
+        load(**{"system": "synseg", "path": path, **options})
+    assert "executed" not in capfd.readouterr().out
+
+
+def test_truncated_anywhere(state: State, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data, path = buffer.getvalue(), tmp_path / "net.pth"
+    for part in np.linspace(1, len(data) - 1, 12).astype(int):
+        path.write_bytes(data[:part])
+        with pytest.raises(CheckpointError, match="copy it again"):
+            load("synseg", path)
+
+
+@pytest.mark.parametrize(
+    ("system", "options", "error", "message"),
+    [
+        ("dann", {}, ValueError, r"`system` to be one of \['adaptsegnet', 'advent', .*but got 'dann'"),
+        ("advent", {"tanh": False}, TypeError, r"options of 'advent' among \['prefix'\], but got \['tanh'\]"),
+        ("sifa-v2", {"part": "decoder"}, ValueError, "`part` to be 'segmenter' or 'generator', but got 'decoder'"),
+        ("synseg", {}, FileNotFoundError, "there is no file"),
+    ],
+)
+def test_wrong_arguments(system: str, options: State, error: type[Exception], message: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=message):
+        load(system, tmp_path / "nothing.pth", **options)
+
+
+def test_what_a_file_is(state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(tmp_path / "net.pth", {"state_dict": {f"module.{k}": v for k, v in legacy(state).items()}})
+    assert main([str(path)]) == 0
+    said = capsys.readouterr().out
+    assert f"{path}: synseg, ResNet generator as a segmenter, 9 blocks, 5 classes\n" in said
+    assert f"load('synseg', '{path}', num_classes=5)" in said
+    assert "keys: 48 found, none missing, none left over" in said
+    assert "prefix: 'state_dict.module.', will be stripped" in said
+    assert "not used: 3, such as model.2.running_mean" in said
+
+    broken = saved(tmp_path / "broken.pth", {**without(state, "model.1.bias"), "extra": torch.ones(1)})
+    text = identify(broken)
+    assert "no network of the seven systems" in text
+    assert "closest: synseg, ResNet generator as a segmenter, 9 blocks (5 output channels), 47 keys there" in text
+    assert "missing: model.1.bias" in text
+    assert "left over: extra" in text
+    assert "its keys: weight" in identify(saved(tmp_path / "other.pth", {"weight": torch.ones(1)}))
+
+    generator = saved(tmp_path / "latest_net_G_B.pth", ResnetGenerator(1, 1, 8).state_dict())
+    assert "cyclegan, ResNet generator, 9 blocks, 1 output channel(s)" in identify(generator)
+    twins = identify(saved(tmp_path / "model.pth", Golden("advent").state_dict()))
+    assert "advent, DeepLabv2 ResNet-101, two levels" in twins
+    assert "adaptsegnet, DeepLabv2 ResNet-101, two levels" in twins
+    assert main([str(tmp_path / "nothing.pth")]) == 1
+    assert "there is no file" in capsys.readouterr().err
+
+
+def test_command(state: State, tmp_path: Path) -> None:
+    path = saved(tmp_path / "net.pth", state)
+    command = [sys.executable, "-m", "apl_lightning.checkpoints", str(path)]
+    assert "synseg" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_what_a_bundle_is(tmp_path: Path) -> None:
+    golden = Golden("sifa_v2")
+    text = identify(write_sifa(tmp_path, golden))
+    assert "sifa-v2, SIFA-v2 segmenter, 5 classes" in text
+    assert "part='generator'" in text
+    assert "sifa-v1" not in text
+    with pytest.raises(CheckpointError, match=r"holds a SIFA-v2 segmenter .*load\('sifa-v2'"):
+        load("sifa-v1", tmp_path)
+    arrays = {key: value for key, value in golden.arrays().items() if "r7/c1/Conv" not in key}
+    with pytest.raises(CheckpointError, match="are enc.model.10.layer.0.weight missing"):
+        load("sifa-v2", write_bundle(tmp_path / "sifa-1", arrays))
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (5, 7)])
+@pytest.mark.parametrize("factor", [1, 2, 8])
+def test_legacy_resize_is_the_written_rule(size: tuple[int, int], factor: int) -> None:
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    expected = torch.zeros(2, 3, size[0] * factor, size[1] * factor, dtype=torch.float64)
+    for i in range(size[0] * factor):
+        for j in range(size[1] * factor):
+            top, left = i // factor, j // factor
+            bottom, right = min(top + 1, size[0] - 1), min(left + 1, size[1] - 1)
+            a, b = i / factor - top, j / factor - left
+            upper = (1 - b) * x[:, :, top, left] + b * x[:, :, top, right]
+            lower = (1 - b) * x[:, :, bottom, left] + b * x[:, :, bottom, right]
+            expected[:, :, i, j] = (1 - a) * upper + a * lower
+    torch.testing.assert_close(legacy_resize(x, factor), expected)
+    assert torch.autograd.gradcheck(lambda z: legacy_resize(z, factor), x[:1, :1].requires_grad_())
+
+
+@pytest.mark.parametrize(
+    ("build", "head", "own"),
+    [
+        (lambda: DeepLabV2(5, 4), "layer6", "layer5"),
+        (lambda: DeepLabV2(5, 2, ("layer5",)), "layer5", None),
+        (lambda: DRN(5, (1, 1, 2, 2, 2, 2, 1, 1)), "fc", None),
+        (lambda: FCN8s(5), "scores", None),
+        (lambda: ResnetGenerator(1, 5, 8), "model.26", None),
+        (lambda: SIFA(5, in_channels=3), "seg.model.0.layer.0", None),
+        (lambda: SIFA(5, lower=True), "seg.model.0.layer.0", "seg_ll.model.0.layer.0"),
+        (lambda: Translated(ResnetGenerator(1, 1, 8), ResnetGenerator(1, 5, 8)), "segmenter.model.26", None),
+    ],
+)
+def test_heads_of_the_systems(build: Callable[[], nn.Module], head: str, own: str | None) -> None:
+    network = build().eval()
+    model = add_dual_heads(network, 5)
+    assert (model.head, model._own) == (head, own)
+    image = torch.randn(1, 3 if isinstance(network, DeepLabV2 | DRN | FCN8s) or "3, 16" in repr(network) else 1, 64, 64)
+    with torch.no_grad():
+        output = network(image)
+        main, aux = model(image)
+    if isinstance(output, tuple):
+        first = isinstance(network, SIFA)
+        expected, second = output if first else output[::-1]
+        assert torch.equal(aux, second)
+    else:
+        expected = output
+    torch.testing.assert_close(main, expected, rtol=1e-5, atol=1e-5)
+    assert list(model.export().state_dict()) == list(network.state_dict())
+    if isinstance(network, FCN8s):
+        assert set(network.state_dict()) == set(Golden("cycada_fcn8s").facts["keys"])
+
+
+def test_unused_branches_and_norms_of_the_two_deeplabs() -> None:
+    advent, adapt = (add_dual_heads(DeepLabV2(5, branches).eval(), 5) for branches in (4, 2))
+    held = {name for name, p in adapt.named_parameters() if not p.requires_grad} - {
+        name for name, p in advent.named_parameters() if not p.requires_grad
+    }
+    branches = [f"network.layer{level}.conv2d_list.{i}" for level in (5, 6) for i in (2, 3)]
+    assert held == {f"{branch}.{kind}" for branch in branches for kind in ("weight", "bias")}
+    assert all(p.requires_grad for name, p in adapt.export().named_parameters() if "conv2d_list" in name)
+    assert not any(p.requires_grad for name, p in adapt.export().named_parameters() if ".bn" in name)
+
+
+def test_translator_stays_frozen_and_changes_the_range() -> None:
+    generator = ResnetGenerator(1, 1, 8, dropout=True)
+    segmenter = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 5, 1))
+    image = torch.rand(1, 1, 32, 32)
+    model = Translated(generator, segmenter, value_range=(0, 255)).train()
+    assert not generator.training
+    assert segmenter.training
+    with torch.no_grad():
+        expected = segmenter((generator(image) + 1) / 2 * 255)
+    torch.testing.assert_close(model(image), expected)
+    model(image).sum().backward()
+    assert all(p.grad is None for p in generator.parameters())
+    torch.testing.assert_close(model.preprocess(image), 2 * image - 1)
+
+    drn = DRN(5, (1, 1, 2, 2, 2, 2, 1, 1)).eval()
+    with torch.no_grad():
+        grey = (generator(image) + 1) / 2
+        torch.testing.assert_close(Translated(generator, drn)(image), drn(drn.preprocess(grey)))
+    with pytest.raises(ValueError, match="Expected `value_range`, .* as it has no `preprocess`"):
+        Translated(generator, segmenter)
+
+
+# --- raw images -------------------------------------------------------------------------------------------------------
+
+
+def test_preprocess_follows_the_official_conventions() -> None:
+    rgb = torch.tensor([[[10]], [[20]], [[30]]], dtype=torch.uint8)
+    deeplab = DeepLabV2(5, 4).preprocess(rgb)
+    expected = torch.tensor([30 - 104.00698793, 20 - 116.66876762, 10 - 122.67891434])
+    torch.testing.assert_close(deeplab.flatten(), expected, rtol=0, atol=1e-4)
+    drn = DRN(5, (1,) * 8).preprocess(rgb)
+    expected = torch.tensor([(10 / 255 - 0.485) / 0.229, (20 / 255 - 0.456) / 0.224, (30 / 255 - 0.406) / 0.225])
+    torch.testing.assert_close(drn.flatten(), expected)
+    torch.testing.assert_close(ResnetGenerator(3, 3, 8).preprocess(rgb), rgb / 255 * 2 - 1)
+    torch.testing.assert_close(ResnetGenerator(3, 3, 8).preprocess(rgb / 255), rgb / 255 * 2 - 1)
+    grey = torch.rand(2, 1, 4, 4)
+    assert DRN(5, (1,) * 8).preprocess(grey).shape == (2, 3, 4, 4)
+
+    volume = torch.randn(3, 1, 8, 8) * 500 + 100
+    z = (volume - volume.mean()) / volume.std(correction=0)
+    torch.testing.assert_close(SIFA(5, bounds=(-1.8, 4.4)).preprocess(volume), (z + 1.8) / 6.2 * 2 - 1)
+    tripled = SIFA(5, in_channels=3).preprocess(volume)
+    assert tripled.shape == (3, 3, 8, 8)
+    torch.testing.assert_close(tripled[:, 2], SIFA(5).preprocess(volume)[:, 0])
+    assert SIFA(5).preprocess(torch.zeros(1, 8, 8)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (np.zeros((1, 4, 4)), TypeError, "to be a tensor, but got ndarray"),
+        (torch.zeros(4, 4), ValueError, r"shape \(C, H, W\) or \(B, C, H, W\) with 1 or 3 channels, but got \(4, 4\)"),
+        (torch.zeros(2, 4, 4), ValueError, "with 1 or 3 channels"),
+        (torch.full((1, 4, 4), 200.0), ValueError, r"uint8 or floats in \[0, 1\], but got .* in \[200, 200\]"),
+        (torch.full((1, 4, 4), math.nan), ValueError, "holds NaN or infinity"),
+        (torch.zeros(1, 4, 4, dtype=torch.int16), ValueError, "uint8 or floats"),
+        (torch.zeros(3, 4, 4), ValueError, r"1 channel\(s\) or 1, but got shape \(3, 4, 4\): choose one"),
+    ],
+)
+def test_bad_images_are_explained(image: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ResnetGenerator(1, 5, 8).preprocess(image)
+
+
+def test_bad_sifa_arguments() -> None:
+    with pytest.raises(ValueError, match=r"`bounds` to be two rising z-scores, but got \(3, 1\)"):
+        SIFA(5, bounds=(3, 1))
+    with pytest.raises(ValueError, match="sides that 8 divides"):
+        SIFA(5)(torch.zeros(1, 1, 60, 64))

@@ -1,0 +1,22 @@
+"""The networks of the seven systems give what the official code gave, from files as the systems write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from checkpoint_files import Golden
+from golden_errors import FIXTURES, errors
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_official_outputs(name: str, tmp_path: Path) -> None:
+    tolerance = FIXTURES[name][2]
+    for key, value in errors(name, tmp_path).items():
+        assert value < (1e-4 if "translated" in key else tolerance), (key, value)
+
+
+@pytest.mark.parametrize("name", ["advent", "sifa_v2", "synseg_fork_seg_ngf32"])
+def test_fill_is_the_documented_one(name: str) -> None:
+    golden = Golden(name)
+    assert golden.digest() == golden.facts["fill"]["sha256"]

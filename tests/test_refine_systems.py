@@ -1,0 +1,77 @@
+"""Every row of the paper's table is a path that works: from the system's file through two epochs to a refined file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from checkpoint_files import Golden, write_sifa
+from torch import nn
+
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+from apl_lightning.checkpoints import Translated, load
+
+# The row, the system as `load` calls it, the file whose keys the refined network must have.
+ROWS = {
+    "CycleGAN": "synseg",
+    "SynSeg-Net": "synseg",
+    "AdaOutput": "adaptsegnet",
+    "ADVENT": "advent",
+    "CyCADA": "cycada",
+    "SIFA-v1": "sifa-v1",
+    "SIFA-v2": "sifa-v2",
+}
+FIXTURES = {
+    "adaptsegnet": "adaptsegnet",
+    "advent": "advent",
+    "cycada": "cycada_drn26",
+    "synseg": "synseg_fork_seg_ngf32",
+    "sifa-v1": "sifa_v1",
+    "sifa-v2": "sifa_v2",
+}
+
+
+def brought(row: str, folder: Path) -> nn.Module:
+    """The network that a user of this system comes with."""
+    system = ROWS[row]
+    golden = Golden(FIXTURES[system])
+    if system.startswith("sifa"):
+        return load(system, write_sifa(folder, golden))
+    path = folder / "model.pth"
+    torch.save(golden.state_dict(), path)
+    network = load(system, path)
+    if row == "CycleGAN":
+        torch.save(Golden("cyclegan_g1").state_dict(), path)
+        network = Translated(load("cyclegan", path), network)
+    path.unlink()
+    return network
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_two_epochs(row: str, tmp_path: Path, trainer: Callable[..., pl.Trainer]) -> None:
+    network = brought(row, tmp_path)
+    raw = torch.rand(4, 1, 64, 64)
+    images: Any = list(network.preprocess(raw))
+    module = APLModule(network, num_classes=5)
+    data = TargetDataModule(train=images, batch_size=2)
+    callback = PseudoLabelCallback()
+    run = trainer(max_epochs=2, callbacks=[callback])
+    run.fit(module, data)
+    assert run.global_step == 4
+    assert 0 < run.callback_metrics["pseudo/confidence"] <= 1
+    assert run.callback_metrics["train/loss"].isfinite()
+
+    refined, before = module.export().state_dict(), network.state_dict()
+    assert list(refined) == list(before)
+    moved = {name for name in refined if not torch.equal(refined[name], before[name])}
+    assert any("weight" in name for name in moved)
+    assert not any(name.startswith("generator.") for name in moved)
+    path = tmp_path / "refined.pth"
+    torch.save(refined, path)
+    options = {"prefix": "segmenter."} if row == "CycleGAN" else {}
+    again = load(ROWS[row], path, **options).state_dict()
+    assert all(torch.equal(value, refined[options.get("prefix", "") + name]) for name, value in again.items())
