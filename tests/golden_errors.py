@@ -1,4 +1,4 @@
-"""`python tests/golden_errors.py` prints how far each network is from the official one, from files as the systems write them."""
+"""How far each network of the seven systems is from the official one: `python tests/golden_errors.py`."""
 
 from __future__ import annotations
 

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+from apl_lightning import checkpoints
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -115,3 +118,32 @@ def test_overhead(example: Any) -> None:
     medians = example("overhead").main(["--size", "32", "--images", "4", "--batch-size", "2", "--turns", "1"])
     assert len(medians) == 2
     assert all(ratio > 0 for ratio in medians.values())
+
+
+@pytest.mark.parametrize("translated", [False, True], ids=["alone", "behind a translator"])
+def test_checkpoint_of_another_system(example: Any, tmp_path: Path, translated: bool) -> None:
+    options = {"bounds": (-1.8, 4.4)}
+    network = checkpoints.SIFA(5) if not translated else checkpoints.ResnetGenerator(1, 5, 8, tanh=False)
+    system = "synseg" if translated else "sifa-v1"
+    torch.save(network.state_dict(), tmp_path / "model.pth")
+    (tmp_path / "images").mkdir()
+    volume = np.random.default_rng(0).integers(0, 255, (3, 64, 64)).astype(np.uint8)
+    np.save(tmp_path / "images" / "volume.npy", volume)
+    Image.fromarray(volume[0]).save(tmp_path / "images" / "slice.png")
+    more = ["--bounds", "-1.8", "4.4"]
+    if translated:
+        torch.save(checkpoints.ResnetGenerator(1, 1, 8).state_dict(), tmp_path / "latest_net_G_B.pth")
+        more = ["--no-tanh", "--translator", "latest_net_G_B.pth"]
+    refined = example("refine_checkpoint").main([system, "model.pth", "--images", "images", "--epochs", "1", *more])
+    if translated:
+        assert isinstance(refined, checkpoints.Translated)
+        options = {"prefix": "segmenter.", "tanh": False}
+    again = checkpoints.load(system, tmp_path / "refined.pth", **options)
+    assert list(again.state_dict()) == list(network.state_dict())
+    assert any(not torch.equal(value, network.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_folder_without_images_is_explained(example: Any, tmp_path: Path) -> None:
+    torch.save(checkpoints.ResnetGenerator(1, 5, 8).state_dict(), tmp_path / "model.pth")
+    with pytest.raises(SystemExit, match="but found none"):
+        example("refine_checkpoint").main(["synseg", "model.pth", "--images", str(tmp_path)])

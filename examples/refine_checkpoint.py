@@ -1,0 +1,80 @@
+"""From a checkpoint of ADVENT, AdaptSegNet, CyCADA, SynSeg-Net, CycleGAN or SIFA to a refined one.
+
+    python examples/refine_checkpoint.py advent model_80000.pth --images target/ --out refined.pth
+
+`--images` is a folder of target images without labels: 8-bit pictures (.png, .jpg), or .npy arrays, a slice (H, W) or a
+volume (S, H, W) each, uint8 or floats in [0, 1] (for SIFA: raw intensities, a volume a file). All of one size.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+from apl_lightning.checkpoints import Translated, load
+
+FORMATS = (".npy", ".png", ".jpg", ".jpeg")
+
+
+def raw_slices(path: Path) -> torch.Tensor:
+    """The slices of one file as (S, 1, H, W), or a colour picture as (1, 3, H, W)."""
+    if path.suffix == ".npy":
+        array = np.load(path, allow_pickle=False)
+        return torch.from_numpy(array.reshape(-1, 1, *array.shape[-2:]))
+    with Image.open(path) as picture:
+        array = np.asarray(picture.convert("L" if picture.mode in ("1", "L", "LA", "P") else "RGB"))
+    return torch.tensor(array)[None, None] if array.ndim == 2 else torch.tensor(array).permute(2, 0, 1)[None]
+
+
+def read_network(arguments: argparse.Namespace) -> torch.nn.Module:
+    """The network in the checkpoint, behind its translator where one is given."""
+    options = {} if arguments.bounds is None else {"bounds": tuple(arguments.bounds)}
+    if arguments.no_tanh:
+        options["tanh"] = False
+    network = load(arguments.system, arguments.checkpoint, arguments.classes, **options)
+    return network if arguments.translator is None else Translated(load("cyclegan", arguments.translator), network)
+
+
+def main(argv: list[str] | None = None) -> torch.nn.Module:
+    """Run the command line; returns the refined network."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("system", help="advent, adaptsegnet, cycada, synseg, sifa-v1, sifa-v2 or sifa-pytorch")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("refined.pth"))
+    parser.add_argument("--classes", type=int, default=5)
+    parser.add_argument("--translator", type=Path, help="CycleGAN's generator from target to source, put in front")
+    parser.add_argument("--no-tanh", action="store_true", help="a SynSeg-Net of the fork without the last Tanh")
+    parser.add_argument(
+        "--bounds", type=float, nargs=2, help="SIFA's z-scores for -1 and 1; CT of its data if not given"
+    )
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    pl.seed_everything(arguments.seed, workers=True)
+
+    network = read_network(arguments)
+    files = sorted(path for path in arguments.images.iterdir() if path.suffix.lower() in FORMATS)
+    if not files:
+        raise SystemExit(f"Expected {' or '.join(FORMATS)} files in {arguments.images}, but found none.")
+    images = torch.cat([network.preprocess(raw_slices(path)) for path in files])
+    print(f"{len(images)} images of {tuple(images.shape[1:])} from {len(files)} files")
+
+    module = APLModule(network, arguments.classes, learning_rate=arguments.learning_rate)
+    data = TargetDataModule(list(images), batch_size=arguments.batch_size)
+    run = pl.Trainer(max_epochs=arguments.epochs, callbacks=[PseudoLabelCallback()], enable_checkpointing=False)
+    run.fit(module, data)
+    refined = module.export()
+    torch.save(refined.state_dict(), arguments.out)
+    print(f"Refined: {arguments.out}")
+    return refined
+
+
+if __name__ == "__main__":
+    main()
