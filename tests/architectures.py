@@ -64,6 +64,8 @@ def monai_net(dimensions: int) -> dict[str, Callable[[], nn.Module]]:
     ahnet = partial(monai_nets.AHNet, spatial_dims=dimensions, in_channels=1, out_channels=CLASSES)
     backbone = "efficientnet-b0" if dimensions == 2 else "resnet10"
     transformer = {"feature_size": 8, "hidden_size": 48, "mlp_dim": 96, "num_heads": 4, "spatial_dims": dimensions}
+    blocks = {"blocks_down": (1,) * 4, "blocks_bottleneck": 1, "blocks_up": (1,) * 4}
+    mednext = partial(monai_nets.MedNeXt, dimensions, 8, 1, CLASSES, **blocks)
     swin: dict[str, Any] = {"depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
     highres = [
         {"name": "conv_0", "n_features": 8, "kernel_size": 3},
@@ -91,8 +93,8 @@ def monai_net(dimensions: int) -> dict[str, Callable[[], nn.Module]]:
         "FlexibleUNet": partial(monai_nets.FlexibleUNet, 1, CLASSES, backbone, spatial_dims=dimensions),
         "HighResNet": partial(monai_nets.HighResNet, dimensions, 1, CLASSES, layer_params=highres),
         "AHNet": partial(ahnet, psp_block_num=0 if dimensions == 3 else 4),
-        "MedNeXt": partial(monai_nets.MedNeXt, dimensions, 8, 1, CLASSES),
-        "MedNeXt, deep supervision": partial(monai_nets.MedNeXt, dimensions, 8, 1, CLASSES, deep_supervision=True),
+        "MedNeXt": mednext,
+        "MedNeXt, deep supervision": partial(mednext, deep_supervision=True),
     }
 
 

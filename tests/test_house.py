@@ -48,6 +48,7 @@ ROOMS = [
     "checkpoints.torch_file",
     "checkpoints.raw_image",
     "checkpoints.legacy_resize",
+    "checkpoints.vgg",
     "checkpoints.deeplab",
     "checkpoints.drn",
     "checkpoints.fcn8s",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from apl_lightning.checkpoints.raw_image import unit_image
+from apl_lightning.checkpoints.vgg import vgg_layers
 
 _DILATIONS = (6, 12, 18, 24)
 _MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
@@ -113,21 +114,15 @@ class DeepLabVGG(_BGRPreprocess, nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for widths, dilation, pool in (
-            ((64, 64), 1, True),
-            ((128, 128), 1, True),
-            ((256, 256, 256), 1, True),
-            ((512, 512, 512), 1, False),
-            ((512, 512, 512), 2, False),
-            ((1024, 1024), 4, False),
-        ):
-            for width in widths:
-                layers += [nn.Conv2d(channels, width, 3, padding=dilation, dilation=dilation), nn.ReLU(inplace=True)]
-                channels = width
-            layers += [nn.MaxPool2d(2)] if pool else []
-        self.features = nn.Sequential(*layers)
+        stages = (
+            ((64,) * 2, 1),
+            ((128,) * 2, 1),
+            ((256,) * 3, 1),
+            ((512,) * 3, 1),
+            ((512,) * 3, 2),
+            ((1024,) * 2, 4),
+        )
+        self.features = vgg_layers(stages, nn.MaxPool2d(2), pools=3)
         self.classifier = DilatedClassifier(1024, num_classes, branches=2)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apl_lightning.checkpoints.drn import ImageNetPreprocess
+from apl_lightning.checkpoints.vgg import vgg_layers
 
-_VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 # The names of the score layers in the checkpoint, which has no common module for them.
 _OFFICIAL = {"scores.last.": "vgg_head.6.", "scores.": ""}
 
@@ -66,14 +66,8 @@ class FCN8s(ImageNetPreprocess, nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for widths in _VGG16:
-            for width in widths:
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
-                channels = width
-            layers += [nn.MaxPool2d(2, ceil_mode=True)]
-        self.vgg = nn.Sequential(*layers)
+        widths = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
+        self.vgg = vgg_layers(((stage, 1) for stage in widths), nn.MaxPool2d(2, ceil_mode=True))
         head = (nn.Conv2d(512, 4096, 7), nn.Conv2d(4096, 4096, 1))
         self.vgg_head = nn.Sequential(*(m for conv in head for m in (conv, nn.ReLU(inplace=True), nn.Dropout2d())))
         self.scores = _Scores(num_classes)
