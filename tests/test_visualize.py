@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,16 @@ def records(path: Path) -> Iterator[Any]:
             yield record
 
 
+def finished(path: Path) -> list[Any]:
+    """All records, the last of which says that the run has ended: wandb's own process writes them when it likes."""
+    for _ in range(100):
+        found = list(records(path))
+        if any(record.HasField("exit") for record in found):
+            break
+        time.sleep(0.1)
+    return found
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # wandb's own
 def test_wandb_offline_run(tmp_path: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -62,7 +73,7 @@ def test_wandb_offline_run(tmp_path: Path, trainer: Any, monkeypatch: pytest.Mon
 
     history: dict[str, list[Any]] = {}
     (file,) = run.glob("*.wandb")
-    for record in records(file):
+    for record in finished(file):
         for item in record.history.item:
             key = "/".join(item.nested_key) or item.key
             history.setdefault(key, []).append(json.loads(item.value_json))
