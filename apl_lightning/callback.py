@@ -15,6 +15,7 @@ from apl_lightning.dual import Inferer
 from apl_lightning.label_pass import TargetImages, label_images
 from apl_lightning.probe import evaluating
 from apl_lightning.progress import track
+from apl_lightning.randomness import derived_seed
 from apl_lightning.statistics import RoundStatistics
 
 
@@ -67,6 +68,7 @@ class PseudoLabelCallback(Callback):
         self.statistics: dict[str, float] = {}
         self._epoch = -1  # the epoch that `round` was made for
         self._saved_round = -1  # the round that the newest checkpoint needs
+        self._seed = 0
 
     def should_update(self, epoch: int) -> bool:
         """Whether new labels are due before this epoch."""
@@ -97,6 +99,7 @@ class PseudoLabelCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """A new fit begins with round 0, unless a checkpoint says otherwise."""
         self.round = self._epoch = self._saved_round = -1
+        self._seed = trainer.strategy.broadcast(torch.initial_seed() % 2**32)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first labels of this fit. A run resumed inside an epoch never calls `on_train_epoch_start`."""
@@ -135,16 +138,19 @@ class PseudoLabelCallback(Callback):
                 f"Expected a batch with pseudo labels of round {self.round}, but got {rounds}: its loader fetched it "
                 "too early. Use the loaders of `TargetDataModule`, or a `LazyDataLoader` with its `collate`."
             )
+        # Dropout and the like draw what they would have drawn without an interruption.
+        torch.manual_seed(derived_seed(self._seed, trainer.current_epoch, batch_idx, trainer.global_rank))
 
     def state_dict(self) -> dict[str, int]:
         """The round and its epoch. The labels stay in the store: what a checkpoint needs is not pruned."""
         self._saved_round = self.round
-        return {"round": self.round, "epoch": self._epoch}
+        return {"round": self.round, "epoch": self._epoch, "seed": self._seed}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on with the round of the checkpoint."""
         self.round = self._saved_round = state_dict["round"]
         self._epoch = state_dict["epoch"]
+        self._seed = state_dict["seed"]
 
     def _batch_size(self, dataset: TargetDataset) -> int:
         return self.batch_size or (16 if dataset.dimensions <= 2 else 1)

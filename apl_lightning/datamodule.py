@@ -8,11 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader, default_collate, get_worker_info
+import torch
+from torch.utils.data import DataLoader, default_collate
 
 from apl_lightning._lightning import LightningDataModule
 from apl_lightning.augment import RandomAffine
 from apl_lightning.dataset import LabelledDataset, TargetDataset
+from apl_lightning.sampler import EpochSampler
 from apl_lightning.samples import Keys
 from apl_lightning.store import PseudoLabelStore
 from apl_lightning.transforms import TARGET_KEYS, Transform
@@ -22,11 +24,18 @@ class LazyDataLoader(DataLoader[Any]):
     """A loader whose workers start at the first batch asked for, not when its iterator is made.
 
     Lightning makes the iterator before `on_train_start`; workers would then have fetched samples with the labels of
-    the round before.
+    the round before. Lightning takes it as resumable in the middle of an epoch, which an `EpochSampler` makes true.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the trainer knows how many batches it has had."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to load."""
 
 
 def collate(samples: list[Any]) -> Any:
@@ -45,13 +54,6 @@ def collate(samples: list[Any]) -> Any:
         )
     rounds = [item["round"] for item in items]
     return {**default_collate([{key: item[key] for key in item if key != "round"} for item in items]), "round": rounds}
-
-
-def _seed_transform(_worker: int) -> None:
-    """Give each worker's copy of a MONAI transform its own random state; else all of them draw the same."""
-    worker: Any = get_worker_info()
-    if callable(seed := getattr(worker.dataset.transform, "set_random_state", None)):
-        seed(seed=worker.seed % 2**32)
 
 
 class TargetDataModule(LightningDataModule):
@@ -124,26 +126,41 @@ class TargetDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            directory = self._run_directory()
-            self._target = TargetDataset(self.train, directory, self.transform, self.keys.image, self.keys.label)
+            directory, seed = self._run_directory(), torch.initial_seed() % 2**32
+            seed = seed if self.trainer is None else self.trainer.strategy.broadcast(seed)
+            self._target = TargetDataset(self.train, directory, self.transform, self.keys.image, self.keys.label, seed)
         if self.val is not None:
             # Lightning takes an overridden hook as a promise of data, and warns about an empty list.
             self.val_dataloader = self._val_dataloader  # type: ignore[method-assign]
 
     def train_dataloader(self) -> LazyDataLoader:
-        options = self._options(self.batch_size)
-        return LazyDataLoader(
-            self.train_dataset, shuffle=True, collate_fn=collate, worker_init_fn=_seed_transform, **options
-        )
+        dataset, trainer = self.train_dataset, self.trainer
+        rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        sampler = EpochSampler(dataset, world_size, rank, dataset.seed, self._samples_done)
+        return LazyDataLoader(dataset, sampler=sampler, collate_fn=collate, **self._options(self.batch_size))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"directory": str(self.train_dataset.store.directory)} if self._target is not None else {}
+        if self._target is None:
+            return {}
+        return {"directory": str(self._target.store.directory), "seed": self._target.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the store of the interrupted run, where it still is."""
-        if self._target is not None and Path(state_dict.get("directory", "")).is_dir():
-            store = self._target.store
-            self._target.store = PseudoLabelStore(state_dict["directory"], store.length, store.identity)
+        """Go on with the seed and the store of the interrupted run, where it still is."""
+        if self._target is None or not state_dict:
+            return
+        self._target.seed = state_dict["seed"]
+        store, saved = self._target.store, Path(state_dict["directory"])
+        # Another node may keep the run under another root.
+        for directory in (store.directory.with_name(saved.name), saved):
+            if directory.is_dir():
+                self._target.store = PseudoLabelStore(directory, store.length, store.identity)
+                break
+
+    def _samples_done(self) -> int:
+        """What this rank has had of the current epoch, when its first batch is asked for."""
+        if self.trainer is None:
+            return 0
+        return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready) * self.batch_size
 
     def _val_dataloader(self) -> DataLoader[Any]:
         return DataLoader(LabelledDataset(self.val, self.keys), **self._options(self.val_batch_size))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
+from apl_lightning.randomness import derived_seed, drawing_from
 from apl_lightning.samples import Keys, read_sample
 from apl_lightning.store import PseudoLabelStore
 from apl_lightning.transforms import Transform, check_alignment, transform_jointly
@@ -31,6 +32,9 @@ class TargetDataset(Dataset[Any]):
             (1, *S): a MONAI dictionary transform with these keys, or any callable.
         image_key: The key of the image in dictionaries.
         label_key: The key of the reference label in dictionaries.
+        seed: What the transform draws depends on it, on the epoch and on the index, and on nothing else.
+
+    An index may be `epoch * len(dataset) + index`, as [`EpochSampler`][apl_lightning.EpochSampler] gives it.
 
     Raises:
         TypeError: If `dataset` is no map-style data set, or its samples have another form.
@@ -45,8 +49,10 @@ class TargetDataset(Dataset[Any]):
         transform: Transform | None = None,
         image_key: str = "image",
         label_key: str = "label",
+        seed: int = 0,
     ) -> None:
         self.dataset = dataset
+        self.seed = seed
         self.transform = transform
         self.keys = Keys(image_key, label_key)
         length = _length(dataset)
@@ -61,9 +67,13 @@ class TargetDataset(Dataset[Any]):
         return self.store.length
 
     def __getitem__(self, index: int) -> Any:
+        epoch, index = divmod(index, len(self))
         labels, weights, round = self.store.read(index)
         sample = {"image": self.read(index)["image"], "pseudo_label": labels, "weight": weights}
-        moved = [sample] if self.transform is None else transform_jointly(self.transform, sample)
+        moved = [sample]
+        if self.transform is not None:
+            with drawing_from(derived_seed(self.seed, epoch, index), self.transform):
+                moved = transform_jointly(self.transform, sample)
         samples = [{**item, "index": index, "round": round} for item in moved]
         return samples if len(samples) > 1 else samples[0]
 

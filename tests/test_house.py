@@ -27,6 +27,8 @@ ROOMS = [
     "round_files",
     "store",
     "samples",
+    "randomness",
+    "sampler",
     "transforms",
     "augment",
     "dataset",
