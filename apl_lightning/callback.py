@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,11 +13,17 @@ from apl_lightning._lightning import Callback, LightningModule, Trainer
 from apl_lightning.dataset import TargetDataset
 from apl_lightning.denoisers import APL, Denoiser
 from apl_lightning.dual import Inferer
-from apl_lightning.label_pass import TargetImages, label_images
+from apl_lightning.exchange import complete
+from apl_lightning.label_pass import ImageBatch, TargetImages, label_images
+from apl_lightning.preemption import raise_if_stopped, stop_at_next_batch
 from apl_lightning.probe import evaluating
 from apl_lightning.progress import track
 from apl_lightning.randomness import derived_seed
 from apl_lightning.statistics import RoundStatistics
+
+
+# By name: importing them would need packages that are not there.
+_PARTED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
 
 class PseudoLabelCallback(Callback):
@@ -89,6 +96,7 @@ class PseudoLabelCallback(Callback):
         statistics = RoundStatistics(class_names)
         with ranks.together("Making pseudo labels"):
             self._label(trainer, pl_module, dataset, round, statistics)
+        complete(store.folder(round), responsible=trainer.local_rank == 0)
         with ranks.together("Showing the new pseudo labels"):
             if trainer.local_rank == 0:
                 store.commit(round)
@@ -97,12 +105,24 @@ class PseudoLabelCallback(Callback):
         self.round, self._epoch = round, trainer.current_epoch
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """A new fit begins with round 0, unless a checkpoint says otherwise."""
+        """A new fit begins with round 0, unless a checkpoint says otherwise.
+
+        Raises:
+            ValueError: If the strategy parts the network: then no process can label images by itself.
+        """
+        parted = _PARTED & {base.__name__ for base in type(trainer.strategy).__mro__}
+        if parted:
+            raise ValueError(
+                "Expected a strategy with the whole network on each device, but got "
+                f"{type(trainer.strategy).__name__}: its processes hold parts, and none can make pseudo labels for "
+                "itself. Use strategy='ddp' or a single device."
+            )
         self.round = self._epoch = self._saved_round = -1
         self._seed = trainer.strategy.broadcast(torch.initial_seed() % 2**32)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first labels of this fit. A run resumed inside an epoch never calls `on_train_epoch_start`."""
+        stop_at_next_batch(trainer)
         store = target_dataset(trainer).store
         if self.round < 0 and store.current is not None:
             raise ValueError(
@@ -186,7 +206,7 @@ class PseudoLabelCallback(Callback):
             trainer.precision_plugin.forward_context(),
         ):
             batches = track(trainer, source, f"Pseudo labels, round {round}", len(source))
-            label_images(batches, module, self.denoiser, self.inferer, dataset.store, writer, statistics)
+            label_images(_unless_stopped(trainer, batches), module, self.denoiser, self.inferer, dataset.store, writer, statistics)
 
 
 class _Images:
@@ -197,8 +217,15 @@ class _Images:
         self._trainer = trainer
 
     def __iter__(self) -> Any:
-        for batch in track(self._trainer, self._source, "Preparing", len(self._source)):
+        batches = track(self._trainer, self._source, "Preparing", len(self._source))
+        for batch in _unless_stopped(self._trainer, batches):
             yield batch.images
+
+
+def _unless_stopped(trainer: Trainer, batches: Iterator[ImageBatch]) -> Iterator[ImageBatch]:
+    for batch in batches:
+        raise_if_stopped(trainer)
+        yield batch
 
 
 def target_dataset(trainer: Trainer) -> TargetDataset:

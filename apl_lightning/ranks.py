@@ -20,6 +20,20 @@ def several() -> bool:
     return world_size() > 1
 
 
+def rank() -> int:
+    """Which of them this one is."""
+    return distributed.get_rank() if several() else 0
+
+
+def broadcast(value: Any, source: int) -> Any:
+    """The value of one rank, on all."""
+    if several():
+        values = [value]
+        distributed.broadcast_object_list(values, src=source)
+        value = values[0]
+    return value
+
+
 def gather(value: Any) -> list[Any]:
     """The value of every rank, in their order."""
     if not several():
@@ -49,7 +63,7 @@ def share_state(module: nn.Module) -> None:
 def together(what: str) -> Iterator[None]:
     """Leave the block when all ranks are through it; an error on one is raised on every rank.
 
-    So no rank waits for one that is gone. There must be no other collective in the block.
+    So no rank waits for one that is gone. Any other collective in the block must be reached by all ranks.
 
     Args:
         what: What all of them do, for the message.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -22,17 +23,23 @@ class PseudoLabel(NamedTuple):
     round: int
 
 
+def rank_files(folder: Path, rank: int) -> tuple[Path, Path]:
+    """What one rank writes: its data, and the table of contents, which appears last."""
+    return folder / f"rank-{rank:05d}.bin", folder / f"rank-{rank:05d}.npz"
+
+
 class RoundWriter:
     """Appends the labels of one rank's share to its file; the table of contents follows on a clean exit."""
 
     def __init__(self, folder: Path, rank: int, dtype: np.dtype[Any]) -> None:
         self._folder = folder
         self._rank = rank
+        self._data, self._table = rank_files(folder, rank)
         self._dtype = dtype
         self._samples: list[int] = []
         self._offsets: list[int] = []
         self._shapes: list[tuple[int, ...]] = []
-        self._file = open(folder / f"rank-{rank:05d}.bin", "wb")  # noqa: SIM115 - closed by __exit__
+        self._file = self._data.open("wb")
 
     def add(self, index: int, labels: Tensor, weights: Tensor) -> None:
         """Append one image: labels (*S) and weights (*S) in [0, 1].
@@ -70,7 +77,7 @@ class RoundWriter:
         if kind is None:
             dimensions = len(self._shapes[0]) if self._shapes else 0
             np.savez(
-                self._folder / f"rank-{self._rank:05d}.npz",
+                self._table,
                 rank=np.full(len(self._samples), self._rank),
                 sample=np.array(self._samples, dtype=np.int64),
                 offset=np.array(self._offsets, dtype=np.int64),
@@ -98,7 +105,7 @@ def write_index(folder: Path, round: int, length: int) -> None:
             f"{len(np.unique(samples))} samples."
         )
     order = np.argsort(samples)
-    unfinished = folder / f"{INDEX}.tmp.npz"
+    unfinished = folder / f"index.{secrets.token_hex(4)}.tmp.npz"  # nodes with one disk write it side by side
     columns: dict[str, Any] = {key: column[order] for key, column in joined.items()}
     np.savez(unfinished, **columns, dtype=filled[0]["dtype"])
     os.replace(unfinished, folder / INDEX)
@@ -113,7 +120,7 @@ class RoundReader:
             self._rank, self._offset, self._shape = index["rank"], index["offset"], index["shape"]
             self._dtype = np.dtype(str(index["dtype"]))
         self._files = {
-            rank: np.memmap(folder / f"rank-{rank:05d}.bin", dtype=np.uint8, mode="r") for rank in np.unique(self._rank)
+            rank: np.memmap(rank_files(folder, rank)[0], dtype=np.uint8, mode="r") for rank in np.unique(self._rank)
         }
 
     def read(self, index: int) -> PseudoLabel:

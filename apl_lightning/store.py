@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class PseudoLabelStore:
 
     def has(self, round: int) -> bool:
         """Whether all labels of this round are here."""
-        return (self._folder(round) / INDEX).exists()
+        return (self.folder(round) / INDEX).exists()
 
     def read(self, index: int) -> PseudoLabel:
         """The labels of one image in the current round.
@@ -82,7 +83,7 @@ class PseudoLabelStore:
         if self._mapped is None or self._mapped[0] != version:
             current = self.current
             assert current is not None
-            self._mapped = (version, RoundReader(self._folder(current), current))
+            self._mapped = (version, RoundReader(self.folder(current), current))
         return self._mapped[1].read(index)
 
     def write(self, round: int, num_classes: int, rank: int = 0) -> RoundWriter:
@@ -93,8 +94,8 @@ class PseudoLabelStore:
         """
         if num_classes > 65535:
             raise ValueError(f"Expected at most 65535 classes, but got {num_classes}.")
-        self._folder(round).mkdir(parents=True, exist_ok=True)
-        return RoundWriter(self._folder(round), rank, np.dtype(np.uint8 if num_classes <= 256 else np.uint16))
+        self.folder(round).mkdir(parents=True, exist_ok=True)
+        return RoundWriter(self.folder(round), rank, np.dtype(np.uint8 if num_classes <= 256 else np.uint16))
 
     def start(self, round: int) -> None:
         """Make room for a round: drop what an interrupted run left of it and go back to the round before.
@@ -108,8 +109,8 @@ class PseudoLabelStore:
             (self.directory / _POINTER).unlink(missing_ok=True)
         self.directory.mkdir(parents=True, exist_ok=True)
         _write_text(self.directory / _IDENTITY, json.dumps({"length": self.length, "identity": self.identity}))
-        shutil.rmtree(self._folder(round), ignore_errors=True)
-        self._folder(round).mkdir()
+        shutil.rmtree(self.folder(round), ignore_errors=True)
+        self.folder(round).mkdir(exist_ok=True)  # made by another node on the same disk
 
     def commit(self, round: int) -> None:
         """Show a round to the readers. One process a node calls it, after all ranks have written.
@@ -117,7 +118,7 @@ class PseudoLabelStore:
         Raises:
             RuntimeError: If a sample has no label, or two.
         """
-        write_index(self._folder(round), round, self.length)
+        write_index(self.folder(round), round, self.length)
         self.show(round)
 
     def show(self, round: int) -> None:
@@ -130,7 +131,8 @@ class PseudoLabelStore:
             if int(folder.name.removeprefix("round-")) not in keep:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _folder(self, round: int) -> Path:
+    def folder(self, round: int) -> Path:
+        """Where the files of a round lie."""
         return self.directory / f"round-{round:06d}"
 
     def _check_identity(self) -> None:
@@ -153,6 +155,6 @@ class PseudoLabelStore:
 
 def _write_text(path: Path, text: str) -> None:
     """Write a small file in one step: a reader sees the old text or the new one."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     unfinished.write_text(text)
     os.replace(unfinished, path)

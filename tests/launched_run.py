@@ -1,0 +1,76 @@
+"""A small refinement as a script, for processes that are launched: `python launched_run.py OUT [options]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from conftest import CLASSES, Images, TinyNet
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+
+
+class Record(pl.Callback):
+    """Writes each rank's end; sends the whole job SIGTERM at a batch, if asked to."""
+
+    def __init__(self, folder: Path, terminate_at: int | None) -> None:
+        self.folder = folder
+        self.terminate_at = terminate_at
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.terminate_at == trainer.global_step and trainer.global_rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        store = trainer.train_dataloader.dataset.store
+        labels = [torch.stack([store.read(i).labels.float(), store.read(i).weights]) for i in range(store.length)]
+        dice = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+        end = {"state": pl_module.state_dict(), "labels": torch.stack(labels), "dice": dice}
+        torch.save(end, self.folder / f"end-{trainer.global_rank}.pt")
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--strategy", default="auto")
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=12)
+    parser.add_argument("--terminate-at", type=int)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    # A node may have a disk of its own.
+    folder = Path(str(arguments.out).format(node=os.environ.get("GROUP_RANK", 0)))
+    folder.mkdir(parents=True, exist_ok=True)
+    ranks = arguments.devices * arguments.nodes
+    module = APLModule(TinyNet(), CLASSES, learning_rate=1e-2)
+    data = TargetDataModule(
+        Images(arguments.samples), Images(5, labelled=True), batch_size=4 // ranks, store_dir=folder / "labels"
+    )
+    saving = ModelCheckpoint(folder / "checkpoints", every_n_train_steps=1, save_last=True)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        strategy=arguments.strategy,
+        devices=arguments.devices,
+        num_nodes=arguments.nodes,
+        max_epochs=3,
+        callbacks=[PseudoLabelCallback(), saving, Record(folder, arguments.terminate_at)],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, data, ckpt_path="last", weights_only=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
