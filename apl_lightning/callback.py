@@ -21,7 +21,6 @@ from apl_lightning.progress import track
 from apl_lightning.randomness import derived_seed
 from apl_lightning.statistics import RoundStatistics
 
-
 # By name: importing them would need packages that are not there.
 _PARTED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
@@ -206,7 +205,15 @@ class PseudoLabelCallback(Callback):
             trainer.precision_plugin.forward_context(),
         ):
             batches = track(trainer, source, f"Pseudo labels, round {round}", len(source))
-            label_images(_unless_stopped(trainer, batches), module, self.denoiser, self.inferer, dataset.store, writer, statistics)
+            label_images(
+                _unless_stopped(trainer, batches),
+                module,
+                self.denoiser,
+                self.inferer,
+                dataset.store,
+                writer,
+                statistics,
+            )
 
 
 class _Images:

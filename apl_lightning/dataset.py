@@ -69,7 +69,7 @@ class TargetDataset(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         epoch, index = divmod(index, len(self))
         labels, weights, round = self.store.read(index)
-        sample = {"image": self.read(index)["image"], "pseudo_label": labels, "weight": weights}
+        sample = {"image": self.read_named(index)["image"], "pseudo_label": labels, "weight": weights}
         moved = [sample]
         if self.transform is not None:
             with drawing_from(derived_seed(self.seed, epoch, index), self.transform):
@@ -80,6 +80,17 @@ class TargetDataset(Dataset[Any]):
     def read(self, index: int) -> dict[str, Any]:
         """The untransformed sample, as `{"image"}` and, where the data set has them, `"label"` and `"case"`."""
         return read_sample(self.dataset[index], self.keys, index)
+
+    def read_named(self, index: int) -> dict[str, Any]:
+        """As `read`; an error names the sample.
+
+        Raises:
+            RuntimeError: If the data set cannot read it.
+        """
+        try:
+            return self.read(index)
+        except Exception as error:
+            raise RuntimeError(f"sample {index}: {type(error).__name__}: {error}") from error
 
     def _check_deterministic(self, length: int) -> None:
         for index in sorted({step * (length - 1) // max(1, _PROBES - 1) for step in range(_PROBES)}):

@@ -86,10 +86,7 @@ class _Untransformed(Dataset[Any]):
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
-        try:
-            return index, self.dataset.read(index)
-        except Exception as error:
-            raise RuntimeError(f"sample {index}: {type(error).__name__}: {error}") from error
+        return index, self.dataset.read_named(index)
 
 
 def label_images(

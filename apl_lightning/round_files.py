@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -57,15 +59,9 @@ class RoundWriter:
         self._samples.append(index)
         self._offsets.append(self._file.tell())
         self._shapes.append(tuple(labels.shape))
-        try:
+        with self._explained():
             self._file.write(labels.cpu().numpy().astype(self._dtype).tobytes())
             self._file.write((weights * 255).round().to(torch.uint8).cpu().numpy().tobytes())
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{error.strerror} while writing pseudo labels ({self._dtype.itemsize + 1} bytes a pixel) to "
-                f"{self._folder}: free some space or pass another `store_dir`",
-            ) from error
 
     def __enter__(self) -> RoundWriter:
         return self
@@ -73,7 +69,8 @@ class RoundWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with self._explained():
+            self._file.close()
         if kind is None:
             dimensions = len(self._shapes[0]) if self._shapes else 0
             np.savez(
@@ -84,6 +81,17 @@ class RoundWriter:
                 shape=np.array(self._shapes, dtype=np.int64).reshape(len(self._shapes), dimensions),
                 dtype=self._dtype.name,
             )
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror} while writing pseudo labels ({self._dtype.itemsize + 1} bytes a pixel) to "
+                f"{self._folder}: free some space or pass another `store_dir`",
+            ) from error
 
 
 def write_index(folder: Path, round: int, length: int) -> None:

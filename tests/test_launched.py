@@ -73,18 +73,12 @@ def test_nodes_with_and_without_a_shared_disk(
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     out = str(tmp_path / ("all" if shared else "node-{node}"))
-    sizes = ["--nnodes", str(nodes), "--nproc-per-node", str(devices), "--master-addr", "127.0.0.1"]
+    place = ["--master-addr", "127.0.0.1", "--master-port", port]
+    sizes = ["--nnodes", str(nodes), "--nproc-per-node", str(devices)]
+    options = [*DDP, "--nodes", str(nodes), "--devices", str(devices)]
+    commands = [[*TORCHRUN, *place, *sizes, "--node-rank", str(node), SCRIPT, out, *options] for node in range(nodes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [*TORCHRUN, *sizes, "--master-port", port, "--node-rank", str(node), SCRIPT, out, *DDP]
-            + ["--nodes", str(nodes), "--devices", str(devices)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for node in range(nodes)
-    ]
+    started = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for command in commands]
     for process in started:
         _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, errors
