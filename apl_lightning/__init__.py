@@ -8,11 +8,13 @@ from apl_lightning.dual import DualHeadModel, Logits
 from apl_lightning.heads import add_dual_heads
 from apl_lightning.module import APLModule
 from apl_lightning.probe import HeadNotFoundError
+from apl_lightning.sampler import EpochSampler
 from apl_lightning.store import PseudoLabelStore
 
 __all__ = [
     "APLModule",
     "DualHeadModel",
+    "EpochSampler",
     "HeadNotFoundError",
     "LazyDataLoader",
     "Logits",

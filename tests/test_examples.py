@@ -120,6 +120,15 @@ def test_overhead(example: Any) -> None:
     assert all(ratio > 0 for ratio in medians.values())
 
 
+def test_scaling(example: Any) -> None:
+    options = ["--size", "32", "--images", "8", "--batch-size", "4", "--turns", "1", "--counts", "4"]
+    scaling, bare, memory = example("scaling").main(options).values()
+    assert all(ratio > 0 for ratio in (*scaling.values(), *bare.values()))
+    assert memory["peak with 4 images, MiB"] > 100
+    # Besides 2 bytes a pixel the store holds tables of contents, which weigh in tiny images.
+    assert 2 <= memory["store, bytes a pixel"] < 3
+
+
 @pytest.mark.parametrize("translated", [False, True], ids=["alone", "behind a translator"])
 def test_checkpoint_of_another_system(example: Any, tmp_path: Path, translated: bool) -> None:
     options = {"bounds": (-1.8, 4.4)}

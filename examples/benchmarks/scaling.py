@@ -1,0 +1,230 @@
+"""How the label pass and the training step scale, what they cost beside a bare loop, and what memory they take.
+
+    python examples/benchmarks/scaling.py
+
+1. Images a second with 1 and with 2 processes of one thread each; the two take turns, the ratio is the median.
+2. The label pass against a bare forward loop, and the training step against plain fine-tuning, in one process on the
+   device at hand (bfloat16 on a GPU).
+3. The peak memory of the label pass with 100 and with 1,000 images, each in its own process, and the store on disk.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytorch_lightning as pl
+import segmentation_models_pytorch as smp
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+from apl_lightning.losses import weighted_cross_entropy
+
+CLASSES = 5
+
+
+class Images(Dataset[Tensor]):
+    """Images that take no memory until they are asked for."""
+
+    def __init__(self, count: int, size: int) -> None:
+        self.count = count
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.rand(1, self.size, self.size, generator=torch.Generator().manual_seed(index))
+
+
+class TimedLabels(PseudoLabelCallback):
+    """Keeps the seconds of the last label pass, without what is prepared once."""
+
+    seconds = 0.0
+
+    def _label(self, *arguments: Any) -> None:
+        start = time.perf_counter()
+        super()._label(*arguments)
+        self.seconds = time.perf_counter() - start
+
+
+class TimedTraining(pl.Callback):
+    """Keeps the seconds of the last epoch's batches, and writes both figures from rank 0."""
+
+    def __init__(self, labels: TimedLabels | None = None, out: Path | None = None) -> None:
+        self.labels = labels
+        self.out = out
+        self.seconds = 0.0
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        self.start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds = time.perf_counter() - self.start
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        if self.out is not None and self.labels is not None and trainer.is_global_zero:
+            self.out.write_text(json.dumps({"label pass": self.labels.seconds, "training step": self.seconds}))
+
+
+class Plain(pl.LightningModule):
+    """Fine-tuning on labels that are there."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def training_step(self, image: Tensor) -> Tensor:
+        label = (image[:, 0] * CLASSES).long().clamp(max=CLASSES - 1)
+        return weighted_cross_entropy(self.model(image), label, torch.ones_like(image[:, 0]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-4)
+
+
+def network() -> nn.Module:
+    """The network of all measurements."""
+    return smp.Unet("resnet18", encoder_weights=None, in_channels=1, classes=CLASSES)
+
+
+def trainer(**options: Any) -> pl.Trainer:
+    """A trainer that does nothing but train."""
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(**{**quiet, "devices": 1, **options})
+
+
+def seconds(arguments: argparse.Namespace, processes: int) -> dict[str, float]:
+    """Seconds of the second label pass and epoch with so many processes on the CPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "seconds.json"
+        labels = TimedLabels()
+        data = TargetDataModule(
+            Images(arguments.images, arguments.size),
+            batch_size=arguments.batch_size // processes,
+            transform=None,
+            store_dir=folder,
+        )
+        strategy = {} if processes == 1 else {"strategy": "ddp_fork", "devices": processes}
+        callbacks = [labels, TimedTraining(labels, out)]
+        run = trainer(accelerator="cpu", max_epochs=2, callbacks=callbacks, **strategy)
+        run.fit(APLModule(network(), CLASSES), data)
+        found: dict[str, float] = json.loads(out.read_text())
+        return found
+
+
+def scaling(arguments: argparse.Namespace) -> dict[str, float]:
+    """Throughput of two processes over that of one, median over the turns."""
+    ratios: dict[str, list[float]] = {"label pass": [], "training step": []}
+    for turn in range(arguments.turns):
+        one, two = seconds(arguments, 1), seconds(arguments, 2)
+        for name, values in ratios.items():
+            values.append(one[name] / two[name])
+            rates = f"{arguments.images / one[name]:.1f} and {arguments.images / two[name]:.1f} images a second"
+            print(f"  turn {turn}: {name}, 1 and 2 processes: {rates}, ratio {values[-1]:.2f}", flush=True)
+    return {name: median(values) for name, values in ratios.items()}
+
+
+def bare(arguments: argparse.Namespace) -> dict[str, float]:
+    """Throughput of the label pass over a bare forward loop; time of a training epoch over plain fine-tuning."""
+    gpu = torch.cuda.is_available()
+    images = Images(arguments.images, arguments.size)
+    options: dict[str, Any] = {"accelerator": "gpu" if gpu else "cpu", "precision": "bf16-mixed" if gpu else "32-true"}
+    ratios: dict[str, list[float]] = {"label pass": [], "training step": []}
+    for turn in range(arguments.turns):
+        plain, model = TimedTraining(), Plain(network())
+        loader = DataLoader(images, arguments.batch_size, num_workers=arguments.workers, persistent_workers=False)
+        trainer(max_epochs=2, callbacks=[plain], **options).fit(model, loader)
+        loop = forward_loop(model.model.to("cuda" if gpu else "cpu"), images, arguments.workers)
+        labels = TimedLabels()
+        refined = TimedTraining(labels)
+        with tempfile.TemporaryDirectory() as folder:
+            data = TargetDataModule(
+                images,
+                batch_size=arguments.batch_size,
+                num_workers=arguments.workers,
+                transform=None,
+                store_dir=folder,
+            )
+            run = trainer(max_epochs=2, callbacks=[labels, refined], **options)
+            run.fit(APLModule(network(), CLASSES), data)
+        ratios["label pass"].append(loop / labels.seconds)
+        ratios["training step"].append(refined.seconds / plain.seconds)
+        print(f"  turn {turn}: {', '.join(f'{name} {values[-1]:.2f}' for name, values in ratios.items())}", flush=True)
+    return {name: median(values) for name, values in ratios.items()}
+
+
+def forward_loop(model: nn.Module, images: Images, workers: int) -> float:
+    """Seconds to predict all images with the network as it is, in batches of 16 as the label pass."""
+    device = next(model.parameters()).device
+    model.eval()
+    start = time.perf_counter()
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        for batch in DataLoader(images, 16, num_workers=workers, pin_memory=device.type == "cuda"):
+            model(batch.to(device)).float().softmax(1).max(1).indices.cpu()
+    return time.perf_counter() - start
+
+
+def memory(arguments: argparse.Namespace) -> dict[str, float]:
+    """Peak memory in MiB with 100 and 1,000 images, and bytes a pixel on disk."""
+    spawn = multiprocessing.get_context("spawn")
+    figures = {}
+    for count in arguments.counts:
+        with spawn.Pool(1) as pool:
+            peak, on_disk = pool.apply(_peak_of_label_pass, (count, arguments.size))
+        figures[f"peak with {count} images, MiB"] = peak
+        figures["store, bytes a pixel"] = on_disk
+    return figures
+
+
+def _peak_of_label_pass(count: int, size: int) -> tuple[float, float]:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        data = TargetDataModule(Images(count, size), batch_size=2, store_dir=folder)
+        module = APLModule(network(), CLASSES, batch_norm="frozen")
+        trainer(accelerator="cpu", max_steps=1, callbacks=[PseudoLabelCallback()]).fit(module, data)
+        stored = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, stored / (count * size**2)
+
+
+def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
+    """Run the command line; returns all figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=8, help="of all processes together")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=0, help="loader processes of the second part")
+    parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000], help="images of the third part")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    parts = {}
+    for title, part in {
+        "2 processes over 1, throughput": scaling,
+        "label pass over a bare loop (throughput), training step over fine-tuning (time)": bare,
+        "memory": memory,
+    }.items():
+        print(title, flush=True)
+        parts[title] = part(arguments)
+    print()
+    for title, figures in parts.items():
+        print(f"{title}: {', '.join(f'{name} {value:.2f}' for name, value in figures.items())}")
+    return parts
+
+
+if __name__ == "__main__":
+    main()
