@@ -11,7 +11,6 @@
 import argparse
 import json
 import multiprocessing
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -114,7 +113,7 @@ def seconds(arguments: argparse.Namespace, processes: int) -> dict[str, float]:
         labels = TimedLabels()
         data = TargetDataModule(
             Images(arguments.images, arguments.size),
-            batch_size=arguments.batch_size // processes,
+            batch_size=arguments.batch_size,
             transform=None,
             store_dir=folder,
         )
@@ -197,7 +196,9 @@ def _peak_of_label_pass(count: int, size: int) -> tuple[float, float]:
         module = APLModule(network(), CLASSES, batch_norm="frozen")
         trainer(accelerator="cpu", max_steps=1, callbacks=[PseudoLabelCallback()]).fit(module, data)
         stored = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, stored / (count * size**2)
+    # Not `getrusage`: its peak is inherited from the process that started this one.
+    (peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(peak.split()[1]) / 1024, stored / (count * size**2)
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
@@ -205,25 +206,24 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=8, help="of all processes together")
+    parser.add_argument("--batch-size", type=int, default=8, help="of each process")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0, help="loader processes of the second part")
     parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000], help="images of the third part")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    parts = {}
-    for title, part in {
-        "2 processes over 1, throughput": scaling,
-        "label pass over a bare loop (throughput), training step over fine-tuning (time)": bare,
-        "memory": memory,
-    }.items():
-        print(title, flush=True)
-        parts[title] = part(arguments)
-    print()
-    for title, figures in parts.items():
-        print(f"{title}: {', '.join(f'{name} {value:.2f}' for name, value in figures.items())}")
-    return parts
+    figures = {}
+    for part in arguments.parts:
+        print(PARTS[part].__doc__, flush=True)
+        figures[part] = PARTS[part](arguments)
+    for part, values in figures.items():
+        print(f"{part}: {', '.join(f'{name} {value:.2f}' for name, value in values.items())}")
+    return figures
+
+
+PARTS = {"scaling": scaling, "bare": bare, "memory": memory}
 
 
 if __name__ == "__main__":
