@@ -33,6 +33,9 @@ class PseudoLabelCallback(Callback):
     target images (BatchNorm statistics, a fresh second head). A resumed run goes on with the labels of the round that
     its checkpoint belongs to.
 
+    Before each batch torch is seeded from the run's seed, the epoch, the batch and the rank, so that a resumed run draws
+    (dropout, say) what an uninterrupted one would.
+
     Logged once a round: `pseudo/confidence` (mean weight), `pseudo/agreement` (part of the pixels where both heads
     say the same), `pseudo/changed` (part of the labels that differ from the round before),
     `pseudo/class_ratio/<class>` and, where the data set holds reference labels, `pseudo/dice`, which nothing but the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -162,6 +163,23 @@ def test_truncated_anywhere(state: State, tmp_path: Path) -> None:
         path.write_bytes(data[:part])
         with pytest.raises(CheckpointError, match="copy it again"):
             load("synseg", path)
+
+
+def test_any_flipped_bit_is_seen(state: State, tmp_path: Path) -> None:
+    """In the present format, which has checksums: refused, or it was padding that flipped."""
+    data, path = saved(tmp_path / "whole.pth", state).read_bytes(), tmp_path / "net.pth"
+    chance, refused = random.Random(0), 0
+    for _ in range(100):
+        changed = bytearray(data)
+        changed[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        path.write_bytes(changed)
+        try:
+            loaded = load("synseg", path).state_dict()
+        except CheckpointError:
+            refused += 1
+        else:
+            assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    assert refused > 80
 
 
 @pytest.mark.parametrize(
