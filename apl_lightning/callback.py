@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,15 +13,13 @@ from apl_lightning.dataset import TargetDataset
 from apl_lightning.denoisers import APL, Denoiser
 from apl_lightning.dual import Inferer
 from apl_lightning.exchange import complete
-from apl_lightning.label_pass import ImageBatch, TargetImages, label_images
-from apl_lightning.preemption import raise_if_stopped, stop_at_next_batch
+from apl_lightning.label_pass import TargetImages, label_images
+from apl_lightning.preemption import stop_at_next_batch
 from apl_lightning.probe import evaluating
 from apl_lightning.progress import track
 from apl_lightning.randomness import derived_seed
 from apl_lightning.statistics import RoundStatistics
-
-# By name: importing them would need packages that are not there.
-_PARTED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
+from apl_lightning.strategies import refuse_parted
 
 
 class PseudoLabelCallback(Callback):
@@ -33,8 +30,8 @@ class PseudoLabelCallback(Callback):
     target images (BatchNorm statistics, a fresh second head). A resumed run goes on with the labels of the round that
     its checkpoint belongs to.
 
-    Before each batch torch is seeded from the run's seed, the epoch, the batch and the rank, so that a resumed run draws
-    (dropout, say) what an uninterrupted one would.
+    Before each batch torch is seeded from the run's seed, the epoch, the batch and the rank, so that a resumed run
+    draws (dropout, say) what an uninterrupted one would.
 
     Logged once a round: `pseudo/confidence` (mean weight), `pseudo/agreement` (part of the pixels where both heads
     say the same), `pseudo/changed` (part of the labels that differ from the round before),
@@ -112,13 +109,7 @@ class PseudoLabelCallback(Callback):
         Raises:
             ValueError: If the strategy parts the network: then no process can label images by itself.
         """
-        parted = _PARTED & {base.__name__ for base in type(trainer.strategy).__mro__}
-        if parted:
-            raise ValueError(
-                "Expected a strategy with the whole network on each device, but got "
-                f"{type(trainer.strategy).__name__}: its processes hold parts, and none can make pseudo labels for "
-                "itself. Use strategy='ddp' or a single device."
-            )
+        refuse_parted(trainer)
         self.round = self._epoch = self._saved_round = -1
         self._seed = trainer.strategy.broadcast(torch.initial_seed() % 2**32)
 
@@ -208,15 +199,7 @@ class PseudoLabelCallback(Callback):
             trainer.precision_plugin.forward_context(),
         ):
             batches = track(trainer, source, f"Pseudo labels, round {round}", len(source))
-            label_images(
-                _unless_stopped(trainer, batches),
-                module,
-                self.denoiser,
-                self.inferer,
-                dataset.store,
-                writer,
-                statistics,
-            )
+            label_images(batches, module, self.denoiser, self.inferer, dataset.store, writer, statistics)
 
 
 class _Images:
@@ -227,15 +210,8 @@ class _Images:
         self._trainer = trainer
 
     def __iter__(self) -> Any:
-        batches = track(self._trainer, self._source, "Preparing", len(self._source))
-        for batch in _unless_stopped(self._trainer, batches):
+        for batch in track(self._trainer, self._source, "Preparing", len(self._source)):
             yield batch.images
-
-
-def _unless_stopped(trainer: Trainer, batches: Iterator[ImageBatch]) -> Iterator[ImageBatch]:
-    for batch in batches:
-        raise_if_stopped(trainer)
-        yield batch
 
 
 def target_dataset(trainer: Trainer) -> TargetDataset:

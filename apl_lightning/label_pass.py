@@ -13,6 +13,7 @@ from apl_lightning._lightning import LightningModule, Trainer
 from apl_lightning.dataset import TargetDataset
 from apl_lightning.denoisers import Denoiser
 from apl_lightning.dual import Inferer
+from apl_lightning.preemption import raise_if_stopped
 from apl_lightning.round_files import RoundWriter
 from apl_lightning.statistics import RoundStatistics
 from apl_lightning.store import PseudoLabelStore
@@ -52,6 +53,7 @@ class TargetImages:
         world_size: int = 1,
         order: Sequence[int] | None = None,
     ) -> None:
+        self._trainer = trainer
         self._to_device = lambda tensor: trainer.strategy.batch_to_device(tensor, module.device)
         training: Any = trainer.train_dataloader
         indices = range(len(dataset)) if order is None else order
@@ -72,6 +74,7 @@ class TargetImages:
 
     def __iter__(self) -> Iterator[ImageBatch]:
         for samples in self._loader:
+            raise_if_stopped(self._trainer)
             while samples:
                 shape = samples[0][1]["image"].shape
                 alike = [sample for sample in samples if sample[1]["image"].shape == shape]

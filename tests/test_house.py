@@ -41,6 +41,7 @@ ROOMS = [
     "statistics",
     "progress",
     "preemption",
+    "strategies",
     "label_pass",
     "callback",
     "visualize",
