@@ -122,7 +122,8 @@ class PseudoLabelCallback(Callback):
                 f"Expected an empty store for a fresh run, but {store.directory} holds the labels of an earlier one: "
                 "resume it with `ckpt_path`, or name another folder."
             )
-        if self.round < 0 or self._is_due(trainer.current_epoch):
+        # A run that was interrupted behind its last step has nothing more to label.
+        if self.round < 0 or (self._is_due(trainer.current_epoch) and not trainer.fit_loop.done):
             self.update(trainer, pl_module)
         elif all(ranks.gather(store.has(self.round))):
             with ranks.together("Showing the pseudo labels of the checkpoint"):

@@ -45,6 +45,11 @@ class Images(Dataset[Any]):
         return self.images[index] if self.labels is None else (self.images[index], self.labels[index])
 
 
+def fork_further() -> None:
+    """Let a forked process start `ddp_fork`: after any look for a GPU in its parent, Lightning would forbid it."""
+    torch.cuda._is_in_bad_fork = lambda: False
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import CLASSES, Images, TinyNet
+from conftest import CLASSES, Images, TinyNet, fork_further
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 from torch.utils.data import get_worker_info
 
@@ -80,6 +80,7 @@ class FailsOnRankOne(APL):
 
 
 def attempt(queue: Any, make: Make, folder: Path, data: Any, arm: Arm, denoiser: Any, workers: int) -> None:
+    fork_further()
     module = APLModule(TinyNet(), CLASSES)
     data = TargetDataModule(data, batch_size=4, num_workers=workers, store_dir=folder)
     callbacks = [arm, PseudoLabelCallback(denoiser)]
