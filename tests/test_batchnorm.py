@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from conftest import CLASSES, TinyNet
 from torch import nn
 
 from apl_lightning import APLModule
-from apl_lightning.batchnorm import adapt_batch_norm
+from apl_lightning.batchnorm import adapt_batch_norm, batch_norms, set_batch_norm_mode
 
 
 def test_adapted_statistics_are_those_of_the_images() -> None:
@@ -42,3 +44,16 @@ def test_only_adapt_touches_the_statistics_beforehand() -> None:
         module = APLModule(TinyNet(), CLASSES, batch_norm=mode)
         module.prepare_refinement([torch.rand(4, 1, 8, 8) + 3])
         assert bool(module.model.network.encoder[1].running_mean.any()) == changes
+
+
+def test_synchronised_layers_are_batch_norms_too() -> None:
+    """Several ranks of them need GPUs (torch has no other); what is done to each layer is the same."""
+    plain, images = TinyNet(), [torch.rand(4, 1, 8, 8) for _ in range(3)]
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in synchronised.modules())
+    for network in (plain, synchronised):
+        adapt_batch_norm(network, images)
+        set_batch_norm_mode(network.train(), "adapt")
+    assert not any(layer.training for layer in batch_norms(synchronised))
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(synchronised.state_dict()[name], value)
