@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apl_lightning._lightning import isolate_rng
+from apl_lightning.randomness import drawing_from
 from apl_lightning.samples import as_tensor, describe
 
 Transform = Callable[[dict[str, Any]], Any]
@@ -45,7 +45,7 @@ def check_alignment(transform: Transform, image: Tensor) -> None:
         ValueError: If image and label part.
     """
     transform = copy.deepcopy(transform)
-    with isolate_rng():
+    with drawing_from(0, transform):  # MONAI's transforms share one random state unless they are given another
         for draw in range(_DRAWS):
             pattern = _pattern(image.shape[1:], seed=draw)
             stand_in = pattern.to(image.dtype).expand_as(image).clone()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -43,6 +43,14 @@ class Images(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self.images[index] if self.labels is None else (self.images[index], self.labels[index])
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """For tests of large networks in one process."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 def fork_further() -> None:

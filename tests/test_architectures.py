@@ -15,6 +15,8 @@ from apl_lightning import HeadNotFoundError, add_dual_heads
 from apl_lightning.outputs import logit_maps
 from apl_lightning.probe import example_input, find_main_output
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_heads_are_found(name: str) -> None:

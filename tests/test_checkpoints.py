@@ -32,6 +32,8 @@ from apl_lightning.checkpoints import (
 from apl_lightning.checkpoints.__main__ import main
 from apl_lightning.checkpoints.legacy_resize import legacy_resize
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 State = dict[str, Any]
 
 

@@ -8,6 +8,8 @@ import pytest
 from checkpoint_files import Golden
 from golden_errors import FIXTURES, errors
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 @pytest.mark.parametrize("name", FIXTURES)
 def test_official_outputs(name: str, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from torch import nn
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 from apl_lightning.checkpoints import Translated, load
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 # The row, the system as `load` calls it, the file whose keys the refined network must have.
 ROWS = {
     "CycleGAN": "synseg",
