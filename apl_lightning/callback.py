@@ -17,7 +17,7 @@ from apl_lightning.label_pass import TargetImages, label_images
 from apl_lightning.preemption import stop_at_next_batch
 from apl_lightning.probe import evaluating
 from apl_lightning.progress import track
-from apl_lightning.randomness import derived_seed
+from apl_lightning.randomness import derived_seed, run_seed
 from apl_lightning.statistics import RoundStatistics
 from apl_lightning.strategies import refuse_parted
 
@@ -111,7 +111,7 @@ class PseudoLabelCallback(Callback):
         """
         refuse_parted(trainer)
         self.round = self._epoch = self._saved_round = -1
-        self._seed = trainer.strategy.broadcast(torch.initial_seed() % 2**32)
+        self._seed = run_seed(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first labels of this fit. A run resumed inside an epoch never calls `on_train_epoch_start`."""

@@ -8,12 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, default_collate
 
 from apl_lightning._lightning import LightningDataModule
 from apl_lightning.augment import RandomAffine
 from apl_lightning.dataset import LabelledDataset, TargetDataset
+from apl_lightning.randomness import run_seed
 from apl_lightning.sampler import EpochSampler
 from apl_lightning.samples import Keys
 from apl_lightning.store import PseudoLabelStore
@@ -126,8 +126,7 @@ class TargetDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            directory, seed = self._run_directory(), torch.initial_seed() % 2**32
-            seed = seed if self.trainer is None else self.trainer.strategy.broadcast(seed)
+            directory, seed = self._run_directory(), run_seed(self.trainer)
             self._target = TargetDataset(self.train, directory, self.transform, self.keys.image, self.keys.label, seed)
         if self.val is not None:
             # Lightning takes an overridden hook as a promise of data, and warns about an empty list.

@@ -14,12 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from apl_lightning._lightning import isolate_rng
+from apl_lightning._lightning import Trainer, isolate_rng
 
 
 def derived_seed(*numbers: int) -> int:
     """One seed from several numbers, 32 bits; neighbours give unrelated ones."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def run_seed(trainer: Trainer | None) -> int:
+    """What a run's random numbers depend on: torch's seed on rank 0, the same on all ranks."""
+    seed = torch.initial_seed() % 2**32
+    return seed if trainer is None else trainer.strategy.broadcast(seed)
 
 
 @contextmanager

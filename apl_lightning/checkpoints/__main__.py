@@ -12,7 +12,8 @@ from apl_lightning.checkpoints.identify import identify
 def main(arguments: list[str] | None = None) -> int:
     """Describe each file; returns 1 if one cannot be read."""
     parser = argparse.ArgumentParser(
-        prog="python -m apl_lightning.checkpoints", description=(identify.__doc__ or "")[:99]
+        prog="python -m apl_lightning.checkpoints",
+        description="Say what files are: the system, the network, its classes, which keys are missing or left over.",
     )
     parser.add_argument(
         "files", nargs="+", metavar="FILE", help="a .pth file, or a TensorFlow bundle (prefix or folder)"

@@ -145,21 +145,17 @@ def _shards(header: bytes) -> int:
 
 def _entry(message: bytes) -> Entry:
     """A BundleEntryProto."""
-    fields: dict[int, int | bytes] = {1: 0, 2: b"", 3: 0, 4: 0, 5: 0, 6: 0}
-    sliced = False
+    numbers = dict.fromkeys((1, 3, 4, 5, 6), 0)
+    shape, sliced = b"", False
     for number, value in _fields(message):
+        if number in numbers and isinstance(value, int):
+            numbers[number] = value
+        elif number == 2 and isinstance(value, bytes):
+            shape = value
+        elif number in (1, 2, 3, 4, 5, 6):
+            raise CheckpointError("a field of an entry is of another kind")
         sliced = sliced or number == 7
-        if number in fields:
-            if type(value) is not type(fields[number]):
-                raise CheckpointError("a field of an entry is of another kind")
-            fields[number] = value
-    dtype, shape, shard, offset, size, crc = fields.values()
-    assert isinstance(shape, bytes)
-    assert isinstance(dtype, int)
-    assert isinstance(shard, int)
-    assert isinstance(offset, int)
-    assert isinstance(size, int)
-    assert isinstance(crc, int)
+    dtype, shard, offset, size, crc = numbers.values()
     return Entry(dtype, _shape(shape), shard, offset, size, crc, sliced)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from apl_lightning.checkpoints.raw_image import unit_image
+from apl_lightning.checkpoints.raw_image import BGRPreprocess
 from apl_lightning.checkpoints.vgg import vgg_layers
 
 _DILATIONS = (6, 12, 18, 24)
-_MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
 
 
 class DilatedClassifier(nn.Module):
@@ -59,14 +58,7 @@ def _stage(channels: int, width: int, blocks: int, stride: int = 1, dilation: in
     return nn.Sequential(first, *rest)
 
 
-class _BGRPreprocess:
-    def preprocess(self, image: Tensor) -> Tensor:
-        """A raw image (see `unit_image`) as this network takes it: BGR in 0..255 minus the mean of ImageNet."""
-        bgr = 255 * unit_image(image, 3).flip(-3)
-        return bgr - torch.tensor(_MEAN_BGR, device=bgr.device)[:, None, None]
-
-
-class DeepLabV2(_BGRPreprocess, nn.Module):
+class DeepLabV2(BGRPreprocess, nn.Module):
     """DeepLabv2 on ResNet-101, output stride 8, with one or two levels of class scores.
 
     Two levels (ADVENT, AdaptSegNet): returns `(aux, main)`; `layer5` reads layer3, `layer6` reads layer4. One level:
@@ -105,7 +97,7 @@ class DeepLabV2(_BGRPreprocess, nn.Module):
         return main if len(self.levels) == 1 else (self.get_submodule(self.levels[0])(middle), main)
 
 
-class DeepLabVGG(_BGRPreprocess, nn.Module):
+class DeepLabVGG(BGRPreprocess, nn.Module):
     """AdaptSegNet's DeepLab on VGG-16: no pool4 and pool5, dilated conv5, fc6 and fc7; logits at an eighth.
 
     Args:

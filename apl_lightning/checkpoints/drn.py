@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apl_lightning.checkpoints.raw_image import unit_image
+from apl_lightning.checkpoints.raw_image import ImageNetPreprocess
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WIDTHS = (16, 32, 64, 128, 256, 512, 512, 512)
 _STRIDES = (1, 2, 2, 2, 1, 1, 1, 1)
 _DILATIONS = (1, 1, 1, 1, 2, 4, 2, 1)
-
-
-class ImageNetPreprocess:
-    """Images as torchvision's networks take them."""
-
-    def preprocess(self, image: Tensor) -> Tensor:
-        """A raw image (see `unit_image`) as this network takes it: RGB, minus the mean of ImageNet, by its spread."""
-        rgb = unit_image(image, 3)
-        mean, std = (torch.tensor(values, device=rgb.device)[:, None, None] for values in (_MEAN, _STD))
-        return (rgb - mean) / std
 
 
 class _Block(nn.Module):

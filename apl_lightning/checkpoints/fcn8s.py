@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apl_lightning.checkpoints.drn import ImageNetPreprocess
+from apl_lightning.checkpoints.raw_image import ImageNetPreprocess
 from apl_lightning.checkpoints.vgg import vgg_layers
 
 # The names of the score layers in the checkpoint, which has no common module for them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from apl_lightning.checkpoints.loading import read_tensors
-from apl_lightning.checkpoints.match import Match, matches
+from apl_lightning.checkpoints.match import Match, first_of, matches
 
 _TWINS = {
     "advent": "ADVENT and AdaptSegNet have the same keys: only you know which it is (4 dilations count, or 2).",
@@ -43,9 +43,7 @@ def identify(path: str | Path) -> str:
     lines.append(
         f"  closest: {best.system}, {best.network.title} ({best.classes} output channels), {best.found} keys there"
     )
-    for what, names in (("missing", best.missing), ("left over", best.left_over), ("of another shape", best.misshapen)):
-        if names:
-            lines.append(f"  {what}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}")
+    lines += [f"  {what}: {first_of(names, 8)}" for what, names in best.kinds_of_faults()]
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from apl_lightning.checkpoints.bundle import is_bundle
 from apl_lightning.checkpoints.error import CheckpointError
-from apl_lightning.checkpoints.match import Match, matches
+from apl_lightning.checkpoints.match import Match, first_of, matches
 from apl_lightning.checkpoints.sifa_bundle import read_sifa_bundle
 from apl_lightning.checkpoints.systems import SYSTEMS
 from apl_lightning.checkpoints.torch_file import read_torch_file
@@ -58,7 +58,7 @@ def load(system: str, path: str | Path, num_classes: int = 5, **options: Any) ->
     network = match.network.build({name: tuple(t.shape) for name, t in state.items()}, **options)
     state = {name: tensor for name, tensor in state.items() if name in network.state_dict()}
     if damaged := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
-        raise CheckpointError(f"Expected finite weights, but {path} holds NaN or infinity in {_some(damaged)}.")
+        raise CheckpointError(f"Expected finite weights, but {path} holds NaN or infinity in {first_of(damaged, 3)}.")
     network.load_state_dict({**network.state_dict(), **state})
     return network.eval()
 
@@ -101,14 +101,8 @@ def _explanation(
         heads = sorted({network.head for network in SYSTEMS[system]})
         return (
             f"Expected a network of {system!r}, whose keys end in {' or '.join(heads)}, but {path} has "
-            f"{_some(list(tensors))}: `python -m apl_lightning.checkpoints FILE` says what a file is."
+            f"{first_of(list(tensors), 3)}: `python -m apl_lightning.checkpoints FILE` says what a file is."
         )
     best = candidates[0]
-    faults = [("missing", best.missing), ("left over", best.left_over), ("of another shape", best.misshapen)]
-    list_of = "; ".join(f"{_some(names)} {what}" for what, names in faults if names)
-    return f"Expected the keys of {system!r} ({best.network.title}), but in {path} are {list_of}."
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    faults = "; ".join(f"{first_of(names, 3)} {what}" for what, names in best.kinds_of_faults())
+    return f"Expected the keys of {system!r} ({best.network.title}), but in {path} are {faults}."

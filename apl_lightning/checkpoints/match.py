@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,6 +43,16 @@ class Match(NamedTuple):
     def faults(self) -> int:
         """How many keys keep the file from being loaded."""
         return len(self.missing) + len(self.left_over) + len(self.misshapen)
+
+    def kinds_of_faults(self) -> list[tuple[str, list[str]]]:
+        """What is wrong, each kind with its keys."""
+        kinds = [("missing", self.missing), ("left over", self.left_over), ("of another shape", self.misshapen)]
+        return [(what, names) for what, names in kinds if names]
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def matches(tensors: Mapping[str, Tensor], system: str | None = None) -> list[Match]:

@@ -1,9 +1,12 @@
-"""Raw images as they come from a file, brought to one range and one number of channels."""
+"""Raw images as they come from a file, brought to what a network takes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+_MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def unit_image(image: Tensor, channels: int) -> Tensor:
@@ -46,3 +49,22 @@ def check_image(image: object) -> None:
         )
     if not image.isfinite().all():
         raise ValueError("Expected `image` to be finite, but it holds NaN or infinity.")
+
+
+class BGRPreprocess:
+    """Images as Caffe's networks take them."""
+
+    def preprocess(self, image: Tensor) -> Tensor:
+        """A raw image (see `unit_image`) as this network takes it: BGR in 0..255 minus the mean of ImageNet."""
+        bgr = 255 * unit_image(image, 3).flip(-3)
+        return bgr - torch.tensor(_MEAN_BGR, device=bgr.device)[:, None, None]
+
+
+class ImageNetPreprocess:
+    """Images as torchvision's networks take them."""
+
+    def preprocess(self, image: Tensor) -> Tensor:
+        """A raw image (see `unit_image`) as this network takes it: RGB, minus the mean of ImageNet, by its spread."""
+        rgb = unit_image(image, 3)
+        mean, std = (torch.tensor(values, device=rgb.device)[:, None, None] for values in (_MEAN, _STD))
+        return (rgb - mean) / std

@@ -46,31 +46,25 @@ def _drn(blocks: tuple[int, ...]) -> Callable[..., nn.Module]:
     return lambda shapes: DRN(shapes["fc.weight"][0], blocks)
 
 
-def _generator(head: str, **fixed: Any) -> Callable[..., nn.Module]:
-    """A ResNet generator: its last convolution tells the blocks, its first the width."""
+def _generators(title: str, segmenter: bool, options: tuple[str, ...] = ()) -> tuple[Network, ...]:
+    """The ResNet generators of 9 and of 6 blocks."""
+    unused = ("running_mean", "running_var", "num_batches_tracked")
+    return tuple(
+        Network(f"{title}, {n} blocks", _generator_head(n), _generator(n), options, unused, segmenter) for n in (9, 6)
+    )
 
+
+def _generator_head(blocks: int) -> str:
+    return f"model.{17 + blocks}.weight"
+
+
+def _generator(blocks: int) -> Callable[..., nn.Module]:
     def build(shapes: Shapes, **options: Any) -> nn.Module:
-        first = shapes.get("model.1.weight", (64, 1))
+        width, channels = shapes.get("model.1.weight", (64, 1))[:2]
         dropout = any(".conv_block.6.weight" in name for name in shapes)
-        blocks = int(head.split(".")[1]) - 17
-        return ResnetGenerator(first[1], shapes[head][0], first[0], blocks, dropout, **fixed, **options)
+        return ResnetGenerator(channels, shapes[_generator_head(blocks)][0], width, blocks, dropout, **options)
 
     return build
-
-
-def _generators(title: str, segmenter: bool, options: tuple[str, ...] = ()) -> tuple[Network, ...]:
-    """The generators of 9 and of 6 blocks."""
-    return tuple(
-        Network(
-            f"{title}, {blocks} blocks",
-            head := f"model.{17 + blocks}.weight",
-            _generator(head),
-            options,
-            ("running_mean", "running_var", "num_batches_tracked"),
-            segmenter,
-        )
-        for blocks in (9, 6)
-    )
 
 
 def _sifa(lower: bool, port: bool = False) -> Callable[..., nn.Module]:
