@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import MethodType
 from typing import Literal
 
 import torch
@@ -47,10 +48,15 @@ def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], inferer: Infere
             layer.reset_running_stats()
             layer.momentum = None  # a cumulative mean
             layer.train()
-        for batch in images:
-            model(batch) if inferer is None else inferer(batch, model)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
+            # Every rank sees all images: a SyncBatchNorm would wait for the others for nothing.
+            layer.forward = MethodType(_BatchNorm.forward, layer)  # type: ignore[method-assign]
+        try:
+            for batch in images:
+                model(batch) if inferer is None else inferer(batch, model)
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
+                del layer.forward
 
 
 def set_batch_norm_mode(model: nn.Module, mode: BatchNormMode) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from apl_lightning.randomness import derived_seed, drawing_from
+from apl_lightning.sampler import Draw
 from apl_lightning.samples import Keys, read_sample
 from apl_lightning.store import PseudoLabelStore
 from apl_lightning.transforms import Transform, check_alignment, transform_jointly
@@ -20,9 +21,10 @@ _PROBES = 4
 class TargetDataset(Dataset[Any]):
     """Unlabelled target images, each with the pseudo label and the weight of the current round.
 
-    A sample is a dictionary: `image` (C, *S), `pseudo_label` (*S), `weight` (*S) in [0, 1], `index` and `round`
-    (the round that made the label). Labels are made on the image as the data set gives it, so the data set itself
-    must be deterministic: what is random belongs into `transform`, which moves the three together.
+    A sample is a dictionary: `image` (C, *S), `pseudo_label` (*S), `weight` (*S) in [0, 1], `index`, `round` (the
+    round that made the label) and `repeated` (whether it only fills up a batch and counts for nothing). Labels are
+    made on the image as the data set gives it, so the data set itself must be deterministic: what is random belongs
+    into `transform`, which moves the three together.
 
     Args:
         dataset: A map-style data set of tensors, `(image, label)` or dictionaries. A label in it is never read by
@@ -34,7 +36,7 @@ class TargetDataset(Dataset[Any]):
         label_key: The key of the reference label in dictionaries.
         seed: What the transform draws depends on it, on the epoch and on the index, and on nothing else.
 
-    An index may be `epoch * len(dataset) + index`, as [`EpochSampler`][apl_lightning.EpochSampler] gives it.
+    It is read by index, or by what [`EpochSampler`][apl_lightning.EpochSampler] draws.
 
     Raises:
         TypeError: If `dataset` is no map-style data set, or its samples have another form.
@@ -66,15 +68,17 @@ class TargetDataset(Dataset[Any]):
     def __len__(self) -> int:
         return self.store.length
 
-    def __getitem__(self, index: int) -> Any:
-        epoch, index = divmod(index, len(self))
+    def __getitem__(self, drawn: int | Draw) -> Any:
+        draw = drawn if isinstance(drawn, Draw) else Draw(drawn, epoch=0, repeated=False)
+        index = draw.index
         labels, weights, round = self.store.read(index)
+        weights = torch.zeros_like(weights) if draw.repeated else weights
         sample = {"image": self.read_named(index)["image"], "pseudo_label": labels, "weight": weights}
         moved = [sample]
         if self.transform is not None:
-            with drawing_from(derived_seed(self.seed, epoch, index), self.transform):
+            with drawing_from(derived_seed(self.seed, draw.epoch, index), self.transform):
                 moved = transform_jointly(self.transform, sample)
-        samples = [{**item, "index": index, "round": round} for item in moved]
+        samples = [{**item, "index": index, "round": round, "repeated": draw.repeated} for item in moved]
         return samples if len(samples) > 1 else samples[0]
 
     def read(self, index: int) -> dict[str, Any]:

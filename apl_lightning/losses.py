@@ -13,7 +13,12 @@ from apl_lightning.ranks import total, world_size
 Weighting = Literal["confusion", "none", "inverse", "product"]
 
 
-def consistency_loss(main_logits: Tensor, aux_logits: Tensor, weighting: Weighting = "confusion") -> Tensor:
+def consistency_loss(
+    main_logits: Tensor,
+    aux_logits: Tensor,
+    weighting: Weighting = "confusion",
+    image_weights: Tensor | None = None,
+) -> Tensor:
     r"""How much the two heads disagree, counted by pairs of classes (Eq. 1 and 2 of the paper).
 
     Per image, with the $C \times N$ probabilities $p_m$ and $p_a$ of the two heads,
@@ -34,12 +39,14 @@ def consistency_loss(main_logits: Tensor, aux_logits: Tensor, weighting: Weighti
             - `"inverse"`: $W_{ij}$ is 1 / (1 + that number), summing to 1: rare pairs count most.
             - `"product"`: the literal matrix product $R = W p_m p_a^\top / N$ with the confusion counts as W, and
               $L_{Con} = \sum_{i \ne j} R_{ij}$.
+        image_weights: One weight an image, (B,); 0 ignores it, and all ranks together have one mean. All ranks must
+            give them, or none.
 
     Returns:
         The mean over images, a scalar in float32 at least.
 
     Raises:
-        ValueError: If the shapes differ or `weighting` is unknown.
+        ValueError: If the shapes do not fit or `weighting` is unknown.
 
     Examples:
         >>> import torch
@@ -58,15 +65,21 @@ def consistency_loss(main_logits: Tensor, aux_logits: Tensor, weighting: Weighti
     if weighting not in get_args(Weighting):
         raise ValueError(f"Expected `weighting` to be one of {get_args(Weighting)}, but got {weighting!r}.")
     p_main, p_aux = (_probabilities(logits).flatten(2) for logits in (main_logits, aux_logits))
+    per_image = _disagreement(p_main, p_aux, weighting)
+    return per_image.mean() if image_weights is None else _joint_mean(per_image, image_weights)
+
+
+def _disagreement(p_main: Tensor, p_aux: Tensor, weighting: Weighting) -> Tensor:
+    """L_Con of each image, (B,), from two (B, C, N)."""
     if weighting == "none":
-        return 1 - (p_main * p_aux).sum(dim=1).mean()
+        return 1 - (p_main * p_aux).sum(dim=1).mean(dim=1)
     relevance = p_main @ p_aux.transpose(1, 2) / p_main.shape[2]
     weight = _confusion_counts(p_main, p_aux)
     if weighting == "inverse":
         weight = 1 / (1 + weight)
     weight = weight / weight.sum(dim=(1, 2), keepdim=True)
     weighted = weight @ relevance if weighting == "product" else weight * relevance
-    return (weighted.sum(dim=(1, 2)) - weighted.diagonal(dim1=1, dim2=2).sum(dim=1)).mean()
+    return weighted.sum(dim=(1, 2)) - weighted.diagonal(dim1=1, dim2=2).sum(dim=1)
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -105,10 +118,14 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
         )
     _check_labels(labels, logits.shape[1])
     logits = _at_least_float32(logits)
-    weights = weights.to(logits.dtype)
-    losses = F.cross_entropy(logits, labels.long(), reduction="none")
+    return _joint_mean(F.cross_entropy(logits, labels.long(), reduction="none"), weights)
+
+
+def _joint_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """This rank's share of the weighted mean over all ranks; DDP's mean of the gradients makes it whole."""
+    weights = weights.to(values.dtype)
     mean_weight = total(weights.sum().detach()) / world_size()
-    return (weights * losses).sum() / torch.where(mean_weight > 0, mean_weight, 1)
+    return (weights * values).sum() / torch.where(mean_weight > 0, mean_weight, 1)
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:

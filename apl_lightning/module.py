@@ -132,11 +132,15 @@ class APLModule(LightningModule):
             warm_up_second_head(self.model, images)
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`consistency`, `refinement` and their weighted sum `loss` on a batch of `image`, `pseudo_label`, `weight`."""
+        """`consistency`, `refinement` and their weighted sum `loss` on a batch of `image`, `pseudo_label`, `weight`.
+
+        Where `repeated` (B,) marks samples that only fill up the batch, L_Con leaves them out; their `weight` is 0.
+        """
         for_heads, for_encoder = self.model.routed(batch["image"])
         losses = {}
         if self.consistency_weight:
-            losses["consistency"] = consistency_loss(for_heads.main, for_heads.aux, self.weighting)
+            counted = ~batch["repeated"] if "repeated" in batch else None
+            losses["consistency"] = consistency_loss(for_heads.main, for_heads.aux, self.weighting, counted)
         if self.refinement_weight:
             labels, weights = batch["pseudo_label"], batch["weight"]
             per_head = [weighted_cross_entropy(resize_to(z, labels), labels, weights) for z in for_encoder]

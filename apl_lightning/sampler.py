@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch.utils.data import Dataset, DistributedSampler
 
 
+@dataclass(frozen=True)
+class Draw:
+    """One sample of an epoch: its index, and whether it is there a second time to fill up the last batch."""
+
+    index: int
+    epoch: int
+    repeated: bool
+
+
 class EpochSampler(DistributedSampler[Any]):
     """Deals out the samples in an order of (seed, epoch) alone, and begins in the middle of a resumed epoch.
 
-    It yields `epoch * length + index`, so that the data set knows the epoch in whatever process it is. Several ranks
-    together see in each step what one process with the joint batch size would see. A torch `DistributedSampler`, so
-    Lightning keeps it and tells it the epoch.
+    It yields a `Draw`, so that the data set knows the epoch in whatever process it is. Several ranks together see in
+    each step what one process with the joint batch size would see; what torch repeats where they cannot share evenly
+    is marked and counts for nothing. A torch `DistributedSampler`, so Lightning keeps it and tells it the epoch.
 
     Args:
         dataset: The data set.
@@ -25,11 +35,11 @@ class EpochSampler(DistributedSampler[Any]):
     Examples:
         >>> from apl_lightning import EpochSampler
         >>> ranks = [EpochSampler(range(4), world_size=2, rank=rank, seed=0, done=lambda: 0) for rank in (0, 1)]
-        >>> sorted(index for sampler in ranks for index in sampler)
+        >>> sorted(draw.index for sampler in ranks for draw in sampler)
         [0, 1, 2, 3]
         >>> resumed = EpochSampler(range(4), world_size=2, rank=0, seed=0, done=lambda: 1)
         >>> resumed.set_epoch(5)
-        >>> [divmod(index, 4)[0] for index in resumed]
+        >>> [draw.epoch for draw in resumed]
         [5]
     """
 
@@ -38,6 +48,6 @@ class EpochSampler(DistributedSampler[Any]):
         self._length = len(dataset)
         self._done = done
 
-    def __iter__(self) -> Iterator[int]:
-        for index in list(super().__iter__())[self._done() :]:
-            yield self.epoch * self._length + index
+    def __iter__(self) -> Iterator[Draw]:
+        for place, index in list(enumerate(super().__iter__()))[self._done() :]:
+            yield Draw(index, self.epoch, repeated=place * self.num_replicas + self.rank >= self._length)

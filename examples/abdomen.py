@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from abdomen_data import CLASS_NAMES, AbdomenSlices
 from evaluation import organ_dice, predict, table
-from monai.networks.nets import UNet
+from networks import NETWORKS, build_network
 from panel import save_panel
 from source_training import SourceModule
 from torch import nn
@@ -29,19 +29,6 @@ from apl_lightning.presets import PAPER, Preset
 from apl_lightning.visualize import PseudoLabelOverlay
 
 PRESETS = {"default": Preset({}, {}, {}), "paper": PAPER}
-NETWORKS = ("monai-unet", "smp-unet", "smp-deeplabv3plus")
-
-
-def build_network(name: str) -> nn.Module:
-    """An untrained network from one image channel to the classes."""
-    if name == "monai-unet":
-        return UNet(
-            2, 1, len(CLASS_NAMES), channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=2, norm="batch"
-        )
-    import segmentation_models_pytorch as smp
-
-    kind, encoder = {"smp-unet": (smp.Unet, "resnet18"), "smp-deeplabv3plus": (smp.DeepLabV3Plus, "resnet50")}[name]
-    return kind(encoder, encoder_weights=None, in_channels=1, classes=len(CLASS_NAMES))
 
 
 def make_trainer(epochs: int, folder: Path, callbacks: list[pl.Callback] | None = None) -> pl.Trainer:
@@ -59,7 +46,7 @@ def make_trainer(epochs: int, folder: Path, callbacks: list[pl.Callback] | None 
 
 def source_network(arguments: argparse.Namespace, seed: int) -> nn.Module:
     """Train on MR, or take the network that an earlier call with the same options has trained."""
-    network = build_network(arguments.network)
+    network = build_network(arguments.network, len(CLASS_NAMES))
     name = f"source-{arguments.network}-{arguments.size}-{arguments.source_epochs}-{arguments.fraction}-{seed}.pt"
     path = arguments.out / name
     if path.exists():

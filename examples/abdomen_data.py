@@ -45,14 +45,23 @@ class AbdomenSlices(Dataset[dict[str, object]]):
         size: Rows and columns of a slice.
         labelled: Whether a sample carries its label; refinement gets `False`.
         fraction: Part of the patients to read, at least one; for smoke tests.
+        every: Take every n-th slice only.
     """
 
-    def __init__(self, root: Path, split: str, size: int = 128, labelled: bool = True, fraction: float = 1.0) -> None:
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        size: int = 128,
+        labelled: bool = True,
+        fraction: float = 1.0,
+        every: int = 1,
+    ) -> None:
         meta = json.loads((Path(root) / "meta.json").read_text())
         files = {case["id"]: Path(root) / case["file"] for case in meta["cases"]}
         patients = meta["split"][split]
         patients = patients[: max(1, round(fraction * len(patients)))]
-        volumes = [read_volume(files[patient], size) for patient in patients]
+        volumes = [[part[::every] for part in read_volume(files[patient], size)] for patient in patients]
         self.images = torch.cat([image for image, _ in volumes])
         self.labels = torch.cat([label for _, label in volumes]) if labelled else None
         self.cases = [patient for patient, (image, _) in zip(patients, volumes, strict=True) for _ in image]

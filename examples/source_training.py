@@ -53,11 +53,18 @@ def unit_range(image: Tensor) -> Tensor:
 
 
 class SourceModule(pl.LightningModule):
-    """Supervised training with Dice and cross-entropy on batches of `{"image", "label"}`."""
+    """Supervised training with Dice and cross-entropy on batches of `{"image", "label"}`.
 
-    def __init__(self, model: nn.Module, learning_rate: float = 2e-3) -> None:
+    Args:
+        model: The network; trained in place.
+        learning_rate: The highest of its one cycle.
+        remap: Whether intensities are remapped at random.
+    """
+
+    def __init__(self, model: nn.Module, learning_rate: float = 2e-3, remap: bool = True) -> None:
         super().__init__()
         self.model = model
+        self.remap = remap
         self.learning_rate = learning_rate
         self.criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
 
@@ -67,7 +74,8 @@ class SourceModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         image, label = random_affine(batch["image"], batch["label"])
-        loss: Tensor = self.criterion(self(random_remapping(image)), label[:, None])
+        image = random_remapping(image) if self.remap else image
+        loss: Tensor = self.criterion(self(image), label[:, None])
         self.log("source/loss", loss, prog_bar=True)
         return loss
 

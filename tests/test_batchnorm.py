@@ -47,7 +47,6 @@ def test_only_adapt_touches_the_statistics_beforehand() -> None:
 
 
 def test_synchronised_layers_are_batch_norms_too() -> None:
-    """Several ranks of them need GPUs (torch has no other); what is done to each layer is the same."""
     plain, images = TinyNet(), [torch.rand(4, 1, 8, 8) for _ in range(3)]
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
     assert any(isinstance(module, nn.SyncBatchNorm) for module in synchronised.modules())

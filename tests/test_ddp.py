@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import CLASSES, Images, TinyNet
+from torch.nn.parallel import DistributedDataParallel
 
 from apl_lightning import APLModule, PseudoLabelCallback, PseudoLabelStore, TargetDataModule
 
@@ -36,7 +37,11 @@ def run(folder: Path, trainer: Make, devices: int, samples: int, epochs: int = 1
     folder.mkdir()
     torch.manual_seed(0)
     module = APLModule(
-        TinyNet(), CLASSES, optimizer=torch.optim.SGD, learning_rate=0.1, weighting="none", **options.pop("module", {})
+        TinyNet(),
+        CLASSES,
+        optimizer=torch.optim.SGD,
+        learning_rate=0.1,
+        **{"weighting": "none", **options.pop("module", {})},
     )
     data = TargetDataModule(
         options.pop("train", None) or Images(samples, labelled=True),
@@ -80,6 +85,31 @@ def test_a_step_on_the_same_global_batch(tmp_path: Path, trainer: Make) -> None:
         for name, value in one["state"].items():
             torch.testing.assert_close(rank["state"][name], value, atol=1e-6, rtol=1e-5, msg=name)
         assert rank["metrics"]["val/dice"] == pytest.approx(one["metrics"]["val/dice"], abs=1e-9)
+
+
+@pytest.mark.parametrize("weighting", ["none", "confusion"])
+def test_weights_with_samples_that_ranks_cannot_share_evenly(tmp_path: Path, trainer: Make, weighting: str) -> None:
+    """Seven samples, joint batches of four: one of them fills up the last batch, and counts for nothing."""
+    (one,) = run(tmp_path / "one", trainer, 1, 7, epochs=3, module={"weighting": weighting})
+    two = run(tmp_path / "two", trainer, 2, 7, epochs=3, module={"weighting": weighting})
+    for rank in two:
+        for name, value in one["state"].items():
+            torch.testing.assert_close(rank["state"][name], value, atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("mode", ["adapt", "frozen"])
+def test_synchronised_batch_norm(tmp_path: Path, trainer: Make, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its statistics are held still, and re-estimated by every rank on all images: nothing is synchronised.
+
+    torch's DDP refuses the layer on CPUs, whether it synchronises or not; that check is all that is taken out.
+    """
+    monkeypatch.setattr(DistributedDataParallel, "_passing_sync_batchnorm_handle", lambda self, module: None)
+    options = {"module": {"batch_norm": mode}, "epochs": 2}
+    (one,) = run(tmp_path / "one", trainer, 1, 8, **options)
+    two = run(tmp_path / "two", trainer, 2, 8, sync_batchnorm=True, **options)
+    assert labels(tmp_path / "one") == labels(tmp_path / "two")
+    for name, value in one["state"].items():
+        torch.testing.assert_close(two[1]["state"][name], value, atol=1e-5, rtol=1e-5, msg=name)
 
 
 def test_validation_counts_padded_samples_once(tmp_path: Path, trainer: Make) -> None:

@@ -51,6 +51,14 @@ def test_consistency_equals_the_loop_over_pixels(shape: tuple[int, ...], weighti
     assert consistency_loss(main, aux, weighting).item() == pytest.approx(naive_consistency(main, aux, weighting))
 
 
+@pytest.mark.parametrize("weighting", ["confusion", "none", "inverse", "product"])
+def test_consistency_leaves_out_images_of_weight_0(weighting: str) -> None:
+    main, aux = torch.randn(3, 4, 9), torch.randn(3, 4, 9)
+    some = consistency_loss(main, aux, weighting, torch.tensor([True, False, True]))
+    torch.testing.assert_close(some, consistency_loss(main[::2], aux[::2], weighting))
+    assert consistency_loss(main, aux, weighting, torch.zeros(3)) == 0
+
+
 def test_consistency_by_hand() -> None:
     # Two pixels. p_m = (.8, .2), (.4, .6); p_a = (.7, .3), (.9, .1). The heads say (0, 0), (1, 0): W_00 = W_10 = 1/2.
     # A_10 = (.2 * .7 + .6 * .9) / 2 = .34, so L = .17.

@@ -1,0 +1,16 @@
+"""The networks of the examples, by name, untrained."""
+
+from monai.networks.nets import UNet
+from torch import nn
+
+NETWORKS = ("monai-unet", "smp-unet", "smp-deeplabv3plus")
+
+
+def build_network(name: str, classes: int) -> nn.Module:
+    """An untrained network from one image channel to the classes; all of them hold BatchNorm."""
+    if name == "monai-unet":
+        return UNet(2, 1, classes, channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=2, norm="batch")
+    import segmentation_models_pytorch as smp
+
+    kind, encoder = {"smp-unet": (smp.Unet, "resnet18"), "smp-deeplabv3plus": (smp.DeepLabV3Plus, "resnet50")}[name]
+    return kind(encoder, encoder_weights=None, in_channels=1, classes=classes)
