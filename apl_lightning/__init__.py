@@ -9,6 +9,7 @@ from apl_lightning.heads import add_dual_heads
 from apl_lightning.module import APLModule
 from apl_lightning.probe import HeadNotFoundError
 from apl_lightning.sampler import EpochSampler
+from apl_lightning.self_training import SelfTrainingModule
 from apl_lightning.store import PseudoLabelStore
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "PseudoLabelCallback",
     "PseudoLabelStore",
     "RandomAffine",
+    "SelfTrainingModule",
     "TargetDataModule",
     "TargetDataset",
     "add_dual_heads",

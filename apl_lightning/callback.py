@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +14,15 @@ from apl_lightning.dataset import TargetDataset
 from apl_lightning.denoisers import APL, Denoiser
 from apl_lightning.dual import Inferer
 from apl_lightning.exchange import complete
-from apl_lightning.label_pass import TargetImages, label_images
+from apl_lightning.label_pass import Recorder, Spool, make_labels
+from apl_lightning.predictor import Predictor
 from apl_lightning.preemption import stop_at_next_batch
 from apl_lightning.probe import evaluating
 from apl_lightning.progress import track
 from apl_lightning.randomness import derived_seed, run_seed
 from apl_lightning.statistics import RoundStatistics
 from apl_lightning.strategies import refuse_parted
+from apl_lightning.target_images import TargetImages
 
 
 class PseudoLabelCallback(Callback):
@@ -39,7 +42,8 @@ class PseudoLabelCallback(Callback):
     log reads.
 
     Args:
-        denoiser: Turns the probabilities of the two heads into labels and weights; `APL()` by default.
+        denoiser: Turns predictions into labels and weights, `APL()` by default; another method of
+            [`denoisers`][apl_lightning.denoisers], or any callable of the probabilities of both heads.
         every_n_epochs: New labels before each n-th epoch.
         inferer: Predicts through this callable of images and network, as MONAI's `SlidingWindowInferer`.
         batch_size: Images that a rank predicts at once; 16 slices or 1 volume by default. It is not that of training,
@@ -93,8 +97,7 @@ class PseudoLabelCallback(Callback):
                 store.start(round)
         class_names: list[str] = pl_module.class_names  # type: ignore[assignment]
         statistics = RoundStatistics(class_names)
-        with ranks.together("Making pseudo labels"):
-            self._label(trainer, pl_module, dataset, round, statistics)
+        self._label(trainer, pl_module, dataset, round, statistics)
         complete(store.folder(round), responsible=trainer.local_rank == 0)
         with ranks.together("Showing the new pseudo labels"):
             if trainer.local_rank == 0:
@@ -110,6 +113,8 @@ class PseudoLabelCallback(Callback):
             ValueError: If the strategy parts the network: then no process can label images by itself.
         """
         refuse_parted(trainer)
+        if hasattr(pl_module, "denoiser_loss"):
+            pl_module.denoiser_loss = getattr(self.denoiser, "loss", None)  # type: ignore[assignment]
         self.round = self._epoch = self._saved_round = -1
         self._seed = run_seed(trainer)
 
@@ -155,13 +160,16 @@ class PseudoLabelCallback(Callback):
         # Dropout and the like draw what they would have drawn without an interruption.
         torch.manual_seed(derived_seed(self._seed, trainer.current_epoch, batch_idx, trainer.global_rank))
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """The round and its epoch. The labels stay in the store: what a checkpoint needs is not pruned."""
         self._saved_round = self.round
-        return {"round": self.round, "epoch": self._epoch, "seed": self._seed}
+        remembered: dict[str, Any] = getattr(self.denoiser, "state_dict", dict)()
+        return {"round": self.round, "epoch": self._epoch, "seed": self._seed, "denoiser": remembered}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the round of the checkpoint."""
+        if remembered := state_dict["denoiser"]:
+            self.denoiser.load_state_dict(remembered)  # type: ignore[union-attr]
         self.round = self._saved_round = state_dict["round"]
         self._epoch = state_dict["epoch"]
         self._seed = state_dict["seed"]
@@ -190,17 +198,20 @@ class PseudoLabelCallback(Callback):
         round: int,
         statistics: RoundStatistics,
     ) -> None:
-        """Label this rank's share, without a collective inside: shares may be uneven."""
-        size = self._batch_size(dataset)
-        source = TargetImages(dataset, trainer, module, size, trainer.global_rank, trainer.world_size)
-        with (
-            dataset.store.write(round, statistics.num_classes, trainer.global_rank) as writer,
-            evaluating(module),
-            torch.no_grad(),
-            trainer.precision_plugin.forward_context(),
-        ):
-            batches = track(trainer, source, f"Pseudo labels, round {round}", len(source))
-            label_images(batches, module, self.denoiser, self.inferer, dataset.store, writer, statistics)
+        """Label this rank's share."""
+        store, rank = dataset.store, trainer.global_rank
+        source = TargetImages(dataset, trainer, module, self._batch_size(dataset), rank, trainer.world_size)
+        if callable(begin := getattr(self.denoiser, "begin", None)):
+            begin(round, statistics.num_classes, module.device)
+        with evaluating(module), torch.no_grad():
+            make_labels(
+                track(trainer, source, f"Pseudo labels, round {round}", len(source)),
+                Predictor(module, self.inferer, trainer.precision_plugin.forward_context),
+                self.denoiser,
+                partial(store.write, round, statistics.num_classes, rank),
+                Recorder(store, statistics),
+                Spool(store.folder(round), rank, module.device),
+            )
 
 
 class _Images:

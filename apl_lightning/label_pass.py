@@ -2,147 +2,160 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from apl_lightning._lightning import LightningModule, Trainer
-from apl_lightning.dataset import TargetDataset
-from apl_lightning.denoisers import Denoiser
-from apl_lightning.dual import Inferer
-from apl_lightning.preemption import raise_if_stopped
+from apl_lightning.denoisers import DatasetDenoiser, Denoiser, hard_labels
+from apl_lightning.predictor import Predictor
+from apl_lightning.ranks import together
 from apl_lightning.round_files import RoundWriter
 from apl_lightning.statistics import RoundStatistics
 from apl_lightning.store import PseudoLabelStore
+from apl_lightning.target_images import ImageBatch
 
 
-class ImageBatch(NamedTuple):
-    """Images of one size, on the device: their indices, (B, C, *S), and reference labels where there are any."""
+def make_labels(
+    batches: Iterable[ImageBatch],
+    predictor: Predictor,
+    denoiser: Denoiser,
+    writing: Callable[[], RoundWriter],
+    record: Recorder,
+    spool: Spool,
+) -> None:
+    """Predict and denoise this rank's batches, write the labels and count them.
 
-    indices: list[int]
-    images: Tensor
-    references: list[Tensor | None]
-
-
-class TargetImages:
-    """The untransformed target images in batches, as often as they are iterated over.
-
-    Batches are cut from the whole data set before they are shared out, and their size is not that of training: what
-    comes of them depends neither on the number of ranks nor on the batches that these train on.
+    Shares may be uneven: there is no collective until all ranks are through theirs. Call it on all of them, in
+    evaluation mode and without gradients.
 
     Args:
-        dataset: The target images.
-        trainer: Says how images get to the device, and how the training loader reads them.
-        module: The module whose device they go to.
-        batch_size: Images a batch.
-        rank: Which rank's share.
-        world_size: Number of shares; 1 gives all images.
-        order: Indices in the order wanted; that of the data set by default.
-    """
-
-    def __init__(
-        self,
-        dataset: TargetDataset,
-        trainer: Trainer,
-        module: LightningModule,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        order: Sequence[int] | None = None,
-    ) -> None:
-        self._trainer = trainer
-        self._to_device = lambda tensor: trainer.strategy.batch_to_device(tensor, module.device)
-        training: Any = trainer.train_dataloader
-        indices = range(len(dataset)) if order is None else order
-        batches = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
-        self.batches = batches[rank::world_size]
-        self._loader = DataLoader(
-            _Untransformed(dataset),
-            batch_sampler=self.batches,
-            num_workers=training.num_workers,
-            pin_memory=training.pin_memory,
-            collate_fn=list,
-            # A loader draws a seed for its workers: from its own generator, so that training draws what it would have.
-            generator=torch.Generator(),
-        )
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[ImageBatch]:
-        for samples in self._loader:
-            raise_if_stopped(self._trainer)
-            while samples:
-                shape = samples[0][1]["image"].shape
-                alike = [sample for sample in samples if sample[1]["image"].shape == shape]
-                samples = [sample for sample in samples if sample[1]["image"].shape != shape]
-                images = torch.stack([sample["image"] for _, sample in alike])
-                references = [sample.get("label") for _, sample in alike]
-                yield ImageBatch([index for index, _ in alike], self._to_device(images), references)
-
-
-class _Untransformed(Dataset[Any]):
-    def __init__(self, dataset: TargetDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
-        return index, self.dataset.read_named(index)
-
-
-def label_images(
-    batches: Iterator[ImageBatch],
-    module: LightningModule,
-    denoiser: Denoiser,
-    inferer: Inferer | None,
-    store: PseudoLabelStore,
-    writer: RoundWriter,
-    statistics: RoundStatistics,
-) -> None:
-    """Predict and denoise each batch, write the result and count it. Call it in evaluation mode, without gradients.
+        batches: This rank's images.
+        predictor: Asks the network.
+        denoiser: Decides.
+        writing: Opens this rank's file of the round.
+        record: Checks, writes and counts.
+        spool: Keeps what a `DatasetDenoiser` will need.
 
     Raises:
         ValueError: If the network or the denoiser gives NaN (the message names the samples), or the shapes do not fit.
     """
-    is_first_round = store.current is None
-    for indices, images, references in batches:
-        p_main, p_aux = _probabilities(module, images, inferer)
-        labels, weights = denoiser(p_main, p_aux)
-        _check(labels, weights, images, indices, p_main.shape[1])
-        agree = p_main.max(dim=1).indices == p_aux.max(dim=1).indices
+    predict = getattr(denoiser, "predict", Predictor.__call__)
+    if not isinstance(denoiser, DatasetDenoiser):
+        with together("Making pseudo labels"), writing() as writer:
+            for batch in batches:
+                predictions = predict(predictor, batch.images)
+                record.see(batch, *predictions[:2])
+                record.add(batch, *denoiser(*predictions), writer)
+        return
+    with together("Predicting the target images"):
+        for batch in batches:
+            predictions = predict(predictor, batch.images)
+            record.see(batch, *predictions[:2])
+            spool.put(batch, denoiser.observe(*predictions))
+    denoiser.settle()
+    with together("Making pseudo labels"), writing() as writer:
+        for batch, observed in spool:
+            record.add(batch, *denoiser.decide(*observed), writer)
+
+
+class Spool:
+    """What a denoiser keeps of each batch until it has seen all of them: files in a folder, read once, then gone.
+
+    Args:
+        folder: Where the files are.
+        rank: Whose they are.
+        device: Where the tensors shall come back.
+    """
+
+    def __init__(self, folder: Path, rank: int, device: torch.device) -> None:
+        self._folder = folder
+        self._rank = rank
+        self._device = device
+        self._count = 0
+
+    def put(self, batch: ImageBatch, observed: tuple[Tensor, ...]) -> None:
+        """Keep a batch without its images."""
+        without_images = batch._replace(images=batch.images.new_empty(batch.images.shape, device="meta"))
+        torch.save((without_images._asdict(), [tensor.cpu() for tensor in observed]), self._path(self._count))
+        self._count += 1
+
+    def __iter__(self) -> Iterator[tuple[ImageBatch, list[Tensor]]]:
+        for number in range(self._count):
+            path = self._path(number)
+            batch, observed = torch.load(path, weights_only=True)
+            path.unlink()
+            yield ImageBatch(**batch), [tensor.to(self._device) for tensor in observed]
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"spool-{self._rank:05d}-{number:06d}.pt"
+
+
+class Recorder:
+    """Checks labels and weights, writes them and counts them.
+
+    Args:
+        store: Holds the round before.
+        statistics: Counts.
+    """
+
+    def __init__(self, store: PseudoLabelStore, statistics: RoundStatistics) -> None:
+        self._store = store
+        self._statistics = statistics
+        self._is_first_round = store.current is None
+
+    def see(self, batch: ImageBatch, p_main: Tensor, p_aux: Tensor) -> None:
+        """Count what both heads predict for a batch, (B, C, *S) each.
+
+        Raises:
+            ValueError: If it is not finite.
+        """
+        _check_finite(p_main.sum(dim=1) + p_aux.sum(dim=1), batch)
+        self._statistics.see(p_main, p_aux)
+
+    def add(self, batch: ImageBatch, labels: Tensor, weights: Tensor, writer: RoundWriter) -> None:
+        """Write and count the labels and weights of a batch.
+
+        Raises:
+            ValueError: If they do not fit the images.
+        """
+        _check(labels, weights, batch, self._statistics.num_classes)
         labels, weights = labels.cpu(), weights.cpu()
-        statistics.add(labels, weights, agree)
-        for index, label, weight, reference in zip(indices, labels, weights, references, strict=True):
-            writer.add(index, label, weight)
-            if not is_first_round:
-                statistics.compare(label, store.read(index).labels)
+        hard = hard_labels(labels, weights)
+        self._statistics.add(hard, weights)
+        for place, index in enumerate(batch.indices):
+            writer.add(index, labels[place], weights[place])
+            if not self._is_first_round:
+                self._statistics.compare(hard[place], self._store.read(index).classes)
+            reference = batch.references[place]
             if reference is not None:
-                statistics.diagnose(label, reference)
+                self._statistics.diagnose(hard[place], reference)
 
 
-def _probabilities(module: LightningModule, images: Tensor, inferer: Inferer | None) -> tuple[Tensor, Tensor]:
-    """Softmax in float32: bfloat16 turns 0.9991 into 1."""
-    main, aux = module(images) if inferer is None else inferer(images, module)
-    return main.float().softmax(dim=1), aux.float().softmax(dim=1)
-
-
-def _check(labels: Tensor, weights: Tensor, images: Tensor, indices: list[int], classes: int) -> None:
-    if labels.shape != weights.shape or labels.shape != images.shape[:1] + images.shape[2:]:
+def _check(labels: Tensor, weights: Tensor, batch: ImageBatch, classes: int) -> None:
+    shape = batch.images.shape[:1] + batch.images.shape[2:]
+    soft = (*shape[:1], classes, *shape[1:])
+    expected = soft if labels.is_floating_point() else shape
+    if labels.shape != expected or weights.shape != shape:
         raise ValueError(
-            f"Expected labels and weights of shape {tuple(images.shape[:1] + images.shape[2:])} for images of shape "
-            f"{tuple(images.shape)}, but got {tuple(labels.shape)} and {tuple(weights.shape)}: check the denoiser."
+            f"Expected integer labels and weights of shape {tuple(shape)}, or soft labels of shape {tuple(soft)}, for "
+            f"images of shape {tuple(batch.images.shape)}, but got {labels.dtype} {tuple(labels.shape)} and "
+            f"{tuple(weights.shape)}: check the denoiser."
         )
-    low, high = (int(value) for value in labels.aminmax())
-    if low < 0 or high >= classes:
+    _check_finite(weights, batch)
+    low, high = (float(value) for value in labels.aminmax())
+    if low < 0 or high > (1 if labels.is_floating_point() else classes - 1):
         raise ValueError(
-            f"Expected pseudo labels between 0 and {classes - 1}, but got values from {low} to {high}: check the "
-            "denoiser; a pixel is ignored by weight 0, not by its label."
+            f"Expected pseudo labels between 0 and {classes - 1}, or soft ones between 0 and 1, but got values from "
+            f"{low:g} to {high:g}: check the denoiser; a pixel is ignored by weight 0, not by its label."
         )
-    finite = torch.isfinite(weights).flatten(1).all(dim=1)
+
+
+def _check_finite(values: Tensor, batch: ImageBatch) -> None:
+    finite = torch.isfinite(values).flatten(1).all(dim=1)
     if not bool(finite.all()):
-        samples = [index for index, good in zip(indices, finite.tolist(), strict=True) if not good]
+        samples = [index for index, good in zip(batch.indices, finite.tolist(), strict=True) if not good]
         raise ValueError(
             f"Expected finite predictions, but the network gave NaN for samples {samples}: lower the learning rate, "
             "or use precision='bf16-mixed' instead of '16-mixed'."

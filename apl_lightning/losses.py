@@ -66,7 +66,7 @@ def consistency_loss(
         raise ValueError(f"Expected `weighting` to be one of {get_args(Weighting)}, but got {weighting!r}.")
     p_main, p_aux = (_probabilities(logits).flatten(2) for logits in (main_logits, aux_logits))
     per_image = _disagreement(p_main, p_aux, weighting)
-    return per_image.mean() if image_weights is None else _joint_mean(per_image, image_weights)
+    return per_image.mean() if image_weights is None else joint_mean(per_image, image_weights)
 
 
 def _disagreement(p_main: Tensor, p_aux: Tensor, weighting: Weighting) -> Tensor:
@@ -92,7 +92,7 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
 
     Args:
         logits: (B, C, *S).
-        labels: Class indices, (B, *S).
+        labels: Class indices, (B, *S), or soft labels, (B, C, *S).
         weights: Non-negative weights, (B, *S); 0 ignores a pixel.
 
     Returns:
@@ -111,17 +111,20 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
         >>> round(loss.item(), 4)  # log 2, whatever the weights
         0.6931
     """
-    if labels.shape != weights.shape or logits.shape[:1] + logits.shape[2:] != labels.shape:
+    soft = labels.is_floating_point() and labels.shape == logits.shape
+    if logits.shape[:1] + logits.shape[2:] != weights.shape or not (soft or labels.shape == weights.shape):
         raise ValueError(
-            "Expected `logits` (B, C, *S), `labels` (B, *S) and `weights` (B, *S), but got "
+            "Expected `logits` (B, C, *S), `labels` (B, *S) or (B, C, *S) and `weights` (B, *S), but got "
             f"{tuple(logits.shape)}, {tuple(labels.shape)} and {tuple(weights.shape)}."
         )
-    _check_labels(labels, logits.shape[1])
+    if not soft:
+        _check_labels(labels, logits.shape[1])
+        labels = labels.long()
     logits = _at_least_float32(logits)
-    return _joint_mean(F.cross_entropy(logits, labels.long(), reduction="none"), weights)
+    return joint_mean(F.cross_entropy(logits, labels, reduction="none"), weights)
 
 
-def _joint_mean(values: Tensor, weights: Tensor) -> Tensor:
+def joint_mean(values: Tensor, weights: Tensor) -> Tensor:
     """This rank's share of the weighted mean over all ranks; DDP's mean of the gradients makes it whole."""
     weights = weights.to(values.dtype)
     mean_weight = total(weights.sum().detach()) / world_size()

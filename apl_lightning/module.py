@@ -110,6 +110,8 @@ class APLModule(LightningModule):
         self.inferer = inferer
         self.keys = Keys(image_key, label_key, case_key)
         self.dice = CaseDice(num_classes)
+        # Set by the callback where a denoiser brings a loss of its own: (main, aux, labels, weights).
+        self.denoiser_loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
         self.train()
 
     def forward(self, image: Tensor) -> Logits:
@@ -142,11 +144,17 @@ class APLModule(LightningModule):
             counted = ~batch["repeated"] if "repeated" in batch else None
             losses["consistency"] = consistency_loss(for_heads.main, for_heads.aux, self.weighting, counted)
         if self.refinement_weight:
-            labels, weights = batch["pseudo_label"], batch["weight"]
-            per_head = [weighted_cross_entropy(resize_to(z, labels), labels, weights) for z in for_encoder]
-            losses["refinement"] = torch.stack(per_head).mean()
+            losses["refinement"] = self.loss_on_labels(for_encoder, batch)
         factors = {"consistency": self.consistency_weight, "refinement": self.refinement_weight}
         return {**losses, "loss": torch.stack([factors[name] * value for name, value in losses.items()]).sum()}
+
+    def loss_on_labels(self, logits: Logits, batch: dict[str, Tensor]) -> Tensor:
+        """What the pseudo labels ask for: the denoiser's own loss, or the weighted cross-entropy of both heads."""
+        labels, weights = batch["pseudo_label"], batch["weight"]
+        main, aux = (resize_to(z, weights) for z in logits)
+        if self.denoiser_loss is not None:
+            return self.denoiser_loss(main, aux, labels, weights)
+        return torch.stack([weighted_cross_entropy(z, labels, weights) for z in (main, aux)]).mean()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int = 0) -> Tensor:
         """The loss of one batch, logged with its two parts."""
@@ -179,12 +187,15 @@ class APLModule(LightningModule):
         """One optimiser for the parameters that a loss reaches."""
         parameters = self.model.encoder_parameters() if self.refinement_weight else []
         parameters += self.model.head_parameters() if self.consistency_weight else []
-        optimizer = self.optimizer(parameters, lr=self.learning_rate)
-        return optimizer if self.lr_scheduler is None else ([optimizer], [self.lr_scheduler(optimizer)])
+        return self._optimize(parameters)
 
     def export(self, average: bool = False) -> nn.Module:
         """The refined network as it came: same class, same state-dict keys (see `DualHeadModel.export`)."""
         return self.model.export(average)
+
+    def _optimize(self, parameters: list[nn.Parameter]) -> Any:
+        optimizer = self.optimizer(parameters, lr=self.learning_rate)
+        return optimizer if self.lr_scheduler is None else ([optimizer], [self.lr_scheduler(optimizer)])
 
 
 def _check_options(

@@ -18,11 +18,16 @@ INDEX = "index.npz"
 
 
 class PseudoLabel(NamedTuple):
-    """What the store holds for one image: labels (*S), weights (*S) in [0, 1], and the round that made them."""
+    """What the store holds for one image: labels (*S) or soft ones (C, *S), weights (*S) in [0, 1], and their round."""
 
     labels: Tensor
     weights: Tensor
     round: int
+
+    @property
+    def classes(self) -> Tensor:
+        """Labels as classes (*S)."""
+        return self.labels.max(dim=0).indices if self.labels.is_floating_point() else self.labels
 
 
 def rank_files(folder: Path, rank: int) -> tuple[Path, Path]:
@@ -41,16 +46,19 @@ class RoundWriter:
         self._samples: list[int] = []
         self._offsets: list[int] = []
         self._shapes: list[tuple[int, ...]] = []
+        self._planes = 0  # classes of soft labels
         self._file = self._data.open("wb")
 
     def add(self, index: int, labels: Tensor, weights: Tensor) -> None:
-        """Append one image: labels (*S) and weights (*S) in [0, 1].
+        """Append one image: labels (*S), or soft ones (C, *S) to a 255th, and weights (*S) in [0, 1].
 
         Raises:
             ValueError: If the shapes differ, or a weight is not in [0, 1].
             OSError: If the disk is full; the message tells what to do.
         """
-        if labels.shape != weights.shape or not bool(((weights >= 0) & (weights <= 1)).all()):
+        soft = labels.ndim > weights.ndim
+        shape = labels.shape[1:] if soft else labels.shape
+        if shape != weights.shape or not bool(((weights >= 0) & (weights <= 1)).all()):
             raise ValueError(
                 f"Expected labels and weights of one shape and weights in [0, 1] for sample {index}, but got "
                 f"{tuple(labels.shape)} and {tuple(weights.shape)}, weights from {weights.min()} to {weights.max()}: "
@@ -58,10 +66,11 @@ class RoundWriter:
             )
         self._samples.append(index)
         self._offsets.append(self._file.tell())
-        self._shapes.append(tuple(labels.shape))
+        self._shapes.append(tuple(shape))
+        self._planes = len(labels) if soft else 0
         with self._explained():
-            self._file.write(labels.cpu().numpy().astype(self._dtype).tobytes())
-            self._file.write((weights * 255).round().to(torch.uint8).cpu().numpy().tobytes())
+            self._file.write(_bytes(labels) if soft else labels.cpu().numpy().astype(self._dtype).tobytes())
+            self._file.write(_bytes(weights))
 
     def __enter__(self) -> RoundWriter:
         return self
@@ -80,6 +89,7 @@ class RoundWriter:
                 offset=np.array(self._offsets, dtype=np.int64),
                 shape=np.array(self._shapes, dtype=np.int64).reshape(len(self._shapes), dimensions),
                 dtype=self._dtype.name,
+                planes=self._planes,
             )
 
     @contextmanager
@@ -92,6 +102,11 @@ class RoundWriter:
                 f"{error.strerror} while writing pseudo labels ({self._dtype.itemsize + 1} bytes a pixel) to "
                 f"{self._folder}: free some space or pass another `store_dir`",
             ) from error
+
+
+def _bytes(shares: Tensor) -> bytes:
+    """Values in [0, 1] to a 255th."""
+    return (shares * 255).round().to(torch.uint8).cpu().numpy().tobytes()
 
 
 def write_index(folder: Path, round: int, length: int) -> None:
@@ -115,7 +130,7 @@ def write_index(folder: Path, round: int, length: int) -> None:
     order = np.argsort(samples)
     unfinished = folder / f"index.{secrets.token_hex(4)}.tmp.npz"  # nodes with one disk write it side by side
     columns: dict[str, Any] = {key: column[order] for key, column in joined.items()}
-    np.savez(unfinished, **columns, dtype=filled[0]["dtype"])
+    np.savez(unfinished, **columns, dtype=filled[0]["dtype"], planes=filled[0]["planes"])
     os.replace(unfinished, folder / INDEX)
 
 
@@ -127,6 +142,7 @@ class RoundReader:
         with np.load(folder / INDEX) as index:
             self._rank, self._offset, self._shape = index["rank"], index["offset"], index["shape"]
             self._dtype = np.dtype(str(index["dtype"]))
+            self._planes = int(index["planes"])
         self._files = {
             rank: np.memmap(rank_files(folder, rank)[0], dtype=np.uint8, mode="r") for rank in np.unique(self._rank)
         }
@@ -136,8 +152,11 @@ class RoundReader:
         shape = tuple(int(size) for size in self._shape[index])
         pixels = int(np.prod(shape))
         start = int(self._offset[index])
-        middle = start + pixels * self._dtype.itemsize
+        middle = start + pixels * (self._planes or self._dtype.itemsize)
         data = self._files[self._rank[index]]
-        labels = data[start:middle].view(self._dtype).reshape(shape).astype(np.int64)
         weights = data[middle : middle + pixels].reshape(shape).astype(np.float32) / 255
+        if self._planes:
+            labels = data[start:middle].reshape(self._planes, *shape).astype(np.float32) / 255
+        else:
+            labels = data[start:middle].view(self._dtype).reshape(shape).astype(np.int64)
         return PseudoLabel(torch.from_numpy(labels), torch.from_numpy(weights), self.round)

@@ -21,13 +21,18 @@ class RoundStatistics:
     def __init__(self, class_names: Sequence[str]) -> None:
         self._names = list(class_names)
         classes = self.num_classes = len(self._names)
-        self._sums = torch.zeros(5, dtype=torch.float64)  # pixels, weight, agreeing, compared with before, changed
+        self._sums = torch.zeros(5, dtype=torch.float64)  # pixels, agreeing, weight, compared with before, changed
         self._counts = torch.zeros(classes, dtype=torch.long)
         self._overlap = torch.zeros(3, classes, dtype=torch.long)  # both, pseudo label, reference
 
-    def add(self, labels: Tensor, weights: Tensor, agree: Tensor) -> None:
-        """Count labels (B, *S), weights (B, *S) and where the heads agree (B, *S)."""
-        self._sums[:3] += torch.tensor([labels.numel(), float(weights.double().sum()), int(agree.sum())])
+    def see(self, p_main: Tensor, p_aux: Tensor) -> None:
+        """Count where the heads agree, from the probabilities of both, (B, C, *S)."""
+        agree = p_main.max(dim=1).indices == p_aux.max(dim=1).indices
+        self._sums[:2] += torch.tensor([agree.numel(), int(agree.sum())])
+
+    def add(self, labels: Tensor, weights: Tensor) -> None:
+        """Count labels (B, *S) and weights (B, *S)."""
+        self._sums[2] += float(weights.double().sum())
         self._counts += torch.bincount(labels.flatten(), minlength=self.num_classes)
 
     def compare(self, labels: Tensor, before: Tensor) -> None:
@@ -51,7 +56,7 @@ class RoundStatistics:
         # Counts stay exact in float64; MPS has none, but no collective either.
         flat = total(flat.to(device)).cpu() if device.type != "mps" else flat
         classes = self.num_classes
-        pixels, weight, agreeing, compared, changed = flat[:5].tolist()
+        pixels, agreeing, weight, compared, changed = flat[:5].tolist()
         values = {"pseudo/confidence": weight / pixels, "pseudo/agreement": agreeing / pixels}
         if compared:
             values["pseudo/changed"] = changed / compared

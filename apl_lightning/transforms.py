@@ -24,15 +24,20 @@ _CELLS = 8
 def transform_jointly(transform: Transform, sample: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """Apply `transform` to `{"image" (C, *S), "pseudo_label" (1, *S), "weight" (1, *S)}` and check what comes back.
 
+    A soft pseudo label has a channel a class instead of one.
+
     Returns:
-        The transformed samples (several where the transform draws several patches), label and weight as (*S).
+        The transformed samples (several where the transform draws several patches), label and weight as (*S), a soft
+        label as (C, *S).
 
     Raises:
         ValueError: If the transform loses a key, changes the shape of one alone, or interpolates labels.
     """
-    given = {key: sample[key] if key == "image" else sample[key][None] for key in TARGET_KEYS}
+    soft = sample["pseudo_label"].is_floating_point()
+    with_channels = ("image", "pseudo_label") if soft else ("image",)
+    given = {key: sample[key] if key in with_channels else sample[key][None] for key in TARGET_KEYS}
     result = transform(given)
-    return [_checked(item) for item in (result if isinstance(result, list | tuple) else [result])]
+    return [_checked(item, soft) for item in (result if isinstance(result, list | tuple) else [result])]
 
 
 def check_alignment(transform: Transform, image: Tensor) -> None:
@@ -60,23 +65,24 @@ def check_alignment(transform: Transform, image: Tensor) -> None:
                     )
 
 
-def _checked(result: object) -> dict[str, Tensor]:
+def _checked(result: object, soft: bool) -> dict[str, Tensor]:
     found = [as_tensor(result.get(key)) for key in TARGET_KEYS] if isinstance(result, dict) else []
     tensors = [tensor for tensor in found if tensor is not None]
     if len(tensors) < len(TARGET_KEYS):
         raise ValueError(f"Expected `transform` to return a dictionary with {TARGET_KEYS}, but got {describe(result)}.")
     image, label, weight = tensors
-    if not label.shape == weight.shape == (1, *image.shape[1:]):
+    if not label.shape[1:] == weight.shape[1:] == image.shape[1:] or len(weight) != 1 or (len(label) != 1 and not soft):
         raise ValueError(
             f"Expected `transform` to keep image, pseudo label and weight alike, but got shapes {tuple(image.shape)}, "
             f"{tuple(label.shape)} and {tuple(weight.shape)}: give its spatial part all of keys={list(TARGET_KEYS)}."
         )
-    if label.is_floating_point() and not torch.equal(label, label.round()):
+    if not soft and label.is_floating_point() and not torch.equal(label, label.round()):
         raise ValueError(
             "Expected `transform` to keep labels whole, but it interpolates them: use mode='nearest' for "
             "'pseudo_label'."
         )
-    return {"image": image, "pseudo_label": label[0].long(), "weight": weight[0].float().clamp(0, 1)}
+    label = label.float().clamp(0, 1) if soft else label[0].long()
+    return {"image": image, "pseudo_label": label, "weight": weight[0].float().clamp(0, 1)}
 
 
 def _pattern(shape: torch.Size, seed: int) -> Tensor:

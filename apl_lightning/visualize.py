@@ -76,7 +76,8 @@ class PseudoLabelOverlay(Callback):
         dataset: TargetDataset = loader.dataset
         loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
         for index in self._indices(len(dataset)):
-            sample = {**dataset.read(index), **dataset.store.read(index)._asdict()}
+            made = dataset.store.read(index)
+            sample = {**dataset.read(index), "labels": made.classes, "weights": made.weights, "round": made.round}
             for logger in loggers:
                 if isinstance(logger, WandbLogger):
                     _to_wandb(logger, index, sample, _names(pl_module), trainer.global_step)

@@ -1,0 +1,56 @@
+"""BDL (Li et al., CVPR 2019): keep the more confident half of each class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from apl_lightning.denoisers.confidence import logit, merge, predicted
+from apl_lightning.denoisers.histogram import ConfidenceHistogram
+
+
+class BDL:
+    r"""Weight 1 where $\max_c p_c \ge \theta_c$ with the class-wise $\theta_c = \min(\mathrm{median}_c, \tau)$.
+
+    The median is that of the confidence of all pixels that are predicted c, over the data set.
+
+    Args:
+        tau: The highest threshold.
+
+    Raises:
+        ValueError: If `tau` is not between 0 and 1.
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning.denoisers import BDL, denoise
+        >>> p = torch.tensor([[[0.6, 0.7, 0.8], [0.4, 0.3, 0.2]]])  # one image of three pixels
+        >>> [(labels, weights)] = denoise(BDL(), [(p, p)])
+        >>> weights.tolist()
+        [[0.0, 1.0, 1.0]]
+    """
+
+    def __init__(self, tau: float = 0.9) -> None:
+        if not 0 < tau < 1:
+            raise ValueError(f"Expected `tau` between 0 and 1, but got {tau}.")
+        self.tau = tau
+        self.thresholds = torch.empty(0)  # logits, (C,)
+
+    def begin(self, round: int, num_classes: int, device: torch.device) -> None:
+        """Forget the round before."""
+        self._histogram = ConfidenceHistogram(num_classes, device)
+
+    def observe(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, ...]:
+        """Count a batch of (B, C, *S)."""
+        labels, confidence = predicted(merge(p_main, p_aux))
+        self._histogram.add(labels, confidence)
+        return labels, confidence
+
+    def settle(self) -> None:
+        """The thresholds, from the counts of all ranks."""
+        self._histogram.reduce()
+        median = self._histogram.at_rank(self._histogram.sizes() // 2 + 1)
+        self.thresholds = median.clamp_max(logit(self.tau))
+
+    def decide(self, labels: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and weights of a batch."""
+        return labels, (confidence >= self.thresholds[labels]).float()

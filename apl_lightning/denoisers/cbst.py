@@ -1,0 +1,77 @@
+"""CBST (Zou et al., ECCV 2018): the same portion of every class, growing by the round."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from apl_lightning.denoisers.confidence import class_logits, merge, predicted
+from apl_lightning.denoisers.histogram import ConfidenceHistogram
+
+
+class CBST:
+    r"""Class-balanced self-training.
+
+    $$\hat y = \mathrm{argmax}_c \, \frac{p_c}{\theta_c}, \qquad \omega = 1 \text{ where } \max_c \frac{p_c}{\theta_c}
+    \ge 1, \text{ else } 0$$
+
+    $\theta_c$ is the confidence at rank $\lfloor n_c \pi \rfloor$ of the $n_c$ pixels that are predicted c, and 1 where
+    there are none. The label may differ from the most probable class: a rare class with a low threshold may win.
+
+    Args:
+        portion: $\pi$ of the first round.
+        step: What each further round adds to it.
+        largest: Where it stops.
+
+    Raises:
+        ValueError: If the portions are not between 0 and 1 and in order.
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning.denoisers import CBST, denoise
+        >>> p = torch.tensor([[[0.6, 0.7, 0.8, 0.9], [0.4, 0.3, 0.2, 0.1]]])  # one image of four pixels
+        >>> [(labels, weights)] = denoise(CBST(portion=0.5), [(p, p)])
+        >>> weights.tolist()
+        [[0.0, 0.0, 1.0, 1.0]]
+    """
+
+    def __init__(self, portion: float = 0.2, step: float = 0.05, largest: float = 0.5) -> None:
+        if not (0 < portion <= largest <= 1 and step >= 0):
+            raise ValueError(
+                "Expected 0 < `portion` <= `largest` <= 1 and `step` >= 0, but got "
+                f"portion={portion}, largest={largest}, step={step}."
+            )
+        self.portion = portion
+        self.step = step
+        self.largest = largest
+        self.thresholds = torch.empty(0)  # logits, (C,); infinite where a class is not predicted anywhere
+
+    def begin(self, round: int, num_classes: int, device: torch.device) -> None:
+        """Forget the round before, and take the portion of this one."""
+        self._portion = min(self.largest, self.portion + round * self.step)
+        self._histogram = ConfidenceHistogram(num_classes, device)
+
+    def observe(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, ...]:
+        """Count a batch of (B, C, *S)."""
+        merged = merge(p_main, p_aux)
+        self._histogram.add(*predicted(merged))
+        return (class_logits(merged).half(),)
+
+    def settle(self) -> None:
+        """The thresholds, from the counts of all ranks."""
+        self._histogram.reduce()
+        sizes = self._histogram.sizes()
+        # A product of decimals may fall short of the whole number that it stands for.
+        ranks = (sizes * self._portion + 1e-6).floor().long()
+        self.thresholds = self._histogram.at_rank(ranks).nan_to_num(nan=torch.inf)
+
+    def decide(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and weights of a batch."""
+        ratio, labels = self.ratios(logits).max(dim=1)
+        return labels, (ratio >= 0).float()
+
+    def ratios(self, logits: Tensor) -> Tensor:
+        r"""$\log p_c / \theta_c$ of a batch, (B, C, *S)."""
+        thresholds = self.thresholds.view(1, -1, *[1] * (logits.ndim - 2))
+        return F.logsigmoid(logits.float()) - F.logsigmoid(thresholds)

@@ -1,0 +1,73 @@
+"""Chebyshev confidence (2024): keep what an inequality lets be sure to lie on its side of one half."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from apl_lightning.denoisers.confidence import merge
+from apl_lightning.predictor import Predictor
+
+
+class Chebyshev:
+    r"""Weight 1 where $\frac{s^2}{s^2 + (p - 1/2)^2} < P$, with p and s² the mean and variance of $p_{\hat y}$.
+
+    Both are taken over passes with dropout.
+    By the one-sided Chebyshev inequality that fraction bounds the probability that another pass falls on the other
+    side of 1/2.
+
+    Args:
+        passes: Passes with dropout.
+        dropout: The rate before the classifier in networks that have no dropout of their own.
+        smallest: P of the first round.
+        largest: P of the last round of the ramp.
+        rounds: Rounds of the ramp.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Examples:
+        >>> from apl_lightning import PseudoLabelCallback
+        >>> from apl_lightning.denoisers import Chebyshev
+        >>> callback = PseudoLabelCallback(denoiser=Chebyshev(passes=4))
+    """
+
+    def __init__(
+        self,
+        passes: int = 20,
+        dropout: float = 0.5,
+        smallest: float = 0.001,
+        largest: float = 0.05,
+        rounds: int = 4,
+    ) -> None:
+        if not (passes > 1 and 0 < dropout < 1 and 0 < smallest <= largest < 1 and rounds >= 1):
+            raise ValueError(
+                "Expected `passes` > 1, `dropout` between 0 and 1, 0 < `smallest` <= `largest` < 1 and `rounds` >= 1, "
+                f"but got {passes}, {dropout}, {smallest}, {largest} and {rounds}."
+            )
+        self.passes = passes
+        self.dropout = dropout
+        self.smallest = smallest
+        self.largest = largest
+        self.rounds = rounds
+        self._bound = smallest
+
+    def begin(self, round: int, num_classes: int, device: torch.device) -> None:
+        """Take the bound of this round."""
+        part = min(1.0, round / max(1, self.rounds - 1))
+        self._bound = self.smallest + part * (self.largest - self.smallest)
+
+    def predict(self, predictor: Predictor, images: Tensor) -> tuple[Tensor, ...]:
+        """The mean over the passes for each head, and the variance of their merged prediction of the label."""
+        passes = [predictor.with_dropout(images, self.dropout) for _ in range(self.passes)]
+        per_head = [torch.stack([p[head].softmax(dim=1) for p in passes]) for head in (0, 1)]
+        merged = merge(*per_head)
+        labels = merged.mean(dim=0).max(dim=1).indices[None, :, None]
+        chosen = merged.gather(2, labels.expand(len(passes), -1, -1, *labels.shape[3:]))[:, :, 0]
+        return per_head[0].mean(dim=0), per_head[1].mean(dim=0), chosen.var(dim=0, correction=0)
+
+    def __call__(self, p_main: Tensor, p_aux: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and weights of a batch."""
+        mean, labels = merge(p_main, p_aux).max(dim=1)
+        chance = variance / (variance + (mean - 0.5).square()).clamp_min(torch.finfo(mean.dtype).tiny)
+        return labels, ((chance < self._bound) & (mean > 0.5)).float()

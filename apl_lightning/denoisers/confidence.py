@@ -1,0 +1,42 @@
+"""How sure a prediction is, on a scale that does not saturate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def merge(p_main: Tensor, p_aux: Tensor) -> Tensor:
+    """The mean of the probabilities of both heads, (B, C, *S)."""
+    return (p_main + p_aux) / 2
+
+
+def predicted(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """The most probable class and the logit of its probability, log p / (1 - p), each (B, *S).
+
+    1 - p is the sum of the other probabilities: in float32 p itself is 1 from a logit of 17 on.
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning.denoisers.confidence import predicted
+        >>> probabilities = torch.tensor([1.0, 1e-9, 1e-9]).view(1, 3, 1)  # p = 1 to the last bit
+        >>> label, logit = predicted(probabilities)
+        >>> label.item(), round(logit.item(), 2)
+        (0, 20.03)
+    """
+    top, labels = probabilities.max(dim=1)
+    others = probabilities.scatter(1, labels[:, None], 0).sum(dim=1)
+    return labels, top.log() - others.clamp_min(torch.finfo(others.dtype).tiny).log()
+
+
+def class_logits(probabilities: Tensor) -> Tensor:
+    """The logit of every class's probability, (B, C, *S)."""
+    tiny = torch.finfo(probabilities.dtype).tiny
+    labels, logit = predicted(probabilities)
+    logits = probabilities.clamp_min(tiny).log() - (1 - probabilities).clamp_min(tiny).log()
+    return logits.scatter(1, labels[:, None], logit[:, None])
+
+
+def logit(probability: float) -> float:
+    """The logit of a probability between 0 and 1."""
+    return float(torch.tensor(probability, dtype=torch.float64).logit())

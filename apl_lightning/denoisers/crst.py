@@ -1,0 +1,79 @@
+"""CRST (Zou et al., ICCV 2019): class-balanced self-training with regularised confidence."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from apl_lightning.denoisers.cbst import CBST
+from apl_lightning.losses import joint_mean, weighted_cross_entropy
+
+
+class CRST(CBST):
+    r"""CBST's thresholds with a regulariser on the label or on the model.
+
+    - `"mrkld"` (model regularised): CBST's labels, and the loss of each kept pixel is
+      $-\log p_{\hat y} + \lambda \, \mathrm{KL}(u, p)$ with the uniform u.
+    - `"lrent"` (label regularised): soft labels $q_c \propto (p_c / \theta_c)^{1/\alpha}$ for the kept pixels.
+
+    Args:
+        regulariser: Which of the two.
+        weight: $\lambda$ of MRKLD.
+        alpha: $\alpha$ of LRENT.
+        portion: As in [`CBST`][apl_lightning.denoisers.CBST].
+        step: As in `CBST`.
+        largest: As in `CBST`.
+
+    Raises:
+        ValueError: If an option is unknown or out of its range.
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning.denoisers import CRST, denoise
+        >>> p = torch.tensor([[[0.6, 0.8], [0.4, 0.2]]])  # one image of two pixels
+        >>> [(labels, weights)] = denoise(CRST("lrent", portion=0.5), [(p, p)])
+        >>> labels.shape, weights.tolist()
+        (torch.Size([1, 2, 2]), [[0.0, 1.0]])
+    """
+
+    def __init__(
+        self,
+        regulariser: Literal["mrkld", "lrent"] = "mrkld",
+        weight: float = 0.1,
+        alpha: float = 0.25,
+        portion: float = 0.2,
+        step: float = 0.05,
+        largest: float = 0.5,
+    ) -> None:
+        super().__init__(portion, step, largest)
+        if regulariser not in ("mrkld", "lrent"):
+            raise ValueError(f"Expected `regulariser` to be 'mrkld' or 'lrent', but got {regulariser!r}.")
+        if not (weight >= 0 and alpha > 0):
+            raise ValueError(f"Expected `weight` >= 0 and `alpha` > 0, but got {weight} and {alpha}.")
+        self.regulariser = regulariser
+        self.weight = weight
+        self.alpha = alpha
+
+    def decide(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels, soft ones (B, C, *S) for LRENT, and weights of a batch."""
+        if self.regulariser == "mrkld":
+            return super().decide(logits)
+        ratios = self.ratios(logits)
+        return (ratios / self.alpha).softmax(dim=1), (ratios.amax(dim=1) >= 0).float()
+
+    def loss(self, main: Tensor, aux: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """The mean over both heads, each over the kept pixels."""
+        per_head = []
+        for logits in (main, aux):
+            loss = weighted_cross_entropy(logits, labels, weights)
+            if self.regulariser == "mrkld":
+                loss = loss + self.weight * joint_mean(divergence_from_uniform(logits), weights)
+            per_head.append(loss)
+        return torch.stack(per_head).mean()
+
+
+def divergence_from_uniform(logits: Tensor) -> Tensor:
+    r"""$\mathrm{KL}(u, p) + \mathrm{const} = -\frac{1}{C} \sum_c \log p_c$ of each pixel, (B, *S)."""
+    return -logits.float().log_softmax(dim=1).mean(dim=1)

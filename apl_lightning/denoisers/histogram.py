@@ -1,0 +1,63 @@
+"""Per-class distributions of confidence over a data set, in one pass and little memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from apl_lightning.ranks import total
+
+_LOW, _HIGH, _BINS = -4.0, 28.0, 1024
+
+
+class ConfidenceHistogram:
+    """Counts of logits of confidence per predicted class, on the device, in bins of one 32nd.
+
+    Bins are even in the logit of a probability: in linear bins all of the background falls into the last one.
+
+    Args:
+        num_classes: Number of classes.
+        device: Where the counts are.
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning.denoisers.histogram import ConfidenceHistogram
+        >>> histogram = ConfidenceHistogram(2, torch.device("cpu"))
+        >>> histogram.add(torch.zeros(1000, dtype=torch.long), torch.linspace(-1, 1, 1000))
+        >>> histogram.counts.sum(dim=1).tolist()
+        [1000, 0]
+        >>> [round(value, 1) for value in histogram.at_rank(torch.tensor([250, 1])).tolist()]
+        [0.5, nan]
+    """
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.counts = torch.zeros(num_classes, _BINS, dtype=torch.long, device=device)
+
+    def add(self, labels: Tensor, logits: Tensor) -> None:
+        """Count pixels with labels and logits of any one shape."""
+        bins = ((logits - _LOW) * (_BINS / (_HIGH - _LOW))).long().clamp_(0, _BINS - 1)
+        cells = (labels * _BINS + bins).flatten()
+        self.counts += torch.bincount(cells, minlength=self.counts.numel()).view_as(self.counts)
+
+    def reduce(self) -> None:
+        """Sum over ranks; all must call it."""
+        self.counts = total(self.counts)
+
+    def sizes(self) -> Tensor:
+        """Pixels a class, (C,)."""
+        return self.counts.sum(dim=1)
+
+    def at_rank(self, ranks: Tensor) -> Tensor:
+        """For each class the logit with so many pixels at or above it, (C,); NaN where there are not so many, or none.
+
+        Args:
+            ranks: (C,), from 1 for the most confident pixel on.
+        """
+        above = self.counts.flip(1).cumsum(dim=1)
+        found = (above >= ranks[:, None]).long()
+        place = found.argmax(dim=1, keepdim=True)
+        within = self.counts.flip(1).gather(1, place).clamp_min(1)
+        before = above.gather(1, place) - self.counts.flip(1).gather(1, place)
+        part = (ranks[:, None] - before) / within
+        logits = _HIGH - (place + part) * ((_HIGH - _LOW) / _BINS)
+        return torch.where((found.any(dim=1) & (ranks >= 1)), logits[:, 0], torch.nan)

@@ -1,0 +1,109 @@
+"""IAST (Mei et al., ECCV 2020): thresholds that follow the confidence of each class slowly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apl_lightning.denoisers.confidence import merge, predicted
+from apl_lightning.denoisers.crst import divergence_from_uniform
+from apl_lightning.denoisers.histogram import ConfidenceHistogram
+from apl_lightning.losses import joint_mean, weighted_cross_entropy
+
+
+class IAST:
+    r"""Weight 1 where $\max_c p_c \ge \theta_c$, with thresholds that remember.
+
+    Each round $\theta_c \leftarrow \beta \theta_c + (1 - \beta)\, q_c$, where $q_c$ is the percentile
+    $100 (1 - \alpha \theta_c^\gamma)$ of the confidence of the pixels that are predicted c, and of $\theta_c$ itself;
+    $\theta_c$ starts at 0.9 and ends at 0.999. The original updates after every image, in their order and for each
+    process alone; here one histogram of all images and ranks updates it once a round. The loss adds a divergence from
+    the uniform distribution on kept pixels and the entropy on the others.
+
+    Args:
+        alphas: $\alpha$ of the first, second, ... round; the last one stays.
+        beta: $\beta$.
+        gamma: $\gamma$.
+        kept_weight: The weight of the divergence on kept pixels.
+        ignored_weight: The weight of the entropy on ignored pixels.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning.denoisers import IAST, denoise
+        >>> p = torch.tensor([[[0.6, 0.99], [0.4, 0.01]]])  # one image of two pixels
+        >>> [(labels, weights)] = denoise(IAST(), [(p, p)])
+        >>> weights.tolist()
+        [[0.0, 1.0]]
+    """
+
+    def __init__(
+        self,
+        alphas: Sequence[float] = (0.2, 0.25, 0.3),
+        beta: float = 0.9,
+        gamma: float = 8.0,
+        kept_weight: float = 0.1,
+        ignored_weight: float = 3.0,
+    ) -> None:
+        if not (alphas and all(0 < alpha < 1 for alpha in alphas) and 0 <= beta <= 1 and gamma >= 0):
+            raise ValueError(
+                "Expected `alphas` between 0 and 1, `beta` in [0, 1] and `gamma` >= 0, but got "
+                f"{tuple(alphas)}, {beta} and {gamma}."
+            )
+        self.alphas = tuple(alphas)
+        self.beta = beta
+        self.gamma = gamma
+        self.kept_weight = kept_weight
+        self.ignored_weight = ignored_weight
+        self.thresholds = torch.empty(0)  # probabilities, (C,)
+
+    def begin(self, round: int, num_classes: int, device: torch.device) -> None:
+        """A new histogram; the thresholds stay."""
+        if round == 0 or not len(self.thresholds):
+            self.thresholds = torch.full((num_classes,), 0.9)
+        self.thresholds = self.thresholds.to(device)
+        self._alpha = self.alphas[min(round, len(self.alphas) - 1)]
+        self._histogram = ConfidenceHistogram(num_classes, device)
+
+    def observe(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, ...]:
+        """Count a batch of (B, C, *S)."""
+        labels, confidence = predicted(merge(p_main, p_aux))
+        self._histogram.add(labels, confidence)
+        return labels, confidence
+
+    def settle(self) -> None:
+        """Move the thresholds, with the counts of all ranks."""
+        self._histogram.reduce()
+        self._histogram.add(torch.arange(len(self.thresholds)).to(self.thresholds.device), self.thresholds.logit())
+        above = self._alpha * self.thresholds**self.gamma
+        ranks = 1 + (above * (self._histogram.sizes() - 1)).round().long()
+        percentile = self._histogram.at_rank(ranks).sigmoid()
+        self.thresholds = (self.beta * self.thresholds + (1 - self.beta) * percentile).clamp_max(0.999)
+
+    def decide(self, labels: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and weights of a batch."""
+        return labels, (confidence >= self.thresholds.logit()[labels]).float()
+
+    def loss(self, main: Tensor, aux: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """The mean over both heads."""
+        per_head = []
+        for logits in (main, aux):
+            log_p = logits.float().log_softmax(dim=1)
+            entropy = -(log_p.exp() * log_p).sum(dim=1)
+            loss = weighted_cross_entropy(logits, labels, weights)
+            loss = loss + self.kept_weight * joint_mean(divergence_from_uniform(logits), weights)
+            per_head.append(loss + self.ignored_weight * joint_mean(entropy, (weights == 0).float()))
+        return torch.stack(per_head).mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The thresholds, for a checkpoint."""
+        return {"thresholds": self.thresholds.cpu()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the thresholds of a checkpoint."""
+        self.thresholds = state_dict["thresholds"]

@@ -1,0 +1,81 @@
+"""MRNet (Zheng and Yang, IJCV 2021): the disagreement of two heads as an uncertainty that is learnt along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from apl_lightning.losses import joint_mean
+from apl_lightning.predictor import Predictor
+from apl_lightning.routing import resize_to
+
+
+class MRNet:
+    r"""Labels fused over scales and flips, made once; the weight is recomputed in each step and trains along.
+
+    $$L(p_1, p_2) = \overline{e^{-v} \left[-\log p_1(\hat y)\right]} + \overline{v}, \qquad v = \mathrm{KL}(p_2, p_1)$$
+
+    and the loss is $L(p_m, p_a) + \frac{1}{2} L(p_a, p_m)$, the means over all pixels. The label is the argmax of the
+    softmax of main + 0.5 aux logits, averaged over all views. Use it with
+    [`SelfTrainingModule`][apl_lightning.SelfTrainingModule]; with `PseudoLabelCallback(every_n_epochs=...)` above the
+    number of epochs the labels are made once, as in the original.
+
+    Args:
+        scales: The image is predicted at these sizes.
+        flips: And mirrored along these axes of (B, C, *S). The original mirrors left and right; where classes tell left
+            from right (kidneys), pass `()`.
+        aux_weight: The weight of the auxiliary head, in the label and in the loss.
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning.denoisers import MRNet
+        >>> main, labels = torch.zeros(1, 2, 3), torch.zeros(1, 3, dtype=torch.long)
+        >>> loss = MRNet().loss(main, main, labels, torch.ones(1, 3))  # heads that agree: 1.5 times cross-entropy
+        >>> round(loss.item(), 4)
+        1.0397
+    """
+
+    def __init__(
+        self, scales: Sequence[float] = (1.0, 0.8), flips: Sequence[int] = (-1,), aux_weight: float = 0.5
+    ) -> None:
+        if not scales or not all(scale > 0 for scale in scales):
+            raise ValueError(f"Expected `scales` above 0, but got {tuple(scales)}.")
+        self.scales = tuple(scales)
+        self.flips = tuple(flips)
+        self.aux_weight = aux_weight
+
+    def predict(self, predictor: Predictor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The fused probabilities of all views, once for each head: the two are one."""
+        fused = []
+        for scale, flip in product(self.scales, ((), *((axis,) for axis in self.flips))):
+            view = F.interpolate(images, scale_factor=scale, mode=_MODES[images.ndim]) if scale != 1 else images
+            main, aux = predictor.logits(view.flip(flip) if flip else view)
+            logits = main.float() + self.aux_weight * aux.float()
+            fused.append(resize_to(logits.flip(flip) if flip else logits, images).softmax(dim=1))
+        mean = torch.stack(fused).mean(dim=0)
+        return mean, mean
+
+    def __call__(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels of a batch (B, C, *S), all with weight 1."""
+        labels = p_main.max(dim=1).indices
+        return labels, torch.ones_like(labels, dtype=torch.float32)
+
+    def loss(self, main: Tensor, aux: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """Both heads, each rectified by the other."""
+        log_main, log_aux = main.float().log_softmax(dim=1), aux.float().log_softmax(dim=1)
+        return _rectified(log_main, log_aux, labels, weights) + self.aux_weight * _rectified(
+            log_aux, log_main, labels, weights
+        )
+
+
+def _rectified(log_p: Tensor, log_other: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    variance = (log_other.exp() * (log_other - log_p)).sum(dim=1)
+    losses = F.nll_loss(log_p, labels, reduction="none")
+    return joint_mean((-variance).exp() * losses + variance, weights)
+
+
+_MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}

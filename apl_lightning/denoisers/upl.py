@@ -1,0 +1,71 @@
+"""UPL-SFDA (Wu et al., TMI 2023): keep what the mean of several views is sure of, in one piece a class."""
+
+from __future__ import annotations
+
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from apl_lightning.denoisers.confidence import merge
+from apl_lightning.predictor import Predictor
+
+
+class UPL:
+    r"""Uncertainty-aware pseudo labels from rotated views.
+
+    $p$ is the mean over K views. View k sees the image turned by $90° \cdot k$ and is read by D_m for even and by
+    D_a for odd k. Weight 1 where $p_{\hat y} > \tau$ and, for foreground classes, in the largest connected component
+    of its class in the image. The original has K decoders of its own and views each batch in each step; here the two
+    heads read in turn, once a round.
+
+    Args:
+        views: K.
+        tau: The threshold.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning.denoisers import UPL
+        >>> p = torch.tensor([0.1, 0.9, 0.1, 0.9, 0.9]).view(1, 1, 1, 5)  # foreground in two pieces
+        >>> p = torch.cat([1 - p, p], dim=1)
+        >>> labels, weights = UPL(tau=0.8)(p, p)
+        >>> weights.tolist()
+        [[[1.0, 0.0, 1.0, 1.0, 1.0]]]
+    """
+
+    def __init__(self, views: int = 4, tau: float = 0.9) -> None:
+        if views < 1 or not 0 < tau < 1:
+            raise ValueError(f"Expected `views` of at least 1 and `tau` between 0 and 1, but got {views} and {tau}.")
+        self.views = views
+        self.tau = tau
+
+    def predict(self, predictor: Predictor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean over the views, once for each head: the two are one."""
+        axes = (images.ndim - 2, images.ndim - 1)
+        total = torch.zeros(())
+        for view in range(self.views):
+            probabilities = predictor(torch.rot90(images, view, axes))[view % 2]
+            total = total.to(probabilities) + torch.rot90(probabilities, -view, axes)
+        return total / self.views, total / self.views
+
+    def __call__(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and weights of a batch (B, C, *S)."""
+        confidence, labels = merge(p_main, p_aux).max(dim=1)
+        weights = (confidence > self.tau).float()
+        for label, weight in zip(labels, weights, strict=True):
+            for number in label.unique().tolist():
+                mask = (label == number) & (weight > 0)
+                if number and mask.any():
+                    weight[mask & ~largest_component(mask)] = 0
+        return labels, weights
+
+
+def largest_component(mask: Tensor) -> Tensor:
+    """The largest connected component of a boolean mask (*S)."""
+    parts, _ = ndimage.label(mask.cpu().numpy())
+    parts = torch.from_numpy(parts)
+    sizes = torch.bincount(parts.flatten())
+    sizes[0] = 0
+    return (parts == sizes.argmax()).to(mask.device)
