@@ -11,6 +11,7 @@ from apl_lightning.probe import HeadNotFoundError
 from apl_lightning.sampler import EpochSampler
 from apl_lightning.self_training import SelfTrainingModule
 from apl_lightning.store import PseudoLabelStore
+from apl_lightning.tent import TentModule
 
 __all__ = [
     "APLModule",
@@ -25,6 +26,7 @@ __all__ = [
     "SelfTrainingModule",
     "TargetDataModule",
     "TargetDataset",
+    "TentModule",
     "add_dual_heads",
 ]
 __version__ = "0.1.0"

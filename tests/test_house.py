@@ -52,6 +52,7 @@ ROOMS = [
     "warmup",
     "module",
     "self_training",
+    "tent",
     "statistics",
     "progress",
     "preemption",
