@@ -211,6 +211,7 @@ class PseudoLabelCallback(Callback):
                 partial(store.write, round, statistics.num_classes, rank),
                 Recorder(store, statistics),
                 Spool(store.folder(round), rank, module.device),
+                derived_seed(self._seed, round),
             )
 
 

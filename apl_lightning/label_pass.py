@@ -10,6 +10,7 @@ from torch import Tensor
 
 from apl_lightning.denoisers import DatasetDenoiser, Denoiser, hard_labels
 from apl_lightning.predictor import Predictor
+from apl_lightning.randomness import derived_seed
 from apl_lightning.ranks import together
 from apl_lightning.round_files import RoundWriter
 from apl_lightning.statistics import RoundStatistics
@@ -24,6 +25,7 @@ def make_labels(
     writing: Callable[[], RoundWriter],
     record: Recorder,
     spool: Spool,
+    seed: int,
 ) -> None:
     """Predict and denoise this rank's batches, write the labels and count them.
 
@@ -37,23 +39,28 @@ def make_labels(
         writing: Opens this rank's file of the round.
         record: Checks, writes and counts.
         spool: Keeps what a `DatasetDenoiser` will need.
+        seed: What dropout draws in a batch depends on it and on the batch, not on the rank.
 
     Raises:
         ValueError: If the network or the denoiser gives NaN (the message names the samples), or the shapes do not fit.
     """
     predict = getattr(denoiser, "predict", Predictor.__call__)
+
+    def predictions() -> Iterator[tuple[ImageBatch, tuple[Tensor, ...]]]:
+        for batch in batches:
+            torch.manual_seed(derived_seed(seed, batch.indices[0]))
+            made = predict(predictor, batch.images)
+            record.see(batch, *made[:2])
+            yield batch, made
+
     if not isinstance(denoiser, DatasetDenoiser):
         with together("Making pseudo labels"), writing() as writer:
-            for batch in batches:
-                predictions = predict(predictor, batch.images)
-                record.see(batch, *predictions[:2])
-                record.add(batch, *denoiser(*predictions), writer)
+            for batch, made in predictions():
+                record.add(batch, *denoiser(*made), writer)
         return
     with together("Predicting the target images"):
-        for batch in batches:
-            predictions = predict(predictor, batch.images)
-            record.see(batch, *predictions[:2])
-            spool.put(batch, denoiser.observe(*predictions))
+        for batch, made in predictions():
+            spool.put(batch, denoiser.observe(*made))
     denoiser.settle()
     with together("Making pseudo labels"), writing() as writer:
         for batch, observed in spool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from apl_lightning.metrics import overlap_counts
 from apl_lightning.ranks import total
+from apl_lightning.validators import LabelFreeValidators
 
 
 class RoundStatistics:
@@ -23,12 +24,14 @@ class RoundStatistics:
         classes = self.num_classes = len(self._names)
         self._sums = torch.zeros(5, dtype=torch.float64)  # pixels, agreeing, weight, compared with before, changed
         self._counts = torch.zeros(classes, dtype=torch.long)
+        self._validators = LabelFreeValidators(classes)
         self._overlap = torch.zeros(3, classes, dtype=torch.long)  # both, pseudo label, reference
 
     def see(self, p_main: Tensor, p_aux: Tensor) -> None:
-        """Count where the heads agree, from the probabilities of both, (B, C, *S)."""
+        """Count where the heads agree and how good the network looks, from the probabilities of both, (B, C, *S)."""
         agree = p_main.max(dim=1).indices == p_aux.max(dim=1).indices
         self._sums[:2] += torch.tensor([agree.numel(), int(agree.sum())])
+        self._validators.update((p_main + p_aux) / 2)
 
     def add(self, labels: Tensor, weights: Tensor) -> None:
         """Count labels (B, *S) and weights (B, *S)."""
@@ -58,6 +61,7 @@ class RoundStatistics:
         classes = self.num_classes
         pixels, agreeing, weight, compared, changed = flat[:5].tolist()
         values = {"pseudo/confidence": weight / pixels, "pseudo/agreement": agreeing / pixels}
+        values |= {f"pseudo/{name}": value for name, value in self._validators.compute(device).items()}
         if compared:
             values["pseudo/changed"] = changed / compared
         ratios = flat[5 : 5 + classes] / pixels

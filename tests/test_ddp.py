@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from conftest import CLASSES, Images, TinyNet
 from torch.nn.parallel import DistributedDataParallel
 
 from apl_lightning import APLModule, PseudoLabelCallback, PseudoLabelStore, TargetDataModule
+from apl_lightning.denoisers import BDL, CBST, CRST, DPL, IAST, UPL, Chebyshev, MRNet
 
 Make = Callable[..., pl.Trainer]
 
@@ -51,7 +53,7 @@ def run(folder: Path, trainer: Make, devices: int, samples: int, epochs: int = 1
         store_dir=folder / "labels",
     )
     strategy = {} if devices == 1 else {"devices": devices, "strategy": "ddp_fork"}
-    callbacks = [PseudoLabelCallback(), Record(folder)]
+    callbacks = [PseudoLabelCallback(options.pop("denoiser", None)), Record(folder)]
     trainer(max_epochs=epochs, callbacks=callbacks, num_sanity_val_steps=0, **strategy, **options).fit(module, data)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(devices)]
 
@@ -62,7 +64,7 @@ def labels(folder: Path) -> bytes:
     identity = json.loads((directory / "store.json").read_text())
     store = PseudoLabelStore(directory, identity["length"], identity["identity"])
     return b"".join(
-        torch.stack([store.read(i).labels.float(), store.read(i).weights]).numpy().tobytes()
+        torch.cat([store.read(i).labels.float().flatten(), store.read(i).weights.flatten()]).numpy().tobytes()
         for i in range(identity["length"])
     )
 
@@ -75,6 +77,18 @@ def test_labels_are_those_of_one_process(tmp_path: Path, trainer: Make, samples:
     assert labels(tmp_path / "one") == labels(tmp_path / "two")
     for rank in two:
         assert rank["statistics"] == pytest.approx(one["statistics"])
+
+
+@pytest.mark.parametrize(
+    "denoiser",
+    [BDL(), CBST(), CRST("lrent"), IAST(), DPL(passes=3), UPL(), Chebyshev(passes=3), MRNet()],
+    ids=lambda denoiser: type(denoiser).__name__,
+)
+def test_labels_of_every_method_are_those_of_one_process(tmp_path: Path, trainer: Make, denoiser: Any) -> None:
+    """Statistics are reduced over ranks, and dropout draws what it would have drawn."""
+    for folder, devices in (("one", 1), ("two", 2)):
+        run(tmp_path / folder, trainer, devices, 37, max_steps=1, denoiser=copy.deepcopy(denoiser))
+    assert labels(tmp_path / "one") == labels(tmp_path / "two")
 
 
 def test_a_step_on_the_same_global_batch(tmp_path: Path, trainer: Make) -> None:

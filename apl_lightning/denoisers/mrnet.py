@@ -25,7 +25,7 @@ class MRNet:
     number of epochs the labels are made once, as in the original.
 
     Args:
-        scales: The image is predicted at these sizes.
+        scales: The image is predicted at these sizes, rounded to multiples of 32, which many networks need.
         flips: And mirrored along these axes of (B, C, *S). The original mirrors left and right; where classes tell left
             from right (kidneys), pass `()`.
         aux_weight: The weight of the auxiliary head, in the label and in the loss.
@@ -52,7 +52,7 @@ class MRNet:
         """The fused probabilities of all views, once for each head: the two are one."""
         fused = []
         for scale, flip in product(self.scales, ((), *((axis,) for axis in self.flips))):
-            view = F.interpolate(images, scale_factor=scale, mode=_MODES[images.ndim]) if scale != 1 else images
+            view = images if scale == 1 else _scaled(images, scale)
             main, aux = predictor.logits(view.flip(flip) if flip else view)
             logits = main.float() + self.aux_weight * aux.float()
             fused.append(resize_to(logits.flip(flip) if flip else logits, images).softmax(dim=1))
@@ -78,4 +78,9 @@ def _rectified(log_p: Tensor, log_other: Tensor, labels: Tensor, weights: Tensor
     return joint_mean((-variance).exp() * losses + variance, weights)
 
 
-_MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}
+def _scaled(images: Tensor, scale: float) -> Tensor:
+    size = [_STRIDE * max(1, round(extent * scale / _STRIDE)) for extent in images.shape[2:]]
+    return resize_to(images, torch.empty(size, device="meta"))
+
+
+_STRIDE = 32

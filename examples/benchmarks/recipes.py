@@ -1,0 +1,47 @@
+"""How each method of the benchmark refines a base: the three pieces of a run.
+
+Optimiser, learning rate, batch size, epochs and the joint transform are the same for all. The peers train every
+parameter on their labels; APL has its two losses. A base comes with the BatchNorm statistics that are to be judged, so
+all but "APL, defaults" leave them alone.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from apl_lightning import APLModule, SelfTrainingModule
+from apl_lightning.denoisers import BDL, CBST, CRST, DPL, IAST, UPL, Chebyshev, MRNet, Threshold
+from apl_lightning.presets import PAPER
+
+ONCE = 10**6  # labels before each so-manieth epoch: before the first alone
+
+
+class Recipe(NamedTuple):
+    """The module's class, and what the module, the callback and the data module are given."""
+
+    module: type[APLModule]
+    options: dict[str, Any]
+    callback: Callable[[], dict[str, Any]]
+    data: dict[str, Any]
+
+
+def _peer(make: Callable[[], Any], every_n_epochs: int = 1) -> Recipe:
+    callback = lambda: {"denoiser": make(), "every_n_epochs": every_n_epochs}  # noqa: E731
+    return Recipe(SelfTrainingModule, {"batch_norm": "frozen"}, callback, {})
+
+
+RECIPES = {
+    "pseudo labels": _peer(lambda: Threshold(0.0)),
+    "threshold": _peer(lambda: Threshold(0.9)),
+    "BDL": _peer(BDL),
+    "CBST": _peer(CBST),
+    "CRST": _peer(CRST),
+    # Mirrored left and right, a left kidney would be a right one.
+    "MRNet": _peer(lambda: MRNet(flips=()), ONCE),
+    "IAST": _peer(IAST),
+    "DPL": _peer(DPL, ONCE),
+    "UPL": _peer(UPL),
+    "Chebyshev": _peer(Chebyshev),
+    "APL, L_Con only": Recipe(APLModule, {"batch_norm": "frozen", "refinement_weight": 0.0}, dict, {}),
+    "APL, the letter": Recipe(APLModule, dict(PAPER.module), lambda: dict(PAPER.callback), dict(PAPER.data)),
+    "APL, defaults": Recipe(APLModule, {}, dict, {}),
+}
