@@ -14,7 +14,7 @@ from apl_lightning.dataset import TargetDataset
 from apl_lightning.denoisers import APL, Denoiser
 from apl_lightning.dual import Inferer
 from apl_lightning.exchange import complete
-from apl_lightning.label_pass import Recorder, Spool, make_labels
+from apl_lightning.label_pass import Recorder, Spool, make_labels, measure
 from apl_lightning.predictor import Predictor
 from apl_lightning.preemption import stop_at_next_batch
 from apl_lightning.probe import evaluating
@@ -106,6 +106,14 @@ class PseudoLabelCallback(Callback):
         self.statistics = statistics.compute(pl_module.device)
         self.round, self._epoch = round, trainer.current_epoch
 
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """What a round would log about the module as it is now, without making one; call it on all ranks."""
+        statistics = RoundStatistics(pl_module.class_names)  # type: ignore[arg-type]
+        source = self._share(trainer, pl_module)
+        with evaluating(pl_module), torch.no_grad():
+            measure(track(trainer, source, "Measuring", len(source)), self._predictor(trainer, pl_module), statistics)
+        return statistics.compute(pl_module.device)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """A new fit begins with round 0, unless a checkpoint says otherwise.
 
@@ -190,6 +198,15 @@ class PseudoLabelCallback(Callback):
         with trainer.precision_plugin.forward_context():
             prepare(images)
 
+    def _share(self, trainer: Trainer, module: LightningModule) -> TargetImages:
+        """This rank's images."""
+        dataset = target_dataset(trainer)
+        size = self._batch_size(dataset)
+        return TargetImages(dataset, trainer, module, size, trainer.global_rank, trainer.world_size)
+
+    def _predictor(self, trainer: Trainer, module: LightningModule) -> Predictor:
+        return Predictor(module, self.inferer, trainer.precision_plugin.forward_context)
+
     def _label(
         self,
         trainer: Trainer,
@@ -200,13 +217,13 @@ class PseudoLabelCallback(Callback):
     ) -> None:
         """Label this rank's share."""
         store, rank = dataset.store, trainer.global_rank
-        source = TargetImages(dataset, trainer, module, self._batch_size(dataset), rank, trainer.world_size)
+        source = self._share(trainer, module)
         if callable(begin := getattr(self.denoiser, "begin", None)):
             begin(round, statistics.num_classes, module.device)
         with evaluating(module), torch.no_grad():
             make_labels(
                 track(trainer, source, f"Pseudo labels, round {round}", len(source)),
-                Predictor(module, self.inferer, trainer.precision_plugin.forward_context),
+                self._predictor(trainer, module),
                 self.denoiser,
                 partial(store.write, round, statistics.num_classes, rank),
                 Recorder(store, statistics),

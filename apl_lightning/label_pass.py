@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from apl_lightning.denoisers import DatasetDenoiser, Denoiser, hard_labels
+from apl_lightning.denoisers import APL, DatasetDenoiser, Denoiser, hard_labels
 from apl_lightning.predictor import Predictor
 from apl_lightning.randomness import derived_seed
 from apl_lightning.ranks import together
@@ -65,6 +65,16 @@ def make_labels(
     with together("Making pseudo labels"), writing() as writer:
         for batch, observed in spool:
             record.add(batch, *denoiser.decide(*observed), writer)
+
+
+def measure(batches: Iterable[ImageBatch], predictor: Predictor, statistics: RoundStatistics) -> None:
+    """Count what the network predicts, as a round of it would begin, without making labels."""
+    with together("Measuring the network on the target images"):
+        for batch in batches:
+            p_main, p_aux = predictor(batch.images)
+            statistics.see(p_main, p_aux)
+            labels, weights = APL()(p_main, p_aux)
+            statistics.add(labels.cpu(), weights.cpu())
 
 
 class Spool:

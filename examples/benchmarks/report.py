@@ -58,7 +58,7 @@ def _judged(runs: list[Run], oracle: dict[int, float]) -> list[str]:
     gains = [run["after"]["average"] - run["before"]["average"] for run in runs]
     distances = [oracle[run["seed"]] - run["before"]["average"] for run in runs if run["seed"] in oracle]
     part = f"{sum(gains) / sum(distances):.0%}".replace("%", " %") if len(distances) == len(gains) else ""
-    labels = [100 * run["rounds"][-1]["pseudo/dice"] for run in runs]
+    labels = [100 * [row for row in run["rounds"] if "pseudo/dice" in row][-1]["pseudo/dice"] for run in runs]
     return [_spread(gains), part, _spread(labels), f"{mean(run['seconds'] for run in runs):.0f}"]
 
 
