@@ -10,10 +10,12 @@ import torch
 
 from apl_lightning import ranks
 from apl_lightning._lightning import Callback, LightningModule, Trainer
+from apl_lightning.best_round import BestRound
 from apl_lightning.dataset import TargetDataset
 from apl_lightning.denoisers import APL, Denoiser
 from apl_lightning.dual import Inferer
 from apl_lightning.exchange import complete
+from apl_lightning.guard import Guard, GuardMode
 from apl_lightning.label_pass import Recorder, Spool, make_labels, measure
 from apl_lightning.predictor import Predictor
 from apl_lightning.preemption import stop_at_next_batch
@@ -21,6 +23,7 @@ from apl_lightning.probe import evaluating
 from apl_lightning.progress import track
 from apl_lightning.randomness import derived_seed, run_seed
 from apl_lightning.statistics import RoundStatistics
+from apl_lightning.store import PseudoLabelStore
 from apl_lightning.strategies import refuse_parted
 from apl_lightning.target_images import TargetImages
 
@@ -48,9 +51,11 @@ class PseudoLabelCallback(Callback):
         inferer: Predicts through this callable of images and network, as MONAI's `SlidingWindowInferer`.
         batch_size: Images that a rank predicts at once; 16 slices or 1 volume by default. It is not that of training,
             so that the labels do not depend on the number of processes.
+        guard: `"warn"` when a class or the agreement of the heads collapses; with `"restore"` the run also ends with
+            the best round by a label-free criterion (see [`Guard`][apl_lightning.guard.Guard]); `"off"`.
 
     Raises:
-        ValueError: If `every_n_epochs` or `batch_size` is below 1.
+        ValueError: If `every_n_epochs` or `batch_size` is below 1, or `guard` is unknown.
 
     Examples:
         >>> from apl_lightning import PseudoLabelCallback
@@ -66,6 +71,7 @@ class PseudoLabelCallback(Callback):
         every_n_epochs: int = 1,
         inferer: Inferer | None = None,
         batch_size: int | None = None,
+        guard: GuardMode = "warn",
     ) -> None:
         for name, value in (("every_n_epochs", every_n_epochs), ("batch_size", batch_size)):
             if value is not None and value < 1:
@@ -74,6 +80,8 @@ class PseudoLabelCallback(Callback):
         self.every_n_epochs = every_n_epochs
         self.inferer = inferer
         self.batch_size = batch_size
+        self.guard = Guard(guard)
+        self.best = BestRound()
         self.round = -1
         self.statistics: dict[str, float] = {}
         self._epoch = -1  # the epoch that `round` was made for
@@ -105,6 +113,7 @@ class PseudoLabelCallback(Callback):
                 store.prune(keep={round, self._saved_round})
         self.statistics = statistics.compute(pl_module.device)
         self.round, self._epoch = round, trainer.current_epoch
+        self._watch(trainer, pl_module, store)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """What a round would log about the module as it is now, without making one; call it on all ranks."""
@@ -124,6 +133,8 @@ class PseudoLabelCallback(Callback):
         if hasattr(pl_module, "denoiser_loss"):
             pl_module.denoiser_loss = getattr(self.denoiser, "loss", None)  # type: ignore[assignment]
         self.round = self._epoch = self._saved_round = -1
+        self.guard.reset()
+        self.best.reset()
         self._seed = run_seed(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -168,11 +179,28 @@ class PseudoLabelCallback(Callback):
         # Dropout and the like draw what they would have drawn without an interruption.
         torch.manual_seed(derived_seed(self._seed, trainer.current_epoch, batch_idx, trainer.global_rank))
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """With `guard="restore"`, go back to the best round if the last epoch has not been better."""
+        if self.guard.mode != "restore":
+            return
+        score = self.guard.score(self.measure(trainer, pl_module))
+        if score < self.best.score:
+            with ranks.together("Restoring the best round"):
+                if trainer.local_rank == 0:
+                    self.best.restore(pl_module, target_dataset(trainer).store.directory)
+            ranks.share_state(pl_module)
+            warnings.warn(
+                f"guard='restore': the network of round {self.best.round} is restored; by the label-free criterion it "
+                f"has {self.best.score:.4f}, and that of the last epoch {score:.4f}.",
+                stacklevel=2,
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """The round and its epoch. The labels stay in the store: what a checkpoint needs is not pruned."""
         self._saved_round = self.round
         remembered: dict[str, Any] = getattr(self.denoiser, "state_dict", dict)()
-        return {"round": self.round, "epoch": self._epoch, "seed": self._seed, "denoiser": remembered}
+        watched = {"guard": self.guard.state_dict(), "best": self.best.state_dict()}
+        return {"round": self.round, "epoch": self._epoch, "seed": self._seed, "denoiser": remembered, **watched}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the round of the checkpoint."""
@@ -180,6 +208,8 @@ class PseudoLabelCallback(Callback):
             self.denoiser.load_state_dict(remembered)  # type: ignore[union-attr]
         self.round = self._saved_round = state_dict["round"]
         self._epoch = state_dict["epoch"]
+        self.guard.load_state_dict(state_dict["guard"])
+        self.best.load_state_dict(state_dict["best"])
         self._seed = state_dict["seed"]
 
     def _batch_size(self, dataset: TargetDataset) -> int:
@@ -197,6 +227,20 @@ class PseudoLabelCallback(Callback):
         images = _Images(TargetImages(dataset, trainer, module, self._batch_size(dataset), order=order), trainer)
         with trainer.precision_plugin.forward_context():
             prepare(images)
+
+    def _watch(self, trainer: Trainer, module: LightningModule, store: PseudoLabelStore) -> None:
+        """Warn of a collapse, and keep the network that made this round if it is the best yet."""
+        complaints = self.guard.complaints(self.statistics)
+        if complaints and trainer.is_global_zero:
+            warnings.warn(
+                f"The pseudo labels of round {self.round} look collapsed: {'; '.join(complaints)}. Train for fewer "
+                "epochs or with a lower learning rate, or pass guard='restore'.",
+                stacklevel=2,
+            )
+        if self.guard.mode == "restore":
+            with ranks.together("Keeping the best round"):
+                writes = trainer.local_rank == 0
+                self.best.offer(self.round, self.guard.score(self.statistics), module, store.directory, writes)
 
     def _share(self, trainer: Trainer, module: LightningModule) -> TargetImages:
         """This rank's images."""

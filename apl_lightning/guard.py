@@ -40,17 +40,17 @@ class Guard:
         self.drift = drift
         self.agreement = agreement
         self.first: dict[str, float] = {}
-        self.best = (-1, float("-inf"))  # round and score
 
     def reset(self) -> None:
         """A new run."""
-        self.first, self.best = {}, (-1, float("-inf"))
+        self.first = {}
 
     def complaints(self, statistics: Mapping[str, float]) -> list[str]:
         """What has collapsed since the first round, each with its figure; the first round is remembered."""
+        if self.mode == "off":
+            return []
         if not self.first:
             self.first = dict(statistics)
-            return []
         found = []
         for name, before in self.first.items():
             now = statistics[name]
@@ -65,3 +65,15 @@ class Guard:
                 f"{self.first['pseudo/agreement']:.3f} in the first round"
             )
         return found
+
+    def score(self, statistics: Mapping[str, float]) -> float:
+        """The label-free criterion by which the best round is chosen: the higher, the better."""
+        return statistics["pseudo/snd"]
+
+    def state_dict(self) -> dict[str, float]:
+        """The figures of the first round, for a checkpoint."""
+        return self.first
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Go on from a checkpoint."""
+        self.first = state_dict

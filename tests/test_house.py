@@ -56,6 +56,7 @@ ROOMS = [
     "validators",
     "statistics",
     "guard",
+    "best_round",
     "progress",
     "preemption",
     "strategies",

@@ -1,0 +1,169 @@
+"""The label-free figures against naive ones; a collapse is named, and the best round comes back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import CLASSES, Images, TinyNet
+from torch import Tensor
+
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+from apl_lightning.guard import Guard
+from apl_lightning.validators import LabelFreeValidators
+
+Make = Callable[..., pl.Trainer]
+FIRST = {"pseudo/class_ratio/0": 0.9, "pseudo/class_ratio/liver": 0.1, "pseudo/agreement": 0.99}
+
+
+def naive_validators(batches: list[Tensor]) -> dict[str, float]:
+    """On images so small that every pixel is looked at."""
+    pixels = [
+        p[:, n].tolist() for batch in batches for image in batch for p in [image.flatten(1)] for n in range(p.shape[1])
+    ]
+    mean = [sum(pixel[c] for pixel in pixels) / len(pixels) for c in range(len(pixels[0]))]
+    entropy = sum(-sum(v * math.log(v) for v in pixel) for pixel in pixels) / len(pixels)
+    densities = []
+    for image in (image.flatten(1).T for batch in batches for image in batch):
+        for i, pixel in enumerate(image):
+            others = torch.stack([other for j, other in enumerate(image) if j != i])
+            cosines = (others @ pixel) / (others.norm(dim=1) * pixel.norm())
+            s = (cosines / 0.05).softmax(0)
+            densities.append(-float((s * s.log()).sum()))
+    return {"im": -sum(v * math.log(v) for v in mean) - entropy, "snd": sum(densities) / len(densities)}
+
+
+def test_validators() -> None:
+    batches = [torch.randn(2, 3, 5, 4).softmax(1), torch.randn(1, 3, 5, 4).softmax(1)]
+    validators = LabelFreeValidators(3)
+    for batch in batches:
+        validators.update(batch)
+    assert validators.compute(torch.device("cpu")) == pytest.approx(naive_validators(batches), rel=1e-4)
+
+
+def test_validators_look_at_a_part_of_large_images() -> None:
+    """Rows of 64: an even step would look at the same columns of each."""
+    image = torch.zeros(1, 2, 64, 64)
+    image[:, 0, :, ::2] = image[:, 1, :, 1::2] = 1
+    validators = LabelFreeValidators(2)
+    validators.update(image)
+    assert validators.compute(torch.device("cpu"))["im"] == pytest.approx(math.log(2), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"pseudo/class_ratio/liver": 0.02}, "'liver' is 2.00 % of all pixels, 0.20 times the 10.00 %"),
+        (
+            {"pseudo/class_ratio/liver": 0.3, "pseudo/class_ratio/0": 0.7},
+            "'liver' is 30.00 % of all pixels, 3.00 times",
+        ),
+        ({"pseudo/agreement": 0.9}, "the heads agree on 0.900"),
+        ({"pseudo/class_ratio/liver": 0.12, "pseudo/class_ratio/0": 0.88}, None),
+    ],
+)
+def test_complaints(change: dict[str, float], named: str | None) -> None:
+    guard = Guard("warn")
+    assert guard.complaints(FIRST) == []
+    complaints = guard.complaints({**FIRST, **change})
+    assert len(complaints) == (named is not None)
+    assert named is None or complaints[0].startswith(named)
+    assert Guard("off").complaints({}) == []
+
+
+@pytest.mark.parametrize("options", [{"mode": "on"}, {"mode": "warn", "drift": 1.0}, {"mode": "warn", "agreement": 0}])
+def test_bad_options_are_named(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="Expected"):
+        Guard(**options)
+
+
+class Collapsing:
+    """Gives each column a class in turn, and class 0 to all of them from the second round on."""
+
+    def begin(self, round: int, num_classes: int, device: torch.device) -> None:
+        self.round = round
+
+    def __call__(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:
+        columns = torch.arange(p_main.shape[-1]) % CLASSES * (self.round == 0)
+        return columns.expand(p_main[:, 0].shape), torch.ones_like(p_main[:, 0])
+
+
+class Scripted(Guard):
+    """Gives the rounds the scores of a list, the last one to the network of the last epoch."""
+
+    scores: list[float]
+
+    def score(self, statistics: Any) -> float:
+        return self.scores.pop(0)
+
+
+class Weights(pl.Callback):
+    """Notes the weights that made each round."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, Tensor]] = []
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        self.states.append({name: value.clone() for name, value in module.model.state_dict().items()})
+
+
+def fit(folder: Path, trainer: Make, callback: PseudoLabelCallback, epochs: int = 3, **options: Any) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    module, weights = APLModule(TinyNet(), CLASSES, learning_rate=0.05), Weights()
+    data = TargetDataModule(Images(6), store_dir=folder / "labels")
+    run = trainer(max_epochs=epochs, callbacks=[callback, weights, *options.pop("callbacks", [])], **options)
+    run.fit(module, data, ckpt_path=options.pop("ckpt_path", None))
+    return module, weights.states
+
+
+def test_a_collapse_is_named(tmp_path: Path, trainer: Make) -> None:
+    with pytest.warns(UserWarning, match=r"round 1 look collapsed: '0' is 100.00 % of all pixels.*'1' is 0.00 %"):
+        fit(tmp_path, trainer, PseudoLabelCallback(Collapsing()))
+
+
+@pytest.mark.parametrize(("scores", "best"), [([1, 3, 2, 2], 1), ([5, 3, 2, 4], 0), ([1, 2, 3, 4], None)])
+def test_restore(tmp_path: Path, trainer: Make, scores: list[float], best: int | None) -> None:
+    callback = PseudoLabelCallback(guard="restore")
+    callback.guard = Scripted("restore")
+    callback.guard.scores = list(scores)
+    if best is None:
+        module, states = fit(tmp_path, trainer, callback)
+        assert all(
+            not torch.equal(module.model.network.classifier.weight, s["network.classifier.weight"]) for s in states
+        )
+        return
+    with pytest.warns(UserWarning, match=f"network of round {best} is restored"):
+        module, states = fit(tmp_path, trainer, callback)
+    for name, value in module.model.state_dict().items():
+        assert torch.equal(value, states[best][name]), name
+    (folder,) = (tmp_path / "labels").iterdir()
+    assert [path.name for path in folder.glob("best*")] == [f"best-{best:06d}.pt"]
+
+
+def test_a_resumed_run_restores_the_same_round(tmp_path: Path, trainer: Make) -> None:
+    """The first run has seen a better round after the checkpoint was written: its file does not count."""
+    first = PseudoLabelCallback(guard="restore")
+    first.guard = Scripted("restore")
+    first.guard.scores = [4, 2, 9, 9]
+    saved = tmp_path / "saved.ckpt"
+
+    class Save(pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            if trainer.current_epoch == 0:
+                trainer.save_checkpoint(saved)
+
+    _, states = fit(tmp_path, trainer, first, callbacks=[Save()])
+    second = PseudoLabelCallback(guard="restore")
+    second.guard = Scripted("restore")
+    second.guard.scores = [2, 3, 3]
+    module = APLModule(TinyNet(), CLASSES, learning_rate=0.05)
+    data = TargetDataModule(Images(6), store_dir=tmp_path / "labels")
+    with pytest.warns(UserWarning, match="network of round 0 is restored"):
+        trainer(max_epochs=3, callbacks=[second]).fit(module, data, ckpt_path=saved, weights_only=False)
+    for name, value in module.model.state_dict().items():
+        assert torch.equal(value, states[0][name]), name
