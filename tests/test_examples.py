@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import importlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ EXAMPLES = ROOT / "examples"
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Import an example by name, with the working directory in a folder of its own."""
-    for folder in (EXAMPLES, EXAMPLES / "benchmarks"):
+    for folder in (EXAMPLES, EXAMPLES / "uda", EXAMPLES / "benchmarks"):
         monkeypatch.syspath_prepend(str(folder))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
@@ -71,6 +73,82 @@ def test_abdomen(example: Any, tmp_path: Path, network: str, preset: str) -> Non
     assert json.loads((tmp_path / f"out/results-{preset}.json").read_text()) == rows
     assert (tmp_path / f"out/panel-{preset}-0.png").exists()
     assert list((tmp_path / "out/refined-0/overlays").rglob("*.png"))
+
+
+def test_methods(example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A stopped benchmark goes on where it was, and its tables are those of its files."""
+    write_abdomen(tmp_path)
+    options = ["--data", str(tmp_path), "--out", "out", "--quick", "--jobs", "1", "--bases", "advent"]
+    methods = example("methods")
+    methods.main([*options, "--methods", "CBST", "APL, defaults"])
+    out = tmp_path / "out" / "mr-to-ct"
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
+    assert len(before) == 5 + 2, "five kinds of base, two runs"
+    methods.main([*options, "--methods", "CBST", "APL, defaults", "threshold"])
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}.items()
+    rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
+    assert {row["method"] for row in rows if row["base"] == "advent"} == {"none", "CBST", "APL, defaults", "threshold"}
+    run = json.loads((out / "runs" / "advent--CBST--0.json").read_text())
+    assert [row["after/spleen"] for row in rows if row["method"] == "CBST"] == [str(run["after"]["spleen"])]
+    assert len(run["rounds"]) == 2, "one epoch: before and after it"
+    assert run["rounds"][0]["val/dice"] == pytest.approx(run["before"]["average"])
+    assert run["rounds"][1]["val/dice"] == pytest.approx(run["after"]["average"])
+    assert "### From advent" in capsys.readouterr().out
+
+
+def test_methods_the_other_way_round(example: Any, tmp_path: Path) -> None:
+    write_abdomen(tmp_path)
+    options = ["--data", str(tmp_path), "--out", "out", "--quick", "--jobs", "1", "--bases", "remapped"]
+    example("methods").main([*options, "--methods", "APL, the letter", "--direction", "ct-to-mr"])
+    assert (tmp_path / "out/ct-to-mr/runs/remapped--APL,-the-letter--0.json").exists()
+
+
+def test_report_by_hand(example: Any, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    for seed, (before, after, oracle) in enumerate([(60.0, 70.0, 90.0), (62.0, 68.0, 92.0)]):
+        rounds = [{"pseudo/dice": 0.5}, {"pseudo/dice": 0.7}, {}]
+        for base, method, dice in (("oracle", "none", oracle), ("plain", "none", before), ("plain", "X", after)):
+            first = before if method == "X" else dice
+            run = {
+                "base": base,
+                "method": method,
+                "seed": seed,
+                "before": {"average": first},
+                "after": {"average": dice},
+            }
+            extra = {"seconds": 3.0, "rounds": rounds} if method == "X" else {}
+            (runs / f"{base}-{method}-{seed}.json").write_text(json.dumps({**run, **extra}))
+    text = example("report").write_report(tmp_path)
+    assert "Oracle (trained on the target's labels): 91.0 ± 1.4" in text
+    assert "| X | 69.0 ± 1.4 | 8.0 ± 2.8 | 27 % | 70.0 ± 0.0 | 3 |" in text  # 16 of 60 points
+    assert "| none | 61.0 ± 1.4 |" in text
+
+
+def test_advent(example: Any, tmp_path: Path) -> None:
+    write_abdomen(tmp_path)
+    network = example("networks").build_network("monai-unet", 5)
+    torch.save(network.state_dict(), "source.pt")
+    options = ["--source", "source.pt", "--out", "adapted.pt", "--size", "32", "--epochs", "1"]
+    example("advent").main(["--data", str(tmp_path), *options])
+    adapted = torch.load("adapted.pt", weights_only=True)
+    assert list(adapted) == list(network.state_dict())
+    assert not torch.equal(
+        adapted["model.0.conv.unit0.conv.weight"], network.state_dict()["model.0.conv.unit0.conv.weight"]
+    )
+
+
+def test_self_information_by_hand(example: Any) -> None:
+    p = torch.tensor([0.5, 0.25, 0.25]).view(1, 3, 1)
+    expected = torch.tensor([0.5 * math.log(2), 0.25 * math.log(4), 0.25 * math.log(4)]) / math.log(3)
+    torch.testing.assert_close(example("advent").self_information(p.log())[0, :, 0], expected)
+
+
+def test_the_label_pass_is_measured(example: Any) -> None:
+    rows = ["CBST", "script of CRST"]
+    figures = example("label_pass").main(["--size", "64", "--images", "2", "--turns", "1", "--rows", *rows])
+    assert list(figures) == rows
+    assert all(ratio > 0 and peak > 100 for ratio, peak in figures.values())
 
 
 def test_refinement_never_reads_a_label(example: Any, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def refine(base: str, method: str, seed: int, setting: Setting) -> dict[str, Any
 
 
 def work(task: tuple[str, str, int], setting: Setting, threads: int) -> str:
-    """Make one run unless its file is there; a method named "none" only makes the base, "oracle" alike."""
+    """Make one run unless its file is there; the method "none" only makes and measures the base."""
     torch.set_num_threads(threads)
     base, method, seed = task
     path = setting.out / "runs" / f"{base}--{method.replace(' ', '-')}--{seed}.json"
@@ -95,13 +95,20 @@ def work(task: tuple[str, str, int], setting: Setting, threads: int) -> str:
 
 
 def run_all(tasks: list[tuple[str, str, int]], setting: Setting, jobs: int) -> None:
-    """Make the runs, several at a time."""
+    """Make the runs, several at a time; one alone at a time stays in this process."""
     threads = max(1, torch.get_num_threads() // jobs)
+
+    def told(done: int, task: tuple[str, str, int], outcome: str) -> None:
+        print(f"{done}/{len(tasks)} {', '.join(map(str, task))}: {outcome}", flush=True)
+
+    if jobs == 1:
+        for done, task in enumerate(tasks, start=1):
+            told(done, task, work(task, setting, threads))
+        return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         running = {pool.submit(work, task, setting, threads): task for task in tasks}
         for done, future in enumerate(as_completed(running), start=1):
-            base, method, seed = running[future]
-            print(f"{done}/{len(tasks)} {base}, {method}, seed {seed}: {future.result()}", flush=True)
+            told(done, running[future], future.result())
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -125,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke test: one seed, a few small images, one epoch")
     arguments = parser.parse_args(argv)
     if arguments.quick:
-        smallest = {"seeds": [0], "size": 32, "every": 4, "epochs": 1, "source_epochs": 1, "advent_epochs": 1}
+        smallest = {"seeds": [0], "size": 32, "every": 1, "epochs": 1, "source_epochs": 1, "advent_epochs": 1}
         vars(arguments).update(smallest, fraction=0.05)
 
     out = arguments.out / arguments.direction
