@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,21 +10,15 @@ import torch
 from apl_lightning import ranks
 from apl_lightning._lightning import Callback, LightningModule, Trainer
 from apl_lightning.best_round import BestRound
-from apl_lightning.dataset import TargetDataset
 from apl_lightning.denoisers import APL, Denoiser
 from apl_lightning.dual import Inferer
 from apl_lightning.exchange import complete
 from apl_lightning.guard import Guard, GuardMode
-from apl_lightning.label_pass import Recorder, Spool, make_labels, measure
-from apl_lightning.predictor import Predictor
+from apl_lightning.labelling import Labelling, target_dataset
 from apl_lightning.preemption import stop_at_next_batch
-from apl_lightning.probe import evaluating
-from apl_lightning.progress import track
 from apl_lightning.randomness import derived_seed, run_seed
-from apl_lightning.statistics import RoundStatistics
 from apl_lightning.store import PseudoLabelStore
 from apl_lightning.strategies import refuse_parted
-from apl_lightning.target_images import TargetImages
 
 
 class PseudoLabelCallback(Callback):
@@ -94,34 +87,27 @@ class PseudoLabelCallback(Callback):
 
     def update(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make, write and show the labels of a new round."""
-        dataset = target_dataset(trainer)
-        store, round = dataset.store, self.round + 1
+        labelling = self._labelling(trainer, pl_module)
+        store, round = labelling.dataset.store, self.round + 1
         if self.round < 0:
             with ranks.together("Preparing the network on the target images"):
-                self._prepare(trainer, pl_module, dataset)
+                labelling.prepare()
         ranks.share_state(pl_module)
         with ranks.together("Making room for pseudo labels"):
             if trainer.local_rank == 0:
                 store.start(round)
-        class_names: list[str] = pl_module.class_names  # type: ignore[assignment]
-        statistics = RoundStatistics(class_names)
-        self._label(trainer, pl_module, dataset, round, statistics)
+        self.statistics = labelling.label(self.denoiser, round, derived_seed(self._seed, round))
         complete(store.folder(round), responsible=trainer.local_rank == 0)
         with ranks.together("Showing the new pseudo labels"):
             if trainer.local_rank == 0:
                 store.commit(round)
                 store.prune(keep={round, self._saved_round})
-        self.statistics = statistics.compute(pl_module.device)
         self.round, self._epoch = round, trainer.current_epoch
         self._watch(trainer, pl_module, store)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """What a round would log about the module as it is now, without making one; call it on all ranks."""
-        statistics = RoundStatistics(pl_module.class_names)  # type: ignore[arg-type]
-        source = self._share(trainer, pl_module)
-        with evaluating(pl_module), torch.no_grad():
-            measure(track(trainer, source, "Measuring", len(source)), self._predictor(trainer, pl_module), statistics)
-        return statistics.compute(pl_module.device)
+        return self._labelling(trainer, pl_module).measure()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """A new fit begins with round 0, unless a checkpoint says otherwise.
@@ -212,21 +198,11 @@ class PseudoLabelCallback(Callback):
         self.best.load_state_dict(state_dict["best"])
         self._seed = state_dict["seed"]
 
-    def _batch_size(self, dataset: TargetDataset) -> int:
-        return self.batch_size or (16 if dataset.dimensions <= 2 else 1)
+    def _labelling(self, trainer: Trainer, module: LightningModule) -> Labelling:
+        return Labelling(trainer, module, self.inferer, self.batch_size)
 
     def _is_due(self, epoch: int) -> bool:
         return self.should_update(epoch) and self._epoch != epoch
-
-    def _prepare(self, trainer: Trainer, module: LightningModule, dataset: TargetDataset) -> None:
-        prepare = getattr(module, "prepare_refinement", None)
-        if prepare is None:
-            return
-        # Each rank sees all images in one shuffled order: the result is the same on all, whatever their number.
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0)).tolist()
-        images = _Images(TargetImages(dataset, trainer, module, self._batch_size(dataset), order=order), trainer)
-        with trainer.precision_plugin.forward_context():
-            prepare(images)
 
     def _watch(self, trainer: Trainer, module: LightningModule, store: PseudoLabelStore) -> None:
         """Warn of a collapse, and keep the network that made this round if it is the best yet."""
@@ -241,63 +217,3 @@ class PseudoLabelCallback(Callback):
             with ranks.together("Keeping the best round"):
                 writes = trainer.local_rank == 0
                 self.best.offer(self.round, self.guard.score(self.statistics), module, store.directory, writes)
-
-    def _share(self, trainer: Trainer, module: LightningModule) -> TargetImages:
-        """This rank's images."""
-        dataset = target_dataset(trainer)
-        size = self._batch_size(dataset)
-        return TargetImages(dataset, trainer, module, size, trainer.global_rank, trainer.world_size)
-
-    def _predictor(self, trainer: Trainer, module: LightningModule) -> Predictor:
-        return Predictor(module, self.inferer, trainer.precision_plugin.forward_context)
-
-    def _label(
-        self,
-        trainer: Trainer,
-        module: LightningModule,
-        dataset: TargetDataset,
-        round: int,
-        statistics: RoundStatistics,
-    ) -> None:
-        """Label this rank's share."""
-        store, rank = dataset.store, trainer.global_rank
-        source = self._share(trainer, module)
-        if callable(begin := getattr(self.denoiser, "begin", None)):
-            begin(round, statistics.num_classes, module.device)
-        with evaluating(module), torch.no_grad():
-            make_labels(
-                track(trainer, source, f"Pseudo labels, round {round}", len(source)),
-                self._predictor(trainer, module),
-                self.denoiser,
-                partial(store.write, round, statistics.num_classes, rank),
-                Recorder(store, statistics),
-                Spool(store.folder(round), rank, module.device),
-                derived_seed(self._seed, round),
-            )
-
-
-class _Images:
-    """Only the images of `TargetImages`, under a progress bar."""
-
-    def __init__(self, source: TargetImages, trainer: Trainer) -> None:
-        self._source = source
-        self._trainer = trainer
-
-    def __iter__(self) -> Any:
-        for batch in track(self._trainer, self._source, "Preparing", len(self._source)):
-            yield batch.images
-
-
-def target_dataset(trainer: Trainer) -> TargetDataset:
-    """The target images that the trainer trains on.
-
-    Raises:
-        TypeError: If it trains on anything else.
-    """
-    dataset = getattr(trainer.train_dataloader, "dataset", None)
-    if not isinstance(dataset, TargetDataset):
-        raise TypeError(
-            f"Expected the training loader to read a TargetDataset, but it reads {type(dataset).__name__}: pass the "
-            "trainer a `TargetDataModule`, or `TargetDataModule.from_datamodule(yours)`."
-        )
-    return dataset

@@ -44,13 +44,13 @@ class Images(Dataset[Tensor]):
 
 
 class TimedLabels(PseudoLabelCallback):
-    """Keeps the seconds of the last label pass, without what is prepared once."""
+    """Keeps the seconds of the last round."""
 
     seconds = 0.0
 
-    def _label(self, *arguments: Any) -> None:
+    def update(self, trainer: Any, pl_module: Any) -> None:
         start = time.perf_counter()
-        super()._label(*arguments)
+        super().update(trainer, pl_module)
         self.seconds = time.perf_counter() - start
 
 

@@ -1,0 +1,112 @@
+"""This rank's work on the target images: prepare the network, label them, measure it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apl_lightning._lightning import LightningModule, Trainer
+from apl_lightning.dataset import TargetDataset
+from apl_lightning.denoisers import Denoiser
+from apl_lightning.dual import Inferer
+from apl_lightning.label_pass import Recorder, Spool, make_labels, measure
+from apl_lightning.predictor import Predictor
+from apl_lightning.probe import evaluating
+from apl_lightning.progress import track
+from apl_lightning.statistics import RoundStatistics
+from apl_lightning.target_images import TargetImages
+
+
+class Labelling:
+    """What a round needs of the trainer, its network and its target images.
+
+    Args:
+        trainer: It trains on a `TargetDataset`.
+        module: Gives the logits of both heads.
+        inferer: Passes the images through it in its own way.
+        batch_size: Images that are predicted at once; 16 slices or 1 volume by default.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule, inferer: Inferer | None, batch_size: int | None):
+        self.dataset = target_dataset(trainer)
+        self._trainer = trainer
+        self._module = module
+        self._predictor = Predictor(module, inferer, trainer.precision_plugin.forward_context)
+        self._batch_size = batch_size or (16 if self.dataset.dimensions <= 2 else 1)
+
+    def prepare(self) -> None:
+        """Let the module prepare itself on all images: its BatchNorm statistics, a fresh second head."""
+        prepare = getattr(self._module, "prepare_refinement", None)
+        if prepare is None:
+            return
+        # Each rank sees all images in one shuffled order: the result is the same on all, whatever their number.
+        order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(0)).tolist()
+        images = TargetImages(self.dataset, self._trainer, self._module, self._batch_size, order=order)
+        with self._trainer.precision_plugin.forward_context():
+            prepare(_Again(partial(self._images, images, "Preparing")))
+
+    def label(self, denoiser: Denoiser, round: int, seed: int) -> dict[str, float]:
+        """Label this rank's share and write it to the store; returns the statistics of all ranks."""
+        store, rank, statistics = self.dataset.store, self._trainer.global_rank, self._statistics()
+        share = self._share()
+        if callable(begin := getattr(denoiser, "begin", None)):
+            begin(round, statistics.num_classes, self._module.device)
+        with evaluating(self._module), torch.no_grad():
+            make_labels(
+                track(self._trainer, share, f"Pseudo labels, round {round}", len(share)),
+                self._predictor,
+                denoiser,
+                partial(store.write, round, statistics.num_classes, rank),
+                Recorder(store, statistics),
+                Spool(store.folder(round), rank, self._module.device),
+                seed,
+            )
+        return statistics.compute(self._module.device)
+
+    def measure(self) -> dict[str, float]:
+        """The statistics of the network as it is, without labels."""
+        share, statistics = self._share(), self._statistics()
+        with evaluating(self._module), torch.no_grad():
+            measure(track(self._trainer, share, "Measuring", len(share)), self._predictor, statistics)
+        return statistics.compute(self._module.device)
+
+    def _share(self) -> TargetImages:
+        rank, world_size = self._trainer.global_rank, self._trainer.world_size
+        return TargetImages(self.dataset, self._trainer, self._module, self._batch_size, rank, world_size)
+
+    def _statistics(self) -> RoundStatistics:
+        class_names: Any = self._module.class_names
+        return RoundStatistics(class_names)
+
+    def _images(self, source: TargetImages, description: str) -> Iterator[Tensor]:
+        for batch in track(self._trainer, source, description, len(source)):
+            yield batch.images
+
+
+class _Again:
+    """Calls a generator function anew for each iteration."""
+
+    def __init__(self, generate: Any) -> None:
+        self._generate = generate
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from self._generate()
+
+
+def target_dataset(trainer: Trainer) -> TargetDataset:
+    """The target images that the trainer trains on.
+
+    Raises:
+        TypeError: If it trains on anything else.
+    """
+    dataset = getattr(trainer.train_dataloader, "dataset", None)
+    if not isinstance(dataset, TargetDataset):
+        raise TypeError(
+            f"Expected the training loader to read a TargetDataset, but it reads {type(dataset).__name__}: pass the "
+            "trainer a `TargetDataModule`, or `TargetDataModule.from_datamodule(yours)`."
+        )
+    return dataset
