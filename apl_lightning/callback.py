@@ -109,6 +109,13 @@ class PseudoLabelCallback(Callback):
         """What a round would log about the module as it is now, without making one; call it on all ranks."""
         return self._labelling(trainer, pl_module).measure()
 
+    def figures(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """The statistics of the current round, measured anew where the denoiser predicts in its own way.
+
+        So they compare with those of the network after the last epoch, which makes no labels.
+        """
+        return self.measure(trainer, pl_module) if hasattr(self.denoiser, "predict") else self.statistics
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """A new fit begins with round 0, unless a checkpoint says otherwise.
 
@@ -214,6 +221,7 @@ class PseudoLabelCallback(Callback):
                 stacklevel=2,
             )
         if self.guard.mode == "restore":
+            score = self.guard.score(self.figures(trainer, module))
             with ranks.together("Keeping the best round"):
                 writes = trainer.local_rank == 0
-                self.best.offer(self.round, self.guard.score(self.statistics), module, store.directory, writes)
+                self.best.offer(self.round, score, module, store.directory, writes)

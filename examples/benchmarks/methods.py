@@ -27,7 +27,7 @@ import torch
 from bases import BASES, CLASS_NAMES, SPLITS, Setting, base_network, trainer
 from evaluation import organ_dice, predict
 from networks import NETWORKS
-from recipes import RECIPES
+from recipes import MORE, RECIPES
 from report import write_report
 
 from apl_lightning import PseudoLabelCallback, TargetDataModule
@@ -43,13 +43,14 @@ class Rounds(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
         made = self.labels.round == sum("pseudo/dice" in row for row in self.rows)
-        self._note(self.labels.statistics if made else self.labels.measure(trainer, module), module)
+        figures = self.labels.figures(trainer, module) if made else self.labels.measure(trainer, module)
+        self._note(figures | ({"pseudo/dice": self.labels.statistics["pseudo/dice"]} if made else {}), module)
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
         self._note(self.labels.measure(trainer, module), module)
 
-    def _note(self, statistics: dict[str, float], module: Any) -> None:
-        self.rows.append({**statistics, "val/dice": _dice(module.export(), self.held_out)["average"]})
+    def _note(self, figures: dict[str, float], module: Any) -> None:
+        self.rows.append({**figures, "val/dice": _dice(module.export(), self.held_out)["average"]})
 
 
 def _dice(network: torch.nn.Module, held_out: Any) -> dict[str, float]:
@@ -59,7 +60,7 @@ def _dice(network: torch.nn.Module, held_out: Any) -> dict[str, float]:
 def refine(base: str, method: str, seed: int, setting: Setting) -> dict[str, Any]:
     """One run: the Dice before and after, its rounds, and the seconds it took."""
     network, held_out = base_network(base, setting, seed), setting.read("target_val")
-    recipe = RECIPES[method]
+    recipe = (RECIPES | MORE)[method]
     before = _dice(network, held_out)
     pl.seed_everything(seed, workers=True, verbose=False)
     module = recipe.module(network, len(CLASS_NAMES), CLASS_NAMES, **recipe.options)
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     parser.add_argument("--direction", choices=SPLITS, default="mr-to-ct")
     parser.add_argument("--bases", choices=BASES, nargs="+", default=list(BASES))
-    parser.add_argument("--methods", choices=RECIPES, nargs="+", default=list(RECIPES))
+    parser.add_argument("--methods", choices=RECIPES | MORE, nargs="+", default=list(RECIPES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--network", choices=NETWORKS, default="smp-deeplabv3plus" if gpu else "monai-unet")
     parser.add_argument("--size", type=int, default=256 if gpu else 128, help="rows and columns of a slice")

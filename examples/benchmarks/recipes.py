@@ -30,18 +30,20 @@ def _peer(make: Callable[[], Any], every_n_epochs: int = 1) -> Recipe:
 
 
 RECIPES = {
-    "pseudo labels": _peer(lambda: Threshold(0.0)),
     "threshold": _peer(lambda: Threshold(0.9)),
-    "BDL": _peer(BDL),
     "CBST": _peer(CBST),
-    "CRST": _peer(CRST),
     # Mirrored left and right, a left kidney would be a right one.
     "MRNet": _peer(lambda: MRNet(flips=()), ONCE),
     "IAST": _peer(IAST),
     "DPL": _peer(DPL, ONCE),
     "UPL": _peer(UPL),
-    "Chebyshev": _peer(Chebyshev),
     "APL, L_Con only": Recipe(APLModule, {"batch_norm": "frozen", "refinement_weight": 0.0}, dict, {}),
     "APL, the letter": Recipe(APLModule, dict(PAPER.module), lambda: dict(PAPER.callback), dict(PAPER.data)),
     "APL, defaults": Recipe(APLModule, {}, dict, {}),
+}
+MORE = {
+    "pseudo labels": _peer(lambda: Threshold(0.0)),
+    "BDL": _peer(BDL),
+    "CRST": _peer(CRST),
+    "Chebyshev": _peer(Chebyshev),
 }

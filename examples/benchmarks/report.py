@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from criteria import criteria_table, guarded
+
 Run = dict[str, Any]
 
 
@@ -25,7 +27,7 @@ def write_report(folder: Path) -> str:
         for number, row in enumerate(run.get("rounds", []))
     ]
     _write_csv(folder / "rounds.csv", named)
-    text = table(runs)
+    text = "\n\n".join([table(runs), "### What can be told without labels", criteria_table(runs)])
     (folder / "table.md").write_text(text + "\n")
     return text
 
@@ -42,7 +44,7 @@ def table(runs: list[Run]) -> str:
     for base, methods in found.items():
         rows = sorted(methods.items(), key=lambda item: mean(_averages(item[1])))
         organs = list(rows[0][1][0]["after"])
-        columns = [*organs, "gain", "of the way to the oracle", "last pseudo labels", "seconds"]
+        columns = [*organs, "gain", "of the way to the oracle", "with the guard", "last pseudo labels", "seconds"]
         lines = [f"### From {base}", "", f"| method | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
         for method, of_method in rows:
             cells = [_spread([run["after"][organ] for run in of_method]) for organ in organs]
@@ -54,12 +56,13 @@ def table(runs: list[Run]) -> str:
 def _judged(runs: list[Run], oracle: dict[int, float]) -> list[str]:
     """Gain, part of the distance to the oracle, Dice of the last round of pseudo labels and time."""
     if runs[0]["method"] == "none":
-        return [""] * 4
+        return [""] * 5
     gains = [run["after"]["average"] - run["before"]["average"] for run in runs]
     distances = [oracle[run["seed"]] - run["before"]["average"] for run in runs if run["seed"] in oracle]
     part = f"{sum(gains) / sum(distances):.0%}".replace("%", " %") if len(distances) == len(gains) else ""
     labels = [100 * [row for row in run["rounds"] if "pseudo/dice" in row][-1]["pseudo/dice"] for run in runs]
-    return [_spread(gains), part, _spread(labels), f"{mean(run['seconds'] for run in runs):.0f}"]
+    with_guard = [dice for run in runs if (dice := guarded(run)) is not None]
+    return [_spread(gains), part, _spread(with_guard), _spread(labels), f"{mean(run['seconds'] for run in runs):.0f}"]
 
 
 def _averages(runs: list[Run]) -> list[float]:
@@ -71,7 +74,7 @@ def _spread(values: list[float]) -> str:
 
 
 def _flat(run: Run) -> dict[str, Any]:
-    row = {key: run.get(key) for key in ("base", "method", "seed", "seconds")}
+    row = {key: run.get(key) for key in ("base", "method", "seed", "seconds")} | {"guarded/average": guarded(run)}
     for when in ("before", "after"):
         row |= {f"{when}/{organ}": value for organ, value in run[when].items()}
     return row

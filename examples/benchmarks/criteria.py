@@ -1,0 +1,65 @@
+"""How well figures without labels tell good rounds from bad ones, and what the guard makes of each run."""
+
+import math
+from collections import defaultdict
+from statistics import mean
+from typing import Any
+
+from scipy import stats
+
+from apl_lightning.guard import Guard
+
+Row = dict[str, float]
+
+
+def criteria(rows: list[Row]) -> dict[str, list[float]]:
+    """Each criterion at every round of a run; the higher, the better it takes the round to be."""
+    found = {
+        "information maximisation": [row["pseudo/im"] for row in rows],
+        "soft neighbourhood density": [row["pseudo/snd"] for row in rows],
+        "agreement of the heads": [row["pseudo/agreement"] for row in rows],
+        "class-ratio drift (negative)": [-_drift(row, rows[0]) for row in rows],
+        "the later, the better": list(range(len(rows))),
+    }
+    guard = Guard("restore")
+    guard.complaints(rows[0])
+    found["the guard's"] = [guard.score(row) for row in rows]
+    return found
+
+
+def _drift(row: Row, first: Row) -> float:
+    """The largest change of a foreground class's share, as a logarithm of its factor."""
+    names = [name for name in row if name.startswith("pseudo/class_ratio/") and not name.endswith("/background")]
+    return max(abs(math.log(max(row[name], 1e-6) / max(first[name], 1e-6))) for name in names)
+
+
+def criteria_table(runs: list[dict[str, Any]]) -> str:
+    """For each criterion Spearman's correlation with the Dice over rounds, and the gain of the rounds it chooses."""
+    correlations, gains = defaultdict(list), defaultdict(list)
+    for run in runs:
+        rows = run.get("rounds", [])
+        dice = [row["val/dice"] for row in rows]
+        for name, values in criteria(rows).items() if len(rows) > 2 else ():
+            if len(set(values)) > 1 and len(set(dice)) > 1:
+                correlations[name].append(float(stats.spearmanr(values, dice).statistic))
+            chosen = max(range(len(rows)), key=lambda place: values[place])
+            gains[name].append(dice[chosen] - dice[0])
+    columns = ["criterion", "rank correlation with the Dice", "gain of the round it chooses", "worst gain"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for name, values in sorted(gains.items(), key=lambda item: mean(item[1])):
+        cells = [
+            f"{mean(correlations[name]):.2f}" if correlations[name] else "",
+            f"{mean(values):.1f}",
+            f"{min(values):.1f}",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def guarded(run: dict[str, Any]) -> float | None:
+    """The average Dice of the round that `guard="restore"` would end with."""
+    rows = run.get("rounds", [])
+    if not rows:
+        return None
+    scores = criteria(rows)["the guard's"]
+    return rows[max(range(len(rows)), key=lambda place: scores[place])]["val/dice"]
