@@ -14,7 +14,14 @@ import torch
 from conftest import CLASSES, Images, TinyNet
 from torch.nn.parallel import DistributedDataParallel
 
-from apl_lightning import APLModule, PseudoLabelCallback, PseudoLabelStore, TargetDataModule
+from apl_lightning import (
+    APLModule,
+    PseudoLabelCallback,
+    PseudoLabelStore,
+    SelfTrainingModule,
+    TargetDataModule,
+    TentModule,
+)
 from apl_lightning.denoisers import BDL, CBST, CRST, DPL, IAST, UPL, Chebyshev, MRNet
 
 Make = Callable[..., pl.Trainer]
@@ -38,7 +45,7 @@ def run(folder: Path, trainer: Make, devices: int, samples: int, epochs: int = 1
     """Fit on `devices` processes with a global batch of 4; returns what each rank recorded."""
     folder.mkdir()
     torch.manual_seed(0)
-    module = APLModule(
+    module = options.pop("kind", APLModule)(
         TinyNet(),
         CLASSES,
         optimizer=torch.optim.SGD,
@@ -124,6 +131,15 @@ def test_synchronised_batch_norm(tmp_path: Path, trainer: Make, mode: str, monke
     assert labels(tmp_path / "one") == labels(tmp_path / "two")
     for name, value in one["state"].items():
         torch.testing.assert_close(two[1]["state"][name], value, atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("kind", [SelfTrainingModule, TentModule])
+def test_the_other_modules_train_on_two_ranks(tmp_path: Path, trainer: Make, kind: Any) -> None:
+    """DDP waits for the gradient of every parameter that asks for one."""
+    first, second = run(tmp_path / "two", trainer, 2, 8, epochs=2, kind=kind)
+    for name, value in first["state"].items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.equal(value, second["state"][name]), name
 
 
 def test_validation_counts_padded_samples_once(tmp_path: Path, trainer: Make) -> None:
