@@ -38,6 +38,10 @@ class BestRound:
                 if path not in (_file(folder, round), _file(folder, self._saved)):
                     path.unlink()
 
+    def is_in(self, folder: Path) -> bool:
+        """Whether the kept state is there."""
+        return _file(folder, self.round).exists()
+
     def restore(self, module: nn.Module, folder: Path) -> None:
         """Load the kept state into the module."""
         state = torch.load(_file(folder, self.round), weights_only=True, map_location="cpu")

@@ -34,7 +34,8 @@ class PseudoLabelCallback(Callback):
 
     Logged once a round: `pseudo/confidence` (mean weight), `pseudo/agreement` (part of the pixels where both heads
     say the same), `pseudo/changed` (part of the labels that differ from the round before),
-    `pseudo/class_ratio/<class>` and, where the data set holds reference labels, `pseudo/dice`, which nothing but the
+    `pseudo/class_ratio/<class>`, `pseudo/im` and `pseudo/snd` (two label-free figures of quality, see
+    [`LabelFreeValidators`][apl_lightning.validators.LabelFreeValidators]) and, where the data set holds reference labels, `pseudo/dice`, which nothing but the
     log reads.
 
     Args:
@@ -176,17 +177,21 @@ class PseudoLabelCallback(Callback):
         """With `guard="restore"`, go back to the best round if the last epoch has not been better."""
         if self.guard.mode != "restore":
             return
-        score = self.guard.score(self.measure(trainer, pl_module))
-        if score < self.best.score:
+        folder, score = target_dataset(trainer).store.directory, self.guard.score(self.measure(trainer, pl_module))
+        if score >= self.best.score:
+            return
+        there = all(ranks.gather(trainer.local_rank != 0 or self.best.is_in(folder)))
+        if there:
             with ranks.together("Restoring the best round"):
                 if trainer.local_rank == 0:
-                    self.best.restore(pl_module, target_dataset(trainer).store.directory)
+                    self.best.restore(pl_module, folder)
             ranks.share_state(pl_module)
-            warnings.warn(
-                f"guard='restore': the network of round {self.best.round} is restored; by the label-free criterion it "
-                f"has {self.best.score:.4f}, and that of the last epoch {score:.4f}.",
-                stacklevel=2,
-            )
+        outcome = "is restored" if there else f"was better, but is no longer in {folder}: the last epoch stays"
+        warnings.warn(
+            f"guard='restore': the network of round {self.best.round} {outcome}. By the label-free criterion it has "
+            f"{self.best.score:.4f}, and that of the last epoch {score:.4f}.",
+            stacklevel=2,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The round and its epoch. The labels stay in the store: what a checkpoint needs is not pruned."""

@@ -145,6 +145,22 @@ def test_restore(tmp_path: Path, trainer: Make, scores: list[float], best: int |
     assert [path.name for path in folder.glob("best*")] == [f"best-{best:06d}.pt"]
 
 
+def test_a_lost_file_loses_no_training(tmp_path: Path, trainer: Make) -> None:
+    callback = PseudoLabelCallback(guard="restore")
+    callback.guard = Scripted("restore")
+    callback.guard.scores = [1, 3, 2, 2]
+
+    class Lose(pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            for path in (tmp_path / "labels").rglob("best-*"):
+                path.unlink()
+
+    with pytest.warns(UserWarning, match="was better, but is no longer in .*: the last epoch stays"):
+        module, states = fit(tmp_path, trainer, callback, callbacks=[Lose()])
+    weight = module.model.network.classifier.weight
+    assert all(not torch.equal(weight, state["network.classifier.weight"]) for state in states)
+
+
 def test_a_resumed_run_restores_the_same_round(tmp_path: Path, trainer: Make) -> None:
     """The first run has seen a better round after the checkpoint was written: its file does not count."""
     first = PseudoLabelCallback(guard="restore")
