@@ -35,8 +35,8 @@ class PseudoLabelCallback(Callback):
     Logged once a round: `pseudo/confidence` (mean weight), `pseudo/agreement` (part of the pixels where both heads
     say the same), `pseudo/changed` (part of the labels that differ from the round before),
     `pseudo/class_ratio/<class>`, `pseudo/im` and `pseudo/snd` (two label-free figures of quality, see
-    [`LabelFreeValidators`][apl_lightning.validators.LabelFreeValidators]) and, where the data set holds reference labels, `pseudo/dice`, which nothing but the
-    log reads.
+    [`LabelFreeValidators`][apl_lightning.validators.LabelFreeValidators]) and, where the data set holds reference
+    labels, `pseudo/dice`, which nothing but the log reads.
 
     Args:
         denoiser: Turns predictions into labels and weights, `APL()` by default; another method of
