@@ -47,6 +47,8 @@ class APLModule(LightningModule):
             then holds them still; `"frozen"` holds those of the source; `"train"` follows the training batches.
         optimizer: Called with the parameters and `lr`: a class, or a `functools.partial` of one.
         learning_rate: Its learning rate.
+        head_rate: The learning rate of the heads as a part of it. L_Con alone trains them, and the step of Adam and its
+            kin does not depend on the size of a loss: `consistency_weight` cannot slow them down, this can.
         lr_scheduler: Called with the optimiser; stepped once an epoch.
         inferer: Validates through this callable of images and network, as MONAI's `SlidingWindowInferer`.
         image_key: The key of the image in validation batches that are dictionaries.
@@ -83,6 +85,7 @@ class APLModule(LightningModule):
         batch_norm: BatchNormMode = "adapt",
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
         learning_rate: float = 1e-4,
+        head_rate: float = 0.1,
         lr_scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
         inferer: Inferer | None = None,
         image_key: str = "image",
@@ -91,6 +94,8 @@ class APLModule(LightningModule):
     ) -> None:
         super().__init__()
         _check_options(num_classes, class_names, consistency_weight, refinement_weight, weighting, batch_norm)
+        if not head_rate > 0:
+            raise ValueError(f"Expected `head_rate` to be above 0, but got {head_rate}: see `consistency_weight`.")
         self.save_hyperparameters(ignore=["model", "example", "optimizer", "lr_scheduler", "inferer"])
         self.model = (
             model
@@ -106,6 +111,7 @@ class APLModule(LightningModule):
         self.batch_norm: BatchNormMode = batch_norm
         self.optimizer = optimizer
         self.learning_rate = learning_rate
+        self.head_rate = head_rate
         self.lr_scheduler = lr_scheduler
         self.inferer = inferer
         self.keys = Keys(image_key, label_key, case_key)
@@ -184,16 +190,19 @@ class APLModule(LightningModule):
         self.log("val/dice", dice.nanmean(), prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """One optimiser for the parameters that a loss reaches."""
-        parameters = self.model.encoder_parameters() if self.refinement_weight else []
-        parameters += self.model.head_parameters() if self.consistency_weight else []
-        return self._optimize(parameters)
+        """One optimiser for the parameters that a loss reaches, the encoder's first."""
+        groups: list[dict[str, Any]] = []
+        if self.refinement_weight:
+            groups.append({"params": self.model.encoder_parameters()})
+        if self.consistency_weight:
+            groups.append({"params": self.model.head_parameters(), "lr": self.head_rate * self.learning_rate})
+        return self._optimize(groups)
 
     def export(self, average: bool = False) -> nn.Module:
         """The refined network as it came: same class, same state-dict keys (see `DualHeadModel.export`)."""
         return self.model.export(average)
 
-    def _optimize(self, parameters: list[nn.Parameter]) -> Any:
+    def _optimize(self, parameters: list[dict[str, Any]] | list[nn.Parameter]) -> Any:
         optimizer = self.optimizer(parameters, lr=self.learning_rate)
         return optimizer if self.lr_scheduler is None else ([optimizer], [self.lr_scheduler(optimizer)])
 

@@ -17,7 +17,13 @@ class Preset(NamedTuple):
 
 PAPER = Preset(
     module=MappingProxyType(
-        {"batch_norm": "frozen", "weighting": "confusion", "consistency_weight": 1.0, "refinement_weight": 1.0}
+        {
+            "batch_norm": "frozen",
+            "weighting": "confusion",
+            "consistency_weight": 1.0,
+            "refinement_weight": 1.0,
+            "head_rate": 1.0,
+        }
     ),
     callback=MappingProxyType({"every_n_epochs": 1}),
     data=MappingProxyType({"transform": None}),
@@ -25,6 +31,6 @@ PAPER = Preset(
 """The paper to the letter.
 
 Nothing of it is public beyond its equations, so whatever they do not name (BatchNorm re-estimated, images moved in
-training) is switched off. Use it as `APLModule(model, 5, **PAPER.module)`, `PseudoLabelCallback(**PAPER.callback)` and
-`TargetDataModule(images, **PAPER.data)`.
+training, heads that learn more slowly) is switched off. Use it as `APLModule(model, 5, **PAPER.module)`,
+`PseudoLabelCallback(**PAPER.callback)` and `TargetDataModule(images, **PAPER.data)`.
 """

@@ -52,7 +52,8 @@ def test_one_step_on_one_loss_leaves_the_other_side_alone(only: str, optimizer: 
 
 def test_both_losses_in_one_pass_equal_two_optimisers() -> None:
     """Algorithm 1 to the letter: two forward passes, two optimisers on disjoint sets, against one of each."""
-    module = APLModule(TinyNet(), CLASSES, optimizer=torch.optim.SGD, learning_rate=0.1, aux="encoder.2")
+    options = {"optimizer": torch.optim.SGD, "learning_rate": 0.1, "head_rate": 1.0, "aux": "encoder.2"}
+    module = APLModule(TinyNet(), CLASSES, **options)
     data = batch()
     heads, encoder = module.model.head_parameters(), module.model.encoder_parameters()
     main, aux = module.model(data["image"])
@@ -167,7 +168,8 @@ def test_optimizer_and_scheduler(trainer: Make, data: TargetDataModule) -> None:
     fit.fit(module, data)
     (optimizer,) = fit.optimizers
     assert optimizer.param_groups[0]["momentum"] == 0.9
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.002)
+    # The encoder's and the heads', each divided by 10 twice.
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.002, 0.0002])
 
 
 def test_low_resolution_logits_are_brought_to_the_image() -> None:
