@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_args
 
@@ -16,6 +17,7 @@ from apl_lightning.losses import Weighting, consistency_loss, weighted_cross_ent
 from apl_lightning.metrics import CaseDice
 from apl_lightning.routing import resize_to
 from apl_lightning.samples import Keys, split_batch
+from apl_lightning.teacher import Teacher
 from apl_lightning.warmup import warm_up_second_head
 
 
@@ -49,6 +51,8 @@ class APLModule(LightningModule):
         learning_rate: Its learning rate.
         head_rate: The learning rate of the heads as a part of it. L_Con alone trains them, and the step of Adam and its
             kin does not depend on the size of a loss: `consistency_weight` cannot slow them down, this can.
+        ema_decay: The network that labels, validates and is exported is the mean over the steps with this decay (see
+            [`Teacher`][apl_lightning.teacher.Teacher]); `None` for the network of the last step.
         lr_scheduler: Called with the optimiser; stepped once an epoch.
         inferer: Validates through this callable of images and network, as MONAI's `SlidingWindowInferer`.
         image_key: The key of the image in validation batches that are dictionaries.
@@ -84,8 +88,9 @@ class APLModule(LightningModule):
         weighting: Weighting = "confusion",
         batch_norm: BatchNormMode = "adapt",
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
-        learning_rate: float = 1e-4,
+        learning_rate: float = 3e-4,
         head_rate: float = 0.1,
+        ema_decay: float | None = 0.98,
         lr_scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
         inferer: Inferer | None = None,
         image_key: str = "image",
@@ -104,6 +109,7 @@ class APLModule(LightningModule):
         )
         if self.model.num_classes != num_classes:
             raise ValueError(f"Expected `num_classes` {self.model.num_classes}, as in `model`, but got {num_classes}.")
+        self.teacher = None if ema_decay is None else Teacher(self.model, ema_decay)
         self.class_names = list(class_names) if class_names is not None else [str(c) for c in range(num_classes)]
         self.consistency_weight = consistency_weight
         self.refinement_weight = refinement_weight
@@ -121,8 +127,8 @@ class APLModule(LightningModule):
         self.train()
 
     def forward(self, image: Tensor) -> Logits:
-        """Logits of both heads at the size of the image, each (B, C, *S)."""
-        main, aux = self.model(image)
+        """Logits of both heads at the size of the image, each (B, C, *S): those of the teacher, if there is one."""
+        main, aux = self.model(image) if self.teacher is None else self.teacher.model(image)
         return Logits(resize_to(main, image), resize_to(aux, image))
 
     def train(self, mode: bool = True) -> APLModule:
@@ -138,6 +144,8 @@ class APLModule(LightningModule):
             adapt_batch_norm(self.model, images, self.inferer)
         if not self.model.warm:
             warm_up_second_head(self.model, images)
+        if self.teacher is not None:
+            self.teacher.copy(self.model)
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`consistency`, `refinement` and their weighted sum `loss` on a batch of `image`, `pseudo_label`, `weight`.
@@ -167,6 +175,12 @@ class APLModule(LightningModule):
         losses = self.losses(batch)
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True)
         return losses["loss"]
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Step, and let the teacher follow."""
+        super().optimizer_step(*arguments, **options)
+        if self.teacher is not None:
+            self.teacher.follow(self.model)
 
     def validation_step(self, batch: Any, batch_idx: int = 0) -> None:
         """Count the Dice of the main head on a labelled batch."""
@@ -200,7 +214,11 @@ class APLModule(LightningModule):
 
     def export(self, average: bool = False) -> nn.Module:
         """The refined network as it came: same class, same state-dict keys (see `DualHeadModel.export`)."""
-        return self.model.export(average)
+        if self.teacher is None:
+            return self.model.export(average)
+        twin = copy.deepcopy(self.model)
+        twin.load_state_dict(self.teacher.model.state_dict())
+        return twin.export(average)
 
     def _optimize(self, parameters: list[dict[str, Any]] | list[nn.Parameter]) -> Any:
         optimizer = self.optimizer(parameters, lr=self.learning_rate)

@@ -60,22 +60,24 @@ class Predictor:
 
     @contextmanager
     def _on_features(self, function: Any) -> Iterator[None]:
-        model = next((module for module in self._module.modules() if isinstance(module, DualHeadModel)), None)
-        if model is None:
+        models = [module for module in self._module.modules() if isinstance(module, DualHeadModel)]
+        if not models:
             raise TypeError(
                 "Expected a module with a DualHeadModel, whose classifier tells where the features are, but "
                 f"{type(self._module).__name__} has none: use `add_dual_heads`, or another denoiser."
             )
-        classifier = model.network.get_submodule(model.head)
 
         def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             return (function(inputs[0]), *inputs[1:])
 
-        handle = classifier.register_forward_pre_hook(hook)
+        # Of student and teacher, the one that predicts calls its hook.
+        classifiers = [model.network.get_submodule(model.head) for model in models]
+        handles = [classifier.register_forward_pre_hook(hook) for classifier in classifiers]
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
 
 @contextmanager

@@ -23,6 +23,7 @@ PAPER = Preset(
             "consistency_weight": 1.0,
             "refinement_weight": 1.0,
             "head_rate": 1.0,
+            "ema_decay": None,
         }
     ),
     callback=MappingProxyType({"every_n_epochs": 1}),
@@ -31,6 +32,7 @@ PAPER = Preset(
 """The paper to the letter.
 
 Nothing of it is public beyond its equations, so whatever they do not name (BatchNorm re-estimated, images moved in
-training, heads that learn more slowly) is switched off. Use it as `APLModule(model, 5, **PAPER.module)`,
-`PseudoLabelCallback(**PAPER.callback)` and `TargetDataModule(images, **PAPER.data)`.
+training, heads that learn more slowly, the mean over steps) is switched off. Use it as
+`APLModule(model, 5, **PAPER.module)`, `PseudoLabelCallback(**PAPER.callback)` and
+`TargetDataModule(images, **PAPER.data)`.
 """

@@ -17,7 +17,7 @@ class SelfTrainingModule(APLModule):
 
     Args:
         *arguments: As for [`APLModule`][apl_lightning.APLModule].
-        **options: As for `APLModule`; the weights of its two losses play no part.
+        **options: As for `APLModule`, with `ema_decay=None` by default; the weights of its two losses play no part.
 
     Examples:
         >>> import torch
@@ -29,11 +29,11 @@ class SelfTrainingModule(APLModule):
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, **{"ema_decay": None, **options})
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`refinement`, which is the `loss`."""
-        loss = self.loss_on_labels(self(batch["image"]), batch)
+        loss = self.loss_on_labels(self.model(batch["image"]), batch)
         return {"refinement": loss, "loss": loss}
 
     def configure_optimizers(self) -> Any:

@@ -20,7 +20,7 @@ class TentModule(APLModule):
 
     Args:
         *arguments: As for [`APLModule`][apl_lightning.APLModule].
-        **options: As for `APLModule`, but for `batch_norm`.
+        **options: As for `APLModule`, but for `batch_norm`, and with `ema_decay=None` by default.
 
     Raises:
         ValueError: If the network has no BatchNorm with affine parameters.
@@ -36,7 +36,7 @@ class TentModule(APLModule):
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **{**options, "batch_norm": "train"})
+        super().__init__(*arguments, **{"ema_decay": None, **options, "batch_norm": "train"})
         trained = {id(parameter) for parameter in self._affine()}
         self.model.hold_constant(name for name, p in self.model.named_parameters() if id(p) not in trained)
         if not trained:
@@ -48,7 +48,7 @@ class TentModule(APLModule):
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """`entropy`, which is the `loss`, of a batch in any form that a data set gives."""
         image, _, _ = split_batch(batch, self.keys)
-        main, _ = self(image)
+        main, _ = self.model(image)
         log_p = main.float().log_softmax(dim=1)
         entropy = -(log_p.exp() * log_p).sum(dim=1).mean()
         return {"entropy": entropy, "loss": entropy}

@@ -50,6 +50,7 @@ ROOMS = [
     "metrics",
     "batchnorm",
     "warmup",
+    "teacher",
     "module",
     "self_training",
     "tent",

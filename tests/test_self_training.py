@@ -62,7 +62,7 @@ def test_the_loss_of_the_denoiser_takes_the_place_of_cross_entropy(
     denoiser = IAST()
     trainer(callbacks=[PseudoLabelCallback(denoiser)]).fit(module, data)
     given = batch()
-    expected = denoiser.loss(*module(given["image"]), given["pseudo_label"], given["weight"])
+    expected = denoiser.loss(*module.model(given["image"]), given["pseudo_label"], given["weight"])
     torch.testing.assert_close(module.losses(given)["loss"], expected)
     trainer(callbacks=[PseudoLabelCallback(APL())]).fit(
         module, TargetDataModule(Images(4), store_dir=tmp_path / "more")
