@@ -94,6 +94,8 @@ def test_methods(example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert run["rounds"][0]["val/dice"] == pytest.approx(run["before"]["average"])
     assert run["rounds"][1]["val/dice"] == pytest.approx(run["after"]["average"])
     assert "### From advent" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"'size': \(32, 128\)"):
+        methods.main(["--data", str(tmp_path), "--out", "out", "--bases", "advent"])
 
 
 def test_methods_the_other_way_round(example: Any, tmp_path: Path) -> None:

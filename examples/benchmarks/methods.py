@@ -112,6 +112,17 @@ def run_all(tasks: list[tuple[str, str, int]], setting: Setting, jobs: int) -> N
             told(done, running[future], future.result())
 
 
+def check_setting(setting: Setting) -> None:
+    """Keep the setting beside the runs, and refuse to mix them with those of another."""
+    setting.out.mkdir(parents=True, exist_ok=True)
+    path = setting.out / "setting.json"
+    now = {name: value for name, value in setting._asdict().items() if name not in ("data", "out")}
+    if path.exists() and (before := json.loads(path.read_text())) != now:
+        changed = {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
+        raise SystemExit(f"{setting.out} holds runs of another setting (before, now): {changed}. Pass another --out.")
+    path.write_text(json.dumps(now, indent=1))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     gpu = torch.cuda.is_available()
@@ -139,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     out = arguments.out / arguments.direction
     options = {name: value for name, value in vars(arguments).items() if name in Setting._fields}
     setting = Setting(**{**options, "out": out})
-    out.mkdir(parents=True, exist_ok=True)
+    check_setting(setting)
     seeds = arguments.seeds
     # What others start from comes first, so that no two runs train the same base.
     for kinds in (("remapped", "plain", "oracle"), ("remapped-bn", "advent")):
