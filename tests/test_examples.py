@@ -82,10 +82,10 @@ def test_methods(example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str
     methods = example("methods")
     methods.main([*options, "--methods", "CBST", "APL, defaults"])
     out = tmp_path / "out" / "mr-to-ct"
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}
+    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*.json")}
     assert len(before) == 5 + 2, "five kinds of base, two runs"
     methods.main([*options, "--methods", "CBST", "APL, defaults", "threshold"])
-    assert before.items() <= {path: path.stat().st_mtime_ns for path in out.rglob("*.json")}.items()
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in out.glob("runs/*.json")}.items()
     rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert {row["method"] for row in rows if row["base"] == "advent"} == {"none", "CBST", "APL, defaults", "threshold"}
     run = json.loads((out / "runs" / "advent--CBST--0.json").read_text())
