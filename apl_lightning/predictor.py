@@ -52,7 +52,16 @@ class Predictor:
         return Logits(main.float(), aux.float())
 
     def features(self, images: Tensor) -> Tensor:
-        """What the classifier reads in one plain pass, (B, F, *s)."""
+        """What the classifier reads in one plain pass, (B, F, *s).
+
+        Raises:
+            ValueError: If an inferer stands between: it may show the network parts of an image.
+        """
+        if self._inferer is not None:
+            raise ValueError(
+                f"Expected no `inferer` for a denoiser that reads features, but got {type(self._inferer).__name__}, "
+                "whose windows have features of their own: use another denoiser, or predict whole images."
+            )
         kept: list[Tensor] = []
         with self._on_features(lambda features: kept.append(features) or features):  # type: ignore[func-returns-value]
             self.logits(images)

@@ -17,6 +17,15 @@ CLASSES = 3
 torch.set_num_threads(1)
 
 
+# What leaves gigabytes in the process: a fork of it takes a second, and the tests of killed runs fork a hundred times.
+LARGE = ("test_architectures", "test_checkpoints", "test_checkpoints_golden", "test_refine_systems")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Large networks come last."""
+    items.sort(key=lambda item: item.path.stem in LARGE)
+
+
 class TinyNet(nn.Module):
     """An encoder with BatchNorm and a 1 x 1 classifier."""
 

@@ -144,6 +144,11 @@ def test_features_need_two_heads() -> None:
         Predictor(TinyNet()).features(torch.rand(1, 1, 8, 8))
 
 
+def test_features_are_those_of_whole_images() -> None:
+    with pytest.raises(ValueError, match="inferer"):
+        Predictor(APLModule(TinyNet(), CLASSES), lambda image, network: network(image)).features(torch.rand(1, 1, 8, 8))
+
+
 def test_tent_trains_scales_and_shifts_of_batch_norm(trainer: Make) -> None:
     network = TinyNet()
     module = TentModule(network, CLASSES, learning_rate=0.1)
