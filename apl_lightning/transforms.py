@@ -33,7 +33,7 @@ def transform_jointly(transform: Transform, sample: dict[str, Tensor]) -> list[d
     Raises:
         ValueError: If the transform loses a key, changes the shape of one alone, or interpolates labels.
     """
-    soft = sample["pseudo_label"].is_floating_point()
+    soft = sample["pseudo_label"].ndim > sample["weight"].ndim
     with_channels = ("image", "pseudo_label") if soft else ("image",)
     given = {key: sample[key] if key in with_channels else sample[key][None] for key in TARGET_KEYS}
     result = transform(given)

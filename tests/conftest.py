@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,8 +57,8 @@ class Images(Dataset[Any]):
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """For tests of large networks in one process."""
-    torch.set_num_threads(2)
+    """For tests of large networks, where no second test process has the other core."""
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     yield
     torch.set_num_threads(1)
 
