@@ -47,7 +47,7 @@ class Labelling:
         order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(0)).tolist()
         images = TargetImages(self.dataset, self._trainer, self._module, self._batch_size, order=order)
         with self._trainer.precision_plugin.forward_context():
-            prepare(_Again(partial(self._images, images, "Preparing")))
+            prepare(_Images(images, self._trainer))
 
     def label(self, denoiser: Denoiser, round: int, seed: int) -> dict[str, float]:
         """Label this rank's share and write it to the store; returns the statistics of all ranks."""
@@ -82,19 +82,17 @@ class Labelling:
         class_names: Any = self._module.class_names
         return RoundStatistics(class_names)
 
-    def _images(self, source: TargetImages, description: str) -> Iterator[Tensor]:
-        for batch in track(self._trainer, source, description, len(source)):
-            yield batch.images
 
+class _Images:
+    """Only the images of `TargetImages`, under a progress bar."""
 
-class _Again:
-    """Calls a generator function anew for each iteration."""
-
-    def __init__(self, generate: Any) -> None:
-        self._generate = generate
+    def __init__(self, source: TargetImages, trainer: Trainer) -> None:
+        self._source = source
+        self._trainer = trainer
 
     def __iter__(self) -> Iterator[Tensor]:
-        yield from self._generate()
+        for batch in track(self._trainer, self._source, "Preparing", len(self._source)):
+            yield batch.images
 
 
 def target_dataset(trainer: Trainer) -> TargetDataset:

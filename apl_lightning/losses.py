@@ -131,6 +131,12 @@ def joint_mean(values: Tensor, weights: Tensor) -> Tensor:
     return (weights * values).sum() / torch.where(mean_weight > 0, mean_weight, 1)
 
 
+def entropy(logits: Tensor) -> Tensor:
+    r"""$-\sum_c p_c \log p_c$ of each pixel, (B, *S), from logits (B, C, *S)."""
+    log_p = _at_least_float32(logits).log_softmax(dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1)
+
+
 def _check_labels(labels: Tensor, classes: int) -> None:
     # Looking at values would wait for a GPU and break a compiled graph.
     if labels.device.type != "cpu" or torch.compiler.is_compiling() or not labels.numel():

@@ -51,6 +51,12 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
+def total_of_counts(counts: Tensor, device: torch.device) -> Tensor:
+    """The sum over ranks of counts in float64 on the CPU, by way of the device that the ranks talk through."""
+    # Counts stay exact in float64; MPS has none, but no collective either.
+    return total(counts.to(device)).cpu() if device.type != "mps" else counts
+
+
 def share_state(module: nn.Module) -> None:
     """Give all ranks the parameters and buffers of rank 0; BatchNorm's buffers differ under DDP."""
     if several():

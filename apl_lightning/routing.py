@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -90,6 +91,12 @@ def frozen(head: nn.Module, arguments: tuple[Any, ...]) -> Tensor:
 def both_ways(head: nn.Module, features: Tensor, routed: bool) -> list[Tensor]:
     """The logits of a head; routed, once to train the head and once to train what made the features."""
     return [head(features.detach()), frozen(head, (features,))] if routed else [head(features)]
+
+
+def pool_to(values: Tensor, size: Sequence[int]) -> Tensor:
+    """The means of (B, C, *S) over the cells of a grid of `size`."""
+    pool = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}[values.ndim]
+    return pool(values, size)  # type: ignore[arg-type]
 
 
 def resize_to(logits: Tensor, reference: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from apl_lightning.denoisers.confidence import merge
 from apl_lightning.metrics import overlap_counts
-from apl_lightning.ranks import total
+from apl_lightning.ranks import total_of_counts
 from apl_lightning.validators import LabelFreeValidators
 
 
@@ -31,7 +32,7 @@ class RoundStatistics:
         """Count where the heads agree and how good the network looks, from the probabilities of both, (B, C, *S)."""
         agree = p_main.max(dim=1).indices == p_aux.max(dim=1).indices
         self._sums[:2] += torch.tensor([agree.numel(), int(agree.sum())])
-        self._validators.update((p_main + p_aux) / 2)
+        self._validators.update(merge(p_main, p_aux))
 
     def add(self, labels: Tensor, weights: Tensor) -> None:
         """Count labels (B, *S) and weights (B, *S)."""
@@ -56,8 +57,7 @@ class RoundStatistics:
     def compute(self, device: torch.device) -> dict[str, float]:
         """The statistics over all ranks, under their names in the log; a collective on `device`."""
         flat = torch.cat([self._sums, self._counts.double(), self._overlap.flatten().double()])
-        # Counts stay exact in float64; MPS has none, but no collective either.
-        flat = total(flat.to(device)).cpu() if device.type != "mps" else flat
+        flat = total_of_counts(flat, device)
         classes = self.num_classes
         pixels, agreeing, weight, compared, changed = flat[:5].tolist()
         values = {"pseudo/confidence": weight / pixels, "pseudo/agreement": agreeing / pixels}

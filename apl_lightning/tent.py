@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from apl_lightning.batchnorm import batch_norms
+from apl_lightning.losses import entropy
 from apl_lightning.module import APLModule
 from apl_lightning.samples import split_batch
 
@@ -49,9 +50,8 @@ class TentModule(APLModule):
         """`entropy`, which is the `loss`, of a batch in any form that a data set gives."""
         image, _, _ = split_batch(batch, self.keys)
         main, _ = self.model(image)
-        log_p = main.float().log_softmax(dim=1)
-        entropy = -(log_p.exp() * log_p).sum(dim=1).mean()
-        return {"entropy": entropy, "loss": entropy}
+        loss = entropy(main).mean()
+        return {"entropy": loss, "loss": loss}
 
     def configure_optimizers(self) -> Any:
         """One optimiser for the scales and shifts."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from apl_lightning.randomness import drawing_from
+from apl_lightning.routing import pool_to
 from apl_lightning.samples import as_tensor, describe
 
 Transform = Callable[[dict[str, Any]], Any]
@@ -108,5 +108,4 @@ def _correlation(image: Tensor, label: Tensor) -> float | None:
 
 def _coarse(values: Tensor) -> Tensor:
     cells = [min(_CELLS, size) for size in values.shape]
-    pool = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[values.ndim]
-    return pool(values[None, None], cells)[0, 0]  # type: ignore[arg-type]
+    return pool_to(values[None, None], cells)[0, 0]

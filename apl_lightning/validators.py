@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from apl_lightning.ranks import total
+from apl_lightning.ranks import total_of_counts
 
 _PIXELS = 1024  # of an image, for the entropies
 _NEIGHBOURS = 256  # of an image, for the densities
@@ -51,7 +51,7 @@ class LabelFreeValidators:
 
     def compute(self, device: torch.device) -> dict[str, float]:
         """`im` and `snd` in nats; a collective on `device`."""
-        sums = total(self._sums.to(device)).cpu() if device.type != "mps" else self._sums
+        sums = total_of_counts(self._sums, device)
         entropy, pixels, density, images = sums[-4:].tolist()
         mean = sums[:-4] / pixels
         diversity = float(-torch.special.xlogy(mean, mean).sum())

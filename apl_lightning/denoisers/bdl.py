@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from apl_lightning.denoisers.confidence import logit, merge, predicted
+from apl_lightning.denoisers.confidence import logit, merge
 from apl_lightning.denoisers.histogram import ConfidenceHistogram
 
 
@@ -41,9 +41,7 @@ class BDL:
 
     def observe(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, ...]:
         """Count a batch of (B, C, *S)."""
-        labels, confidence = predicted(merge(p_main, p_aux))
-        self._histogram.add(labels, confidence)
-        return labels, confidence
+        return self._histogram.observe(merge(p_main, p_aux))
 
     def settle(self) -> None:
         """The thresholds, from the counts of all ranks."""

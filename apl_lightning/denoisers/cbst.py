@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apl_lightning.denoisers.confidence import class_logits, merge, predicted
+from apl_lightning.denoisers.confidence import class_logits, merge
 from apl_lightning.denoisers.histogram import ConfidenceHistogram
 
 
@@ -55,7 +55,7 @@ class CBST:
     def observe(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, ...]:
         """Count a batch of (B, C, *S)."""
         merged = merge(p_main, p_aux)
-        self._histogram.add(*predicted(merged))
+        self._histogram.observe(merged)
         return (class_logits(merged).half(),)
 
     def settle(self) -> None:

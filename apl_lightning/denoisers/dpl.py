@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from apl_lightning.denoisers.confidence import merge
 from apl_lightning.predictor import Predictor
 from apl_lightning.ranks import gather
-from apl_lightning.routing import resize_to
+from apl_lightning.routing import pool_to, resize_to
 
 
 class DPL:
@@ -69,7 +69,7 @@ class DPL:
         confidence, labels = merge(p_main, p_aux).max(dim=1)
         steady = deviation < self.eta
         share = F.one_hot(labels, self._classes).movedim(-1, 1) * (steady * confidence)[:, None]
-        share = _POOLS[share.ndim](share, features.shape[2:]).flatten(2)  # type: ignore[arg-type]
+        share = pool_to(share, features.shape[2:]).flatten(2)
         flat = features.float().flatten(2).transpose(1, 2)
         sums = torch.cat([share @ flat, share.sum(dim=2, keepdim=True)], dim=2).sum(dim=0)
         self._sums = sums if self._sums is None else self._sums + sums
@@ -89,6 +89,3 @@ class DPL:
         distances = resize_to(distances.unflatten(2, features.shape[2:]), labels)
         distances[:, absent] = torch.inf
         return labels, (steady & (distances.min(dim=1).indices == labels)).float()
-
-
-_POOLS = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from apl_lightning.denoisers.confidence import predicted
 from apl_lightning.ranks import total
 
 _LOW, _HIGH, _BINS = -4.0, 28.0, 1024
@@ -39,6 +40,12 @@ class ConfidenceHistogram:
         cells = (labels * _BINS + bins).flatten()
         self.counts += torch.bincount(cells, minlength=self.counts.numel()).view_as(self.counts)
 
+    def observe(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """Count a batch of (B, C, *S); returns its labels and the logits of their confidence, (B, *S) each."""
+        labels, logits = predicted(probabilities)
+        self.add(labels, logits)
+        return labels, logits
+
     def reduce(self) -> None:
         """Sum over ranks; all must call it."""
         self.counts = total(self.counts)
@@ -53,11 +60,11 @@ class ConfidenceHistogram:
         Args:
             ranks: (C,), from 1 for the most confident pixel on.
         """
-        above = self.counts.flip(1).cumsum(dim=1)
+        descending = self.counts.flip(1)
+        above = descending.cumsum(dim=1)
         found = (above >= ranks[:, None]).long()
         place = found.argmax(dim=1, keepdim=True)
-        within = self.counts.flip(1).gather(1, place).clamp_min(1)
-        before = above.gather(1, place) - self.counts.flip(1).gather(1, place)
-        part = (ranks[:, None] - before) / within
+        within = descending.gather(1, place)
+        part = (ranks[:, None] - above.gather(1, place) + within) / within.clamp_min(1)
         logits = _HIGH - (place + part) * ((_HIGH - _LOW) / _BINS)
         return torch.where((found.any(dim=1) & (ranks >= 1)), logits[:, 0], torch.nan)

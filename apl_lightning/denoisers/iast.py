@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apl_lightning.denoisers.confidence import merge, predicted
+from apl_lightning.denoisers.confidence import merge
 from apl_lightning.denoisers.crst import divergence_from_uniform
 from apl_lightning.denoisers.histogram import ConfidenceHistogram
-from apl_lightning.losses import joint_mean, weighted_cross_entropy
+from apl_lightning.losses import entropy, joint_mean, weighted_cross_entropy
 
 
 class IAST:
@@ -72,9 +72,7 @@ class IAST:
 
     def observe(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, ...]:
         """Count a batch of (B, C, *S)."""
-        labels, confidence = predicted(merge(p_main, p_aux))
-        self._histogram.add(labels, confidence)
-        return labels, confidence
+        return self._histogram.observe(merge(p_main, p_aux))
 
     def settle(self) -> None:
         """Move the thresholds, with the counts of all ranks."""
@@ -93,11 +91,9 @@ class IAST:
         """The mean over both heads."""
         per_head = []
         for logits in (main, aux):
-            log_p = logits.float().log_softmax(dim=1)
-            entropy = -(log_p.exp() * log_p).sum(dim=1)
             loss = weighted_cross_entropy(logits, labels, weights)
             loss = loss + self.kept_weight * joint_mean(divergence_from_uniform(logits), weights)
-            per_head.append(loss + self.ignored_weight * joint_mean(entropy, (weights == 0).float()))
+            per_head.append(loss + self.ignored_weight * joint_mean(entropy(logits), (weights == 0).float()))
         return torch.stack(per_head).mean()
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,10 +21,7 @@ def criteria(rows: list[Row]) -> dict[str, list[float]]:
         "class-ratio drift (negative)": [-_drift(row, rows[0]) for row in rows],
         "the later, the better": list(range(len(rows))),
     }
-    guard = Guard("restore")
-    guard.complaints(rows[0])
-    found["the guard's"] = [guard.score(row) for row in rows]
-    return found
+    return found | {"the guard's": [Guard("restore").score(row) for row in rows]}
 
 
 def _drift(row: Row, first: Row) -> float:
@@ -61,5 +58,4 @@ def guarded(run: dict[str, Any]) -> float | None:
     rows = run.get("rounds", [])
     if not rows:
         return None
-    scores = criteria(rows)["the guard's"]
-    return rows[max(range(len(rows)), key=lambda place: scores[place])]["val/dice"]
+    return max(rows, key=Guard("restore").score)["val/dice"]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scaling import CLASSES, Images, TimedLabels, forward_loop, network, trainer
+from scaling import CLASSES, Images, TimedLabels, forward_loop, network, peak_memory, trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -148,8 +148,7 @@ def measure(name: str, arguments: argparse.Namespace) -> tuple[float, float]:
                 seconds = forward_loop(model, images, workers=0)
         if turn:
             ratios.append(seconds / bare)
-    (peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
-    return median(ratios), int(peak.split()[1]) / 1024
+    return median(ratios), peak_memory()
 
 
 def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:

@@ -40,17 +40,21 @@ class Rounds(pl.Callback):
         self.labels = labels
         self.held_out = held_out
         self.rows: list[dict[str, float]] = []
+        self.seconds = 0.0  # spent on the notes, which are no part of a method
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
-        made = self.labels.round == sum("pseudo/dice" in row for row in self.rows)
-        figures = self.labels.figures(trainer, module) if made else self.labels.measure(trainer, module)
-        self._note(figures | ({"pseudo/dice": self.labels.statistics["pseudo/dice"]} if made else {}), module)
+        self._note(trainer, module, made=self.labels.round == sum("pseudo/dice" in row for row in self.rows))
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
-        self._note(self.labels.measure(trainer, module), module)
+        self._note(trainer, module, made=False)
 
-    def _note(self, figures: dict[str, float], module: Any) -> None:
-        self.rows.append({**figures, "val/dice": _dice(module.export(), self.held_out)["average"]})
+    def _note(self, trainer: pl.Trainer, module: Any, made: bool) -> None:
+        start = time.perf_counter()
+        figures = self.labels.figures(trainer, module) if made else self.labels.measure(trainer, module)
+        labels = {"pseudo/dice": self.labels.statistics["pseudo/dice"]} if made else {}
+        dice = _dice(module.export(), self.held_out)["average"]
+        self.rows.append({**figures, **labels, "val/dice": dice})
+        self.seconds += time.perf_counter() - start
 
 
 def _dice(network: torch.nn.Module, held_out: Any) -> dict[str, float]:
@@ -70,7 +74,7 @@ def refine(base: str, method: str, seed: int, setting: Setting) -> dict[str, Any
         data = TargetDataModule(setting.read("target_adapt"), store_dir=folder, **recipe.data)
         start = time.perf_counter()
         trainer(setting.epochs, callbacks=[labels, rounds]).fit(module, data)
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - start - rounds.seconds
     after = _dice(module.export(), held_out)
     run = {"base": base, "method": method, "seed": seed, "seconds": seconds}
     return {**run, "before": before, "after": after, "rounds": rounds.rows}

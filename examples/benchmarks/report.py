@@ -42,7 +42,7 @@ def table(runs: list[Run]) -> str:
     if oracle:
         parts.append(f"Oracle (trained on the target's labels): {_spread(list(oracle.values()))} on average.")
     for base, methods in found.items():
-        rows = sorted(methods.items(), key=lambda item: mean(_averages(item[1])))
+        rows = sorted(methods.items(), key=lambda item: mean(run["after"]["average"] for run in item[1]))
         organs = list(rows[0][1][0]["after"])
         columns = [*organs, "gain", "of the way to the oracle", "with the guard", "last pseudo labels", "seconds"]
         lines = [f"### From {base}", "", f"| method | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
@@ -63,10 +63,6 @@ def _judged(runs: list[Run], oracle: dict[int, float]) -> list[str]:
     labels = [100 * [row for row in run["rounds"] if "pseudo/dice" in row][-1]["pseudo/dice"] for run in runs]
     with_guard = [dice for run in runs if (dice := guarded(run)) is not None]
     return [_spread(gains), part, _spread(with_guard), _spread(labels), f"{mean(run['seconds'] for run in runs):.0f}"]
-
-
-def _averages(runs: list[Run]) -> list[float]:
-    return [run["after"]["average"] for run in runs]
 
 
 def _spread(values: list[float]) -> str:

@@ -197,9 +197,14 @@ def _peak_of_label_pass(count: int, size: int) -> tuple[float, float]:
         module = APLModule(network(), CLASSES, batch_norm="frozen")
         trainer(accelerator="cpu", max_steps=1, callbacks=[PseudoLabelCallback()]).fit(module, data)
         stored = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    return peak_memory(), stored / (count * size**2)
+
+
+def peak_memory() -> float:
+    """The most memory that this process has had, in MiB."""
     # Not `getrusage`: its peak is inherited from the process that started this one.
     (peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
-    return int(peak.split()[1]) / 1024, stored / (count * size**2)
+    return int(peak.split()[1]) / 1024
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
