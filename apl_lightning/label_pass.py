@@ -78,35 +78,42 @@ def measure(batches: Iterable[ImageBatch], predictor: Predictor, statistics: Rou
 
 
 class Spool:
-    """What a denoiser keeps of each batch until it has seen all of them: files in a folder, read once, then gone.
+    """What a denoiser keeps of each batch until it has seen all of them: in memory, and in files where that is full.
 
     Args:
-        folder: Where the files are.
+        folder: Where the files are; each is read once, then gone.
         rank: Whose they are.
         device: Where the tensors shall come back.
+        memory: Bytes that may stay in memory.
     """
 
-    def __init__(self, folder: Path, rank: int, device: torch.device) -> None:
+    def __init__(self, folder: Path, rank: int, device: torch.device, memory: int = 2**29) -> None:
         self._folder = folder
         self._rank = rank
         self._device = device
-        self._count = 0
+        self._memory = memory
+        self._batches: list[tuple[ImageBatch, list[Tensor]] | Path] = []
 
     def put(self, batch: ImageBatch, observed: tuple[Tensor, ...]) -> None:
         """Keep a batch without its images."""
         without_images = batch._replace(images=batch.images.new_empty(batch.images.shape, device="meta"))
-        torch.save((without_images._asdict(), [tensor.cpu() for tensor in observed]), self._path(self._count))
-        self._count += 1
+        kept = [tensor.cpu() for tensor in observed]
+        self._memory -= sum(tensor.nbytes for tensor in (*kept, *batch.references) if tensor is not None)
+        if self._memory >= 0:
+            self._batches.append((without_images, kept))
+            return
+        path = self._folder / f"spool-{self._rank:05d}-{len(self._batches):06d}.pt"
+        torch.save((without_images._asdict(), kept), path)
+        self._batches.append(path)
 
     def __iter__(self) -> Iterator[tuple[ImageBatch, list[Tensor]]]:
-        for number in range(self._count):
-            path = self._path(number)
-            batch, observed = torch.load(path, weights_only=True)
-            path.unlink()
-            yield ImageBatch(**batch), [tensor.to(self._device) for tensor in observed]
-
-    def _path(self, number: int) -> Path:
-        return self._folder / f"spool-{self._rank:05d}-{number:06d}.pt"
+        for entry in self._batches:
+            if isinstance(entry, Path):
+                fields, kept = torch.load(entry, weights_only=True)
+                entry.unlink()
+                entry = ImageBatch(**fields), kept
+            batch, kept = entry
+            yield batch, [tensor.to(self._device) for tensor in kept]
 
 
 class Recorder:

@@ -90,7 +90,7 @@ class APLModule(LightningModule):
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
         learning_rate: float = 3e-4,
         head_rate: float = 0.1,
-        ema_decay: float | None = 0.98,
+        ema_decay: float | None = 0.95,
         lr_scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
         inferer: Inferer | None = None,
         image_key: str = "image",

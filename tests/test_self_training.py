@@ -24,8 +24,10 @@ from apl_lightning import (
     TentModule,
 )
 from apl_lightning.denoisers import APL, CBST, CRST, DPL, IAST, Threshold
+from apl_lightning.label_pass import Spool
 from apl_lightning.losses import weighted_cross_entropy
 from apl_lightning.predictor import Predictor
+from apl_lightning.target_images import ImageBatch
 from apl_lightning.transforms import TARGET_KEYS
 
 Make = Callable[..., pl.Trainer]
@@ -116,10 +118,21 @@ def test_a_batch_with_nothing_kept_trains_on(module: Any, denoiser: Any, trainer
     assert all(bool(torch.isfinite(p).all()) for p in refined.parameters())
 
 
-def test_spooled_files_are_gone_after_the_pass(trainer: Make, tmp_path: Path) -> None:
-    data = TargetDataModule(Images(40), store_dir=tmp_path)
-    trainer(callbacks=[PseudoLabelCallback(CBST())]).fit(APLModule(TinyNet(), CLASSES), data)
-    assert not list(tmp_path.rglob("spool*"))
+def test_what_memory_does_not_hold_comes_back_from_files_and_they_are_gone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batches = [ImageBatch([n], torch.rand(1, 1, 4, 4), [torch.ones(4, 4)]) for n in range(3)]
+    observed = [(torch.rand(1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.long)) for _ in batches]
+    one = sum(tensor.nbytes for tensor in (*observed[0], torch.ones(4, 4)))
+    for memory, files in ((3 * one, 0), (3 * one - 1, 1), (0, 3)):
+        spool = Spool(tmp_path, 0, torch.device("cpu"), memory)
+        for batch, kept in zip(batches, observed, strict=True):
+            spool.put(batch, kept)
+        assert len(list(tmp_path.iterdir())) == files
+        back = list(spool)
+        assert [batch.indices for batch, _ in back] == [[0], [1], [2]]
+        assert all(batch.images.device.type == "meta" and bool(batch.references[0].all()) for batch, _ in back)
+        torch.testing.assert_close([tuple(kept) for _, kept in back], observed, rtol=0, atol=0)
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_resumed_run_goes_on_with_the_thresholds(trainer: Make, tmp_path: Path) -> None:

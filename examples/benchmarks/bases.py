@@ -46,6 +46,7 @@ class Setting(NamedTuple):
     source_epochs: int
     advent_epochs: int
     epochs: int
+    precision: str
 
     def read(self, split: str, labelled: bool = True) -> AbdomenSlices:
         """A split as seen from the direction; of what is trained on, every n-th slice of the target alone."""

@@ -40,6 +40,7 @@ class Rounds(pl.Callback):
         self.labels = labels
         self.held_out = held_out
         self.rows: list[dict[str, float]] = []
+        self.dice: dict[str, float] = {}  # the newest, by organ
         self.seconds = 0.0  # spent on the notes, which are no part of a method
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -52,8 +53,8 @@ class Rounds(pl.Callback):
         start = time.perf_counter()
         figures = self.labels.figures(trainer, module) if made else self.labels.measure(trainer, module)
         labels = {"pseudo/dice": self.labels.statistics["pseudo/dice"]} if made else {}
-        dice = _dice(module.export(), self.held_out)["average"]
-        self.rows.append({**figures, **labels, "val/dice": dice})
+        self.dice = _dice(module.export(), self.held_out)
+        self.rows.append({**figures, **labels, "val/dice": self.dice["average"]})
         self.seconds += time.perf_counter() - start
 
 
@@ -64,6 +65,7 @@ def _dice(network: torch.nn.Module, held_out: Any) -> dict[str, float]:
 def refine(base: str, method: str, seed: int, setting: Setting) -> dict[str, Any]:
     """One run: the Dice before and after, its rounds, and the seconds it took."""
     network, held_out = base_network(base, setting, seed), setting.read("target_val")
+    network = network.to(memory_format=torch.channels_last)
     recipe = (RECIPES | MORE)[method]
     before = _dice(network, held_out)
     pl.seed_everything(seed, workers=True, verbose=False)
@@ -73,11 +75,10 @@ def refine(base: str, method: str, seed: int, setting: Setting) -> dict[str, Any
     with TemporaryDirectory() as folder:
         data = TargetDataModule(setting.read("target_adapt"), store_dir=folder, **recipe.data)
         start = time.perf_counter()
-        trainer(setting.epochs, callbacks=[labels, rounds]).fit(module, data)
+        trainer(setting.epochs, precision=setting.precision, callbacks=[labels, rounds]).fit(module, data)
         seconds = time.perf_counter() - start - rounds.seconds
-    after = _dice(module.export(), held_out)
     run = {"base": base, "method": method, "seed": seed, "seconds": seconds}
-    return {**run, "before": before, "after": after, "rounds": rounds.rows}
+    return {**run, "before": before, "after": rounds.dice, "rounds": rounds.rows}
 
 
 def work(task: tuple[str, str, int], setting: Setting, threads: int) -> str:
@@ -141,6 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=256 if gpu else 128, help="rows and columns of a slice")
     parser.add_argument("--every", type=int, default=2, help="train on every n-th target slice")
     parser.add_argument("--epochs", type=int, default=4, help="epochs of refinement")
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="bf16-mixed")
     parser.add_argument("--source-epochs", type=int, default=30)
     parser.add_argument("--advent-epochs", type=int, default=8)
     parser.add_argument("--fraction", type=float, default=1.0, help="part of the patients")

@@ -36,7 +36,8 @@ RECIPES = {
     "MRNet": _peer(lambda: MRNet(flips=()), ONCE),
     "IAST": _peer(IAST),
     "DPL": _peer(DPL, ONCE),
-    "UPL": _peer(UPL),
+    # Nor has any of these networks seen an image turned by 90 degrees: with the original's four views nothing is left.
+    "UPL, one view": _peer(lambda: UPL(views=1)),
     "APL, L_Con only": Recipe(APLModule, {"batch_norm": "frozen", "refinement_weight": 0.0}, dict, {}),
     "APL, the letter": Recipe(APLModule, dict(PAPER.module), lambda: dict(PAPER.callback), dict(PAPER.data)),
     "APL, defaults": Recipe(APLModule, {}, dict, {}),
@@ -45,5 +46,6 @@ MORE = {
     "pseudo labels": _peer(lambda: Threshold(0.0)),
     "BDL": _peer(BDL),
     "CRST": _peer(CRST),
+    "UPL": _peer(UPL),
     "Chebyshev": _peer(Chebyshev),
 }
