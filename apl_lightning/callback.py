@@ -9,11 +9,11 @@ import torch
 
 from apl_lightning import ranks
 from apl_lightning._lightning import Callback, LightningModule, Trainer
-from apl_lightning.best_round import BestRound
 from apl_lightning.denoisers import APL, Denoiser
 from apl_lightning.dual import Inferer
 from apl_lightning.exchange import complete
 from apl_lightning.guard import Guard, GuardMode
+from apl_lightning.healthy_round import HealthyRound
 from apl_lightning.labelling import Labelling, target_dataset
 from apl_lightning.preemption import stop_at_next_batch
 from apl_lightning.randomness import derived_seed, run_seed
@@ -45,8 +45,9 @@ class PseudoLabelCallback(Callback):
         inferer: Predicts through this callable of images and network, as MONAI's `SlidingWindowInferer`.
         batch_size: Images that a rank predicts at once; 16 slices or 1 volume by default. It is not that of training,
             so that the labels do not depend on the number of processes.
-        guard: `"warn"` when a class or the agreement of the heads collapses; with `"restore"` the run also ends with
-            the best round by a label-free criterion (see [`Guard`][apl_lightning.guard.Guard]); `"off"`.
+        guard: `"warn"` when a class, the predictions or the agreement of the heads collapse (see
+            [`Guard`][apl_lightning.guard.Guard]); with `"restore"` the run also ends with the network of the last round
+            that has not; `"off"`.
 
     Raises:
         ValueError: If `every_n_epochs` or `batch_size` is below 1, or `guard` is unknown.
@@ -75,7 +76,7 @@ class PseudoLabelCallback(Callback):
         self.inferer = inferer
         self.batch_size = batch_size
         self.guard = Guard(guard)
-        self.best = BestRound()
+        self.healthy = HealthyRound()
         self.round = -1
         self.statistics: dict[str, float] = {}
         self._epoch = -1  # the epoch that `round` was made for
@@ -128,7 +129,7 @@ class PseudoLabelCallback(Callback):
             pl_module.denoiser_loss = getattr(self.denoiser, "loss", None)  # type: ignore[assignment]
         self.round = self._epoch = self._saved_round = -1
         self.guard.reset()
-        self.best.reset()
+        self.healthy.reset()
         self._seed = run_seed(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -174,22 +175,20 @@ class PseudoLabelCallback(Callback):
         torch.manual_seed(derived_seed(self._seed, trainer.current_epoch, batch_idx, trainer.global_rank))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """With `guard="restore"`, go back to the best round if the last epoch has not been better."""
-        if self.guard.mode != "restore":
+        """With `guard="restore"`, go back to the last healthy round if the last epoch has not been healthy."""
+        if self.guard.mode != "restore" or not (complaints := self.guard.complaints(self.measure(trainer, pl_module))):
             return
-        folder, score = target_dataset(trainer).store.directory, self.guard.score(self.measure(trainer, pl_module))
-        if score >= self.best.score:
-            return
-        there = all(ranks.gather(trainer.local_rank != 0 or self.best.is_in(folder)))
+        folder = target_dataset(trainer).store.directory
+        there = all(ranks.gather(trainer.local_rank != 0 or self.healthy.is_in(folder)))
         if there:
-            with ranks.together("Restoring the best round"):
+            with ranks.together("Restoring the last healthy round"):
                 if trainer.local_rank == 0:
-                    self.best.restore(pl_module, folder)
+                    self.healthy.restore(pl_module, folder)
             ranks.share_state(pl_module)
         outcome = "is restored" if there else f"was better, but is no longer in {folder}: the last epoch stays"
         warnings.warn(
-            f"guard='restore': the network of round {self.best.round} {outcome}. By the label-free criterion it has "
-            f"{self.best.score:.4f}, and that of the last epoch {score:.4f}.",
+            f"guard='restore': the network of round {self.healthy.round} {outcome}. After the last epoch "
+            f"{'; '.join(complaints)}.",
             stacklevel=2,
         )
 
@@ -197,7 +196,7 @@ class PseudoLabelCallback(Callback):
         """The round and its epoch. The labels stay in the store: what a checkpoint needs is not pruned."""
         self._saved_round = self.round
         remembered: dict[str, Any] = getattr(self.denoiser, "state_dict", dict)()
-        watched = {"guard": self.guard.state_dict(), "best": self.best.state_dict()}
+        watched = {"guard": self.guard.state_dict(), "healthy": self.healthy.state_dict()}
         return {"round": self.round, "epoch": self._epoch, "seed": self._seed, "denoiser": remembered, **watched}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -207,7 +206,7 @@ class PseudoLabelCallback(Callback):
         self.round = self._saved_round = state_dict["round"]
         self._epoch = state_dict["epoch"]
         self.guard.load_state_dict(state_dict["guard"])
-        self.best.load_state_dict(state_dict["best"])
+        self.healthy.load_state_dict(state_dict["healthy"])
         self._seed = state_dict["seed"]
 
     def _labelling(self, trainer: Trainer, module: LightningModule) -> Labelling:
@@ -217,16 +216,15 @@ class PseudoLabelCallback(Callback):
         return self.should_update(epoch) and self._epoch != epoch
 
     def _watch(self, trainer: Trainer, module: LightningModule, store: PseudoLabelStore) -> None:
-        """Warn of a collapse, and keep the network that made this round if it is the best yet."""
-        complaints = self.guard.complaints(self.statistics)
+        """Warn of a collapse, or keep the network that made this round if it is to be restored."""
+        restores = self.guard.mode == "restore"
+        complaints = self.guard.complaints(self.figures(trainer, module) if restores else self.statistics)
         if complaints and trainer.is_global_zero:
             warnings.warn(
-                f"The pseudo labels of round {self.round} look collapsed: {'; '.join(complaints)}. Train for fewer "
-                "epochs or with a lower learning rate, or pass guard='restore'.",
+                f"In round {self.round} a collapse may have begun: {'; '.join(complaints)}. Look at the pseudo labels; "
+                "train for fewer epochs or with a lower learning rate, or pass guard='restore'.",
                 stacklevel=2,
             )
-        if self.guard.mode == "restore":
-            score = self.guard.score(self.figures(trainer, module))
-            with ranks.together("Keeping the best round"):
-                writes = trainer.local_rank == 0
-                self.best.offer(self.round, score, module, store.directory, writes)
+        if restores and not complaints:
+            with ranks.together("Keeping the healthy round"):
+                self.healthy.keep(self.round, module, store.directory, writes=trainer.local_rank == 0)

@@ -1,4 +1,4 @@
-"""Do no harm: notice a collapse without any target label, and keep the best round."""
+"""Do no harm: notice without any target label that a network gets worse."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ _RATIO = "pseudo/class_ratio/"
 class Guard:
     """Compares each round with the first one, whose labels are those of the network that came in.
 
+    A class that spreads over others changes the class ratios; classes that fade away, all of them a little, lower the
+    information maximisation (diversity minus uncertainty).
+
     Args:
-        mode: `"warn"` about a collapse; `"restore"` the best round at the end, too; `"off"`.
-        drift: A class that has grown or shrunk by more than this factor since the first round is called collapsed.
-        agreement: So far may the agreement of the heads fall.
+        mode: `"warn"` about a complaint; `"restore"` the last round without any at the end, too; `"off"`.
+        drift: A class may grow or shrink by this factor.
+        fade: By this part may the information maximisation fall.
+        agreement: By so much may the agreement of the heads fall.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -24,20 +28,26 @@ class Guard:
     Examples:
         >>> from apl_lightning.guard import Guard
         >>> guard = Guard("warn")
-        >>> first = {"pseudo/class_ratio/spleen": 0.020, "pseudo/agreement": 0.99}
+        >>> first = {"pseudo/class_ratio/spleen": 0.020, "pseudo/agreement": 0.99, "pseudo/im": 0.30}
         >>> guard.complaints(first)
         []
-        >>> guard.complaints({"pseudo/class_ratio/spleen": 0.004, "pseudo/agreement": 0.99})
+        >>> guard.complaints(first | {"pseudo/class_ratio/spleen": 0.004})
         ["'spleen' is 0.40 % of all pixels, 0.20 times the 2.00 % of the first round"]
+        >>> guard.complaints(first | {"pseudo/im": 0.27})
+        ['information maximisation is 0.270, 0.90 times the 0.300 of the first round']
     """
 
-    def __init__(self, mode: GuardMode, drift: float = 2.0, agreement: float = 0.05) -> None:
+    def __init__(self, mode: GuardMode, drift: float = 1.5, fade: float = 0.03, agreement: float = 0.05) -> None:
         if mode not in get_args(GuardMode):
             raise ValueError(f"Expected `guard` to be one of {get_args(GuardMode)}, but got {mode!r}.")
-        if not (drift > 1 and agreement > 0):
-            raise ValueError(f"Expected `drift` > 1 and `agreement` > 0, but got {drift} and {agreement}.")
+        if not (drift > 1 and 0 < fade < 1 and agreement > 0):
+            raise ValueError(
+                "Expected `drift` > 1, `fade` between 0 and 1 and `agreement` > 0, but got "
+                f"{drift}, {fade} and {agreement}."
+            )
         self.mode = mode
         self.drift = drift
+        self.fade = fade
         self.agreement = agreement
         self.first: dict[str, float] = {}
 
@@ -45,30 +55,28 @@ class Guard:
         """A new run."""
         self.first = {}
 
-    def complaints(self, statistics: Mapping[str, float]) -> list[str]:
-        """What has collapsed since the first round, each with its figure; the first round is remembered."""
+    def complaints(self, figures: Mapping[str, float]) -> list[str]:
+        """What has become worse since the first round, each with its figure; the first round is remembered."""
         if self.mode == "off":
             return []
-        if not self.first:
-            self.first = dict(statistics)
+        self.first = self.first or dict(figures)
         found = []
-        for name, before in self.first.items():
-            now = statistics[name]
-            if name.startswith(_RATIO) and before > 0 and not 1 / self.drift <= now / before <= self.drift:
+        for name in (name for name in self.first if name.startswith(_RATIO)):
+            before, now = self.first[name], figures[name]
+            if before > 0 and not 1 / self.drift <= now / before <= self.drift:
                 found.append(
                     f"{name.removeprefix(_RATIO)!r} is {now:.2%} of all pixels, {now / before:.2f} times the "
                     f"{before:.2%} of the first round".replace("%", " %")
                 )
-        if self.first["pseudo/agreement"] - statistics["pseudo/agreement"] > self.agreement:
+        before, now = self.first["pseudo/im"], figures["pseudo/im"]
+        if now < (1 - self.fade) * before:
             found.append(
-                f"the heads agree on {statistics['pseudo/agreement']:.3f} of all pixels, and on "
-                f"{self.first['pseudo/agreement']:.3f} in the first round"
+                f"information maximisation is {now:.3f}, {now / before:.2f} times the {before:.3f} of the first round"
             )
+        before, now = self.first["pseudo/agreement"], figures["pseudo/agreement"]
+        if before - now > self.agreement:
+            found.append(f"the heads agree on {now:.3f} of all pixels, and on {before:.3f} in the first round")
         return found
-
-    def score(self, statistics: Mapping[str, float]) -> float:
-        """The label-free criterion by which the best round is chosen: the higher, the better."""
-        return statistics["pseudo/snd"]
 
     def state_dict(self) -> dict[str, float]:
         """The figures of the first round, for a checkpoint."""

@@ -18,7 +18,7 @@ from apl_lightning.guard import Guard
 from apl_lightning.validators import LabelFreeValidators
 
 Make = Callable[..., pl.Trainer]
-FIRST = {"pseudo/class_ratio/0": 0.9, "pseudo/class_ratio/liver": 0.1, "pseudo/agreement": 0.99}
+FIRST = {"pseudo/class_ratio/0": 0.9, "pseudo/class_ratio/liver": 0.1, "pseudo/agreement": 0.99, "pseudo/im": 0.5}
 
 
 def naive_validators(batches: list[Tensor]) -> dict[str, float]:
@@ -64,6 +64,8 @@ def test_validators_look_at_a_part_of_large_images() -> None:
             "'liver' is 30.00 % of all pixels, 3.00 times",
         ),
         ({"pseudo/agreement": 0.9}, "the heads agree on 0.900"),
+        ({"pseudo/im": 0.48}, "information maximisation is 0.480, 0.96 times the 0.500"),
+        ({"pseudo/im": 0.49}, None),
         ({"pseudo/class_ratio/liver": 0.12, "pseudo/class_ratio/0": 0.88}, None),
     ],
 )
@@ -94,12 +96,19 @@ class Collapsing:
 
 
 class Scripted(Guard):
-    """Gives the rounds the scores of a list, the last one to the network of the last epoch."""
+    """Finds the rounds as healthy as a list says, whose last value is for the network of the last epoch."""
 
-    scores: list[float]
+    healthy: list[int]
 
-    def score(self, statistics: Any) -> float:
-        return self.scores.pop(0)
+    def complaints(self, figures: Any) -> list[str]:
+        return [] if self.healthy.pop(0) else ["as the list says"]
+
+
+def scripted(*healthy: int) -> PseudoLabelCallback:
+    callback = PseudoLabelCallback(guard="restore")
+    callback.guard = Scripted("restore")
+    callback.guard.healthy = list(healthy)
+    return callback
 
 
 class Weights(pl.Callback):
@@ -122,50 +131,43 @@ def fit(folder: Path, trainer: Make, callback: PseudoLabelCallback, epochs: int 
 
 
 def test_a_collapse_is_named(tmp_path: Path, trainer: Make) -> None:
-    with pytest.warns(UserWarning, match=r"round 1 look collapsed: '0' is 100.00 % of all pixels.*'1' is 0.00 %"):
-        fit(tmp_path, trainer, PseudoLabelCallback(Collapsing()))
+    with pytest.warns(
+        UserWarning, match=r"round 1 a collapse may have begun: '0' is 100.00 % of all pixels.*'1' is 0.00 %"
+    ):
+        fit(tmp_path, trainer, PseudoLabelCallback(Collapsing()), epochs=2)
 
 
-@pytest.mark.parametrize(("scores", "best"), [([1, 3, 2, 2], 1), ([5, 3, 2, 4], 0), ([1, 2, 3, 4], None)])
-def test_restore(tmp_path: Path, trainer: Make, scores: list[float], best: int | None) -> None:
-    callback = PseudoLabelCallback(guard="restore")
-    callback.guard = Scripted("restore")
-    callback.guard.scores = list(scores)
-    if best is None:
-        module, states = fit(tmp_path, trainer, callback)
-        assert all(
-            not torch.equal(module.model.network.classifier.weight, s["network.classifier.weight"]) for s in states
-        )
-        return
-    with pytest.warns(UserWarning, match=f"network of round {best} is restored"):
-        module, states = fit(tmp_path, trainer, callback)
+@pytest.mark.parametrize(("healthy", "last"), [((1, 1, 0, 0), 1), ((1, 0, 0, 0), 0), ((1, 0, 1, 0), 2)])
+def test_restore(tmp_path: Path, trainer: Make, healthy: tuple[int, ...], last: int) -> None:
+    with pytest.warns(UserWarning, match=f"network of round {last} is restored. After the last epoch as the list says"):
+        module, states = fit(tmp_path, trainer, scripted(*healthy))
     for name, value in module.model.state_dict().items():
-        assert torch.equal(value, states[best][name]), name
+        assert torch.equal(value, states[last][name]), name
     (folder,) = (tmp_path / "labels").iterdir()
-    assert [path.name for path in folder.glob("best*")] == [f"best-{best:06d}.pt"]
+    assert [path.name for path in folder.glob("healthy*")] == [f"healthy-{last:06d}.pt"]
+
+
+@pytest.mark.parametrize("healthy", [(1, 1, 1, 1), (1, 0, 0, 1)])
+def test_a_healthy_network_stays(tmp_path: Path, trainer: Make, healthy: tuple[int, ...]) -> None:
+    module, states = fit(tmp_path, trainer, scripted(*healthy))
+    weight = module.model.network.classifier.weight
+    assert all(not torch.equal(weight, state["network.classifier.weight"]) for state in states)
 
 
 def test_a_lost_file_loses_no_training(tmp_path: Path, trainer: Make) -> None:
-    callback = PseudoLabelCallback(guard="restore")
-    callback.guard = Scripted("restore")
-    callback.guard.scores = [1, 3, 2, 2]
-
     class Lose(pl.Callback):
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-            for path in (tmp_path / "labels").rglob("best-*"):
+            for path in (tmp_path / "labels").rglob("healthy-*"):
                 path.unlink()
 
     with pytest.warns(UserWarning, match="was better, but is no longer in .*: the last epoch stays"):
-        module, states = fit(tmp_path, trainer, callback, callbacks=[Lose()])
+        module, states = fit(tmp_path, trainer, scripted(1, 1, 0, 0), callbacks=[Lose()])
     weight = module.model.network.classifier.weight
     assert all(not torch.equal(weight, state["network.classifier.weight"]) for state in states)
 
 
 def test_a_resumed_run_restores_the_same_round(tmp_path: Path, trainer: Make) -> None:
-    """The first run has seen a better round after the checkpoint was written: its file does not count."""
-    first = PseudoLabelCallback(guard="restore")
-    first.guard = Scripted("restore")
-    first.guard.scores = [4, 2, 9, 9]
+    """The first run has seen another healthy round after the checkpoint was written: its file does not count."""
     saved = tmp_path / "saved.ckpt"
 
     class Save(pl.Callback):
@@ -173,13 +175,10 @@ def test_a_resumed_run_restores_the_same_round(tmp_path: Path, trainer: Make) ->
             if trainer.current_epoch == 0:
                 trainer.save_checkpoint(saved)
 
-    _, states = fit(tmp_path, trainer, first, callbacks=[Save()])
-    second = PseudoLabelCallback(guard="restore")
-    second.guard = Scripted("restore")
-    second.guard.scores = [2, 3, 3]
+    _, states = fit(tmp_path, trainer, scripted(1, 0, 1, 1), callbacks=[Save()])
     module = APLModule(TinyNet(), CLASSES, learning_rate=0.05)
     data = TargetDataModule(Images(6), store_dir=tmp_path / "labels")
     with pytest.warns(UserWarning, match="network of round 0 is restored"):
-        trainer(max_epochs=3, callbacks=[second]).fit(module, data, ckpt_path=saved, weights_only=False)
+        trainer(max_epochs=3, callbacks=[scripted(0, 0, 0)]).fit(module, data, ckpt_path=saved, weights_only=False)
     for name, value in module.model.state_dict().items():
         assert torch.equal(value, states[0][name]), name

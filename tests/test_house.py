@@ -57,7 +57,7 @@ ROOMS = [
     "validators",
     "statistics",
     "guard",
-    "best_round",
+    "healthy_round",
     "progress",
     "preemption",
     "strategies",

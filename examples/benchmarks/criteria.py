@@ -21,7 +21,8 @@ def criteria(rows: list[Row]) -> dict[str, list[float]]:
         "class-ratio drift (negative)": [-_drift(row, rows[0]) for row in rows],
         "the later, the better": list(range(len(rows))),
     }
-    return found | {"the guard's": [Guard("restore").score(row) for row in rows]}
+    guard = Guard("restore")  # it remembers the first round
+    return found | {"the guard's": [-1 if guard.complaints(row) else number for number, row in enumerate(rows)]}
 
 
 def _drift(row: Row, first: Row) -> float:
@@ -55,7 +56,6 @@ def criteria_table(runs: list[dict[str, Any]]) -> str:
 
 def guarded(run: dict[str, Any]) -> float | None:
     """The average Dice of the round that `guard="restore"` would end with."""
-    rows = run.get("rounds", [])
-    if not rows:
-        return None
-    return max(rows, key=Guard("restore").score)["val/dice"]
+    guard = Guard("restore")
+    healthy = [row for row in run.get("rounds", []) if not guard.complaints(row)]
+    return healthy[-1]["val/dice"] if healthy else None

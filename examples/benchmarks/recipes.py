@@ -48,4 +48,11 @@ MORE = {
     "CRST": _peer(CRST),
     "UPL": _peer(UPL),
     "Chebyshev": _peer(Chebyshev),
+    # The defaults without one of their parts.
+    "APL, no teacher": Recipe(APLModule, {"ema_decay": None}, dict, {}),
+    "APL, heads at the full rate": Recipe(APLModule, {"head_rate": 1.0}, dict, {}),
+    "APL, no L_Con": Recipe(APLModule, {"consistency_weight": 0.0}, dict, {}),
+    "APL, weights of 1": Recipe(APLModule, {}, lambda: {"denoiser": Threshold(0.0)}, {}),
+    "APL, BatchNorm as it came": Recipe(APLModule, {"batch_norm": "frozen"}, dict, {}),
+    "APL, images unmoved": Recipe(APLModule, {}, dict, {"transform": None}),
 }
