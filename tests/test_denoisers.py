@@ -161,7 +161,9 @@ def test_saturated_background_is_told_apart(denoiser: DatasetDenoiser) -> None:
 
 def test_logits_of_all_classes() -> None:
     p = (torch.randn(2, 5, 50) * 3).softmax(1)
-    torch.testing.assert_close(class_logits(p), (p.double() / (1 - p.double())).log().float(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        class_logits(p, *predicted(p)), (p.double() / (1 - p.double())).log().float(), atol=1e-3, rtol=1e-3
+    )
 
 
 def test_crst_soft_labels() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from apl_lightning.denoisers.confidence import class_logits, merge
 from apl_lightning.denoisers.histogram import ConfidenceHistogram
@@ -55,8 +54,7 @@ class CBST:
     def observe(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, ...]:
         """Count a batch of (B, C, *S)."""
         merged = merge(p_main, p_aux)
-        self._histogram.observe(merged)
-        return (class_logits(merged).half(),)
+        return (class_logits(merged, *self._histogram.observe(merged)).half(),)
 
     def settle(self) -> None:
         """The thresholds, from the counts of all ranks."""
@@ -68,10 +66,15 @@ class CBST:
 
     def decide(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Labels and weights of a batch."""
-        ratio, labels = self.ratios(logits).max(dim=1)
-        return labels, (ratio >= 0).float()
+        return self.ratios(logits).max(dim=1).indices, self.keeps(logits)
 
     def ratios(self, logits: Tensor) -> Tensor:
-        r"""$\log p_c / \theta_c$ of a batch, (B, C, *S)."""
-        thresholds = self.thresholds.view(1, -1, *[1] * (logits.ndim - 2))
-        return F.logsigmoid(logits.float()) - F.logsigmoid(thresholds)
+        r"""$p_c / \theta_c$ of a batch, (B, C, *S)."""
+        return logits.float().sigmoid() / self._thresholds_of(logits).sigmoid()
+
+    def keeps(self, logits: Tensor) -> Tensor:
+        """1 where a class reaches its threshold, (B, *S). Logits tell it where probabilities are all 1 in float32."""
+        return (logits >= self._thresholds_of(logits)).any(dim=1).float()
+
+    def _thresholds_of(self, logits: Tensor) -> Tensor:
+        return self.thresholds.view(1, -1, *[1] * (logits.ndim - 2))

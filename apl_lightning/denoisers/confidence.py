@@ -29,12 +29,10 @@ def predicted(probabilities: Tensor) -> tuple[Tensor, Tensor]:
     return labels, top.log() - others.clamp_min(torch.finfo(others.dtype).tiny).log()
 
 
-def class_logits(probabilities: Tensor) -> Tensor:
-    """The logit of every class's probability, (B, C, *S)."""
-    tiny = torch.finfo(probabilities.dtype).tiny
-    labels, logit = predicted(probabilities)
-    logits = probabilities.clamp_min(tiny).log() - (1 - probabilities).clamp_min(tiny).log()
-    return logits.scatter(1, labels[:, None], logit[:, None])
+def class_logits(probabilities: Tensor, labels: Tensor, confidence: Tensor) -> Tensor:
+    """The logit of every class's probability, (B, C, *S), beside what `predicted` says of the most probable one."""
+    logits = probabilities.logit(torch.finfo(probabilities.dtype).tiny)
+    return logits.scatter_(1, labels[:, None], confidence[:, None])
 
 
 def logit(probability: float) -> float:

@@ -60,8 +60,7 @@ class CRST(CBST):
         """Labels, soft ones (B, C, *S) for LRENT, and weights of a batch."""
         if self.regulariser == "mrkld":
             return super().decide(logits)
-        ratios = self.ratios(logits)
-        return (ratios / self.alpha).softmax(dim=1), (ratios.amax(dim=1) >= 0).float()
+        return (self.ratios(logits).log() / self.alpha).softmax(dim=1), self.keeps(logits)
 
     def loss(self, main: Tensor, aux: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """The mean over both heads, each over the kept pixels."""
