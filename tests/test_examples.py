@@ -129,7 +129,7 @@ def test_report_by_hand(example: Any, tmp_path: Path) -> None:
     text = example("report").write_report(tmp_path)
     assert "Oracle (trained on the target's labels): 91.0 ± 1.4" in text
     # 16 of 60 points; the class of the last network has faded away, and the guard takes the second round.
-    assert "| X | 69.0 ± 1.4 | 8.0 ± 2.8 | 27 % | 65.0 ± 0.0 | 70.0 ± 0.0 | 3 |" in text
+    assert "| X | 69.0 ± 1.4 | 8.0 ± 2.8 | 27 % | 65.0 ± 0.0 | 50.0, 70.0 | 3 |" in text
     assert "| soft neighbourhood density | 0.50 | 4.0 | 3.0 |" in text
     assert "| none | 61.0 ± 1.4 |" in text
 

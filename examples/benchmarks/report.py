@@ -44,7 +44,7 @@ def table(runs: list[Run]) -> str:
     for base, methods in found.items():
         rows = sorted(methods.items(), key=lambda item: mean(run["after"]["average"] for run in item[1]))
         organs = list(rows[0][1][0]["after"])
-        columns = [*organs, "gain", "of the way to the oracle", "with the guard", "last pseudo labels", "seconds"]
+        columns = [*organs, "gain", "of the way to the oracle", "with the guard", "pseudo labels by round", "seconds"]
         lines = [f"### From {base}", "", f"| method | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
         for method, of_method in rows:
             cells = [_spread([run["after"][organ] for run in of_method]) for organ in organs]
@@ -54,15 +54,16 @@ def table(runs: list[Run]) -> str:
 
 
 def _judged(runs: list[Run], oracle: dict[int, float]) -> list[str]:
-    """Gain, part of the distance to the oracle, Dice of the last round of pseudo labels and time."""
+    """Gain, part of the distance to the oracle, Dice with the guard and of each round of pseudo labels, and time."""
     if runs[0]["method"] == "none":
         return [""] * 5
     gains = [run["after"]["average"] - run["before"]["average"] for run in runs]
     distances = [oracle[run["seed"]] - run["before"]["average"] for run in runs if run["seed"] in oracle]
     part = f"{sum(gains) / sum(distances):.0%}".replace("%", " %") if len(distances) == len(gains) else ""
-    labels = [100 * [row for row in run["rounds"] if "pseudo/dice" in row][-1]["pseudo/dice"] for run in runs]
+    rounds = zip(*([row["pseudo/dice"] for row in run["rounds"] if "pseudo/dice" in row] for run in runs), strict=True)
+    labels = ", ".join(f"{100 * mean(of_round):.1f}" for of_round in rounds)
     with_guard = [dice for run in runs if (dice := guarded(run)) is not None]
-    return [_spread(gains), part, _spread(with_guard), _spread(labels), f"{mean(run['seconds'] for run in runs):.0f}"]
+    return [_spread(gains), part, _spread(with_guard), labels, f"{mean(run['seconds'] for run in runs):.0f}"]
 
 
 def _spread(values: list[float]) -> str:
