@@ -74,7 +74,7 @@ class CBST:
 
     def keeps(self, logits: Tensor) -> Tensor:
         """1 where a class reaches its threshold, (B, *S). Logits tell it where probabilities are all 1 in float32."""
-        return (logits >= self._thresholds_of(logits)).any(dim=1).float()
+        return ((logits.float() - self._thresholds_of(logits)).amax(dim=1) >= 0).float()
 
     def _thresholds_of(self, logits: Tensor) -> Tensor:
         return self.thresholds.view(1, -1, *[1] * (logits.ndim - 2))
