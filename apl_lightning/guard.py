@@ -37,7 +37,7 @@ class Guard:
         ['information maximisation is 0.270, 0.90 times the 0.300 of the first round']
     """
 
-    def __init__(self, mode: GuardMode, drift: float = 1.5, fade: float = 0.03, agreement: float = 0.05) -> None:
+    def __init__(self, mode: GuardMode, drift: float = 1.6, fade: float = 0.03, agreement: float = 0.05) -> None:
         if mode not in get_args(GuardMode):
             raise ValueError(f"Expected `guard` to be one of {get_args(GuardMode)}, but got {mode!r}.")
         if not (drift > 1 and 0 < fade < 1 and agreement > 0):
