@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from apl_lightning.outputs import logit_maps, tensors_in
-from apl_lightning.routing import Route, Tap, both_ways, resize_to
+from apl_lightning.resizing import resize_to
+from apl_lightning.routing import Route, Tap, both_ways
 
 # Predicts images (B, C, *S) with a network in its own way, as MONAI's `SlidingWindowInferer` does.
 Inferer = Callable[[Tensor, Callable[[Tensor], Any]], Any]

@@ -15,7 +15,7 @@ from apl_lightning.dual import DualHeadModel, Inferer, Logits
 from apl_lightning.heads import add_dual_heads
 from apl_lightning.losses import Weighting, consistency_loss, weighted_cross_entropy
 from apl_lightning.metrics import CaseDice
-from apl_lightning.routing import resize_to
+from apl_lightning.resizing import resize_to
 from apl_lightning.samples import Keys, split_batch
 from apl_lightning.teacher import Teacher
 from apl_lightning.warmup import warm_up_second_head

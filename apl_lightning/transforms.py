@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from apl_lightning.randomness import drawing_from
-from apl_lightning.routing import pool_to
+from apl_lightning.resizing import pool_to
 from apl_lightning.samples import as_tensor, describe
 
 Transform = Callable[[dict[str, Any]], Any]

@@ -16,6 +16,7 @@ ROOMS = [
     "outputs",
     "probe",
     "source",
+    "resizing",
     "routing",
     "dual",
     "second_head",

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from apl_lightning.denoisers.confidence import merge
 from apl_lightning.predictor import Predictor
 from apl_lightning.ranks import gather
-from apl_lightning.routing import pool_to, resize_to
+from apl_lightning.resizing import pool_to, resize_to
 
 
 class DPL:

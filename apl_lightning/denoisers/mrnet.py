@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from apl_lightning.losses import joint_mean
 from apl_lightning.predictor import Predictor
-from apl_lightning.routing import resize_to
+from apl_lightning.resizing import resize_to
 
 
 class MRNet:

@@ -21,8 +21,13 @@ def criteria(rows: list[Row]) -> dict[str, list[float]]:
         "class-ratio drift (negative)": [-_drift(row, rows[0]) for row in rows],
         "the later, the better": list(range(len(rows))),
     }
-    guard = Guard("restore")  # it remembers the first round
-    return found | {"the guard's": [-1 if guard.complaints(row) else number for number, row in enumerate(rows)]}
+    return found | {"the guard's": [number if healthy else -1 for number, healthy in enumerate(_healthy(rows))]}
+
+
+def _healthy(rows: list[Row]) -> list[bool]:
+    """Whether the guard has no complaint about a round; it compares each with the first."""
+    guard = Guard("restore")
+    return [not guard.complaints(row) for row in rows]
 
 
 def _drift(row: Row, first: Row) -> float:
@@ -56,6 +61,6 @@ def criteria_table(runs: list[dict[str, Any]]) -> str:
 
 def guarded(run: dict[str, Any]) -> float | None:
     """The average Dice of the round that `guard="restore"` would end with."""
-    guard = Guard("restore")
-    healthy = [row for row in run.get("rounds", []) if not guard.complaints(row)]
-    return healthy[-1]["val/dice"] if healthy else None
+    rows = run.get("rounds", [])
+    dice = [row["val/dice"] for row, healthy in zip(rows, _healthy(rows), strict=True) if healthy]
+    return dice[-1] if dice else None
