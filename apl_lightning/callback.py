@@ -32,7 +32,8 @@ class PseudoLabelCallback(Callback):
     Before each batch torch is seeded from the run's seed, the epoch, the batch and the rank, so that a resumed run
     draws (dropout, say) what an uninterrupted one would.
 
-    Logged once a round: `pseudo/confidence` (mean weight), `pseudo/agreement` (part of the pixels where both heads
+    Logged once a round: `pseudo/confidence` (mean weight that the denoiser gives), `pseudo/apart` (part of the
+    foreground's that `ignore_small_pieces` has taken), `pseudo/agreement` (part of the pixels where both heads
     say the same), `pseudo/changed` (part of the labels that differ from the round before),
     `pseudo/class_ratio/<class>`, `pseudo/im` and `pseudo/snd` (two label-free figures of quality, see
     [`LabelFreeValidators`][apl_lightning.validators.LabelFreeValidators]) and, where the data set holds reference
@@ -48,6 +49,9 @@ class PseudoLabelCallback(Callback):
         guard: `"warn"` when a class, the predictions or the agreement of the heads collapse (see
             [`Guard`][apl_lightning.guard.Guard]); with `"restore"` the run also ends with the network of the last round
             that has not; `"off"`.
+        ignore_small_pieces: Give weight 0 to what lies apart from the largest connected component of its class in a
+            patient, if the class is nearly one piece: see [`small_pieces`][apl_lightning.pieces.small_pieces], also
+            for what the order of slices must be.
 
     Raises:
         ValueError: If `every_n_epochs` or `batch_size` is below 1, or `guard` is unknown.
@@ -67,6 +71,7 @@ class PseudoLabelCallback(Callback):
         inferer: Inferer | None = None,
         batch_size: int | None = None,
         guard: GuardMode = "warn",
+        ignore_small_pieces: bool = True,
     ) -> None:
         for name, value in (("every_n_epochs", every_n_epochs), ("batch_size", batch_size)):
             if value is not None and value < 1:
@@ -75,6 +80,7 @@ class PseudoLabelCallback(Callback):
         self.every_n_epochs = every_n_epochs
         self.inferer = inferer
         self.batch_size = batch_size
+        self.ignore_small_pieces = ignore_small_pieces
         self.guard = Guard(guard)
         self.healthy = HealthyRound()
         self.round = -1
@@ -100,9 +106,14 @@ class PseudoLabelCallback(Callback):
                 store.start(round)
         self.statistics = labelling.label(self.denoiser, round, derived_seed(self._seed, round))
         complete(store.folder(round), responsible=trainer.local_rank == 0)
+        with ranks.together("Joining the new pseudo labels"):
+            if trainer.local_rank == 0:
+                store.join(round)
+        if self.ignore_small_pieces:
+            self.statistics |= labelling.ignore_small_pieces(round)
         with ranks.together("Showing the new pseudo labels"):
             if trainer.local_rank == 0:
-                store.commit(round)
+                store.show(round)
                 store.prune(keep={round, self._saved_round})
         self.round, self._epoch = round, trainer.current_epoch
         self._watch(trainer, pl_module, store)

@@ -70,7 +70,8 @@ class TargetDataModule(LightningDataModule):
         pin_memory: As in `DataLoader`.
         image_key: The key of the image in dictionaries.
         label_key: The key of the label in dictionaries.
-        case_key: The key of the case (patient) in dictionaries; all slices of a case make one Dice.
+        case_key: The key of the case (patient) in dictionaries; all slices of a case make one Dice, and in the target
+            images one volume (see [`small_pieces`][apl_lightning.pieces.small_pieces]).
 
     Examples:
         >>> import torch
@@ -127,7 +128,8 @@ class TargetDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         if stage == "fit":
             directory, seed = self._run_directory(), run_seed(self.trainer)
-            self._target = TargetDataset(self.train, directory, self.transform, self.keys.image, self.keys.label, seed)
+            image, label, case = self.keys.image, self.keys.label, self.keys.case
+            self._target = TargetDataset(self.train, directory, self.transform, image, label, case, seed)
         if self.val is not None:
             # Lightning takes an overridden hook as a promise of data, and warns about an empty list.
             self.val_dataloader = self._val_dataloader  # type: ignore[method-assign]

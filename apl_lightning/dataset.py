@@ -34,6 +34,7 @@ class TargetDataset(Dataset[Any]):
             (1, *S): a MONAI dictionary transform with these keys, or any callable.
         image_key: The key of the image in dictionaries.
         label_key: The key of the reference label in dictionaries.
+        case_key: The key of the case (patient) in dictionaries.
         seed: What the transform draws depends on it, on the epoch and on the index, and on nothing else.
 
     It is read by index, or by what [`EpochSampler`][apl_lightning.EpochSampler] draws.
@@ -51,12 +52,13 @@ class TargetDataset(Dataset[Any]):
         transform: Transform | None = None,
         image_key: str = "image",
         label_key: str = "label",
+        case_key: str = "case",
         seed: int = 0,
     ) -> None:
         self.dataset = dataset
         self.seed = seed
         self.transform = transform
-        self.keys = Keys(image_key, label_key)
+        self.keys = Keys(image_key, label_key, case_key)
         length = _length(dataset)
         image = self.read(0)["image"]
         self.dimensions = image.ndim - 1

@@ -149,7 +149,7 @@ class Recorder:
         hard = hard_labels(labels, weights)
         self._statistics.add(hard, weights)
         for place, index in enumerate(batch.indices):
-            writer.add(index, labels[place], weights[place])
+            writer.add(index, labels[place], weights[place], batch.cases[place])
             if not self._is_first_round:
                 self._statistics.compare(hard[place], self._store.read(index).classes)
             reference = batch.references[place]

@@ -14,9 +14,11 @@ from apl_lightning.dataset import TargetDataset
 from apl_lightning.denoisers import Denoiser
 from apl_lightning.dual import Inferer
 from apl_lightning.label_pass import Recorder, Spool, make_labels, measure
+from apl_lightning.pieces import small_pieces
 from apl_lightning.predictor import Predictor
 from apl_lightning.probe import evaluating
 from apl_lightning.progress import track
+from apl_lightning.ranks import together
 from apl_lightning.statistics import RoundStatistics
 from apl_lightning.target_images import TargetImages
 
@@ -66,6 +68,15 @@ class Labelling:
                 seed,
             )
         return statistics.compute(self._module.device)
+
+    def ignore_small_pieces(self, round: int) -> dict[str, float]:
+        """Take the weight from what lies apart from the largest piece of its class in its volume; tells how much."""
+        reader = self.dataset.store.reader(round)
+        apart = small_pieces(reader, self._statistics().num_classes)
+        with together("Taking the weight from small pieces"):
+            for index, pixels in apart.pixels.items() if self._trainer.local_rank == 0 else ():
+                reader.ignore(index, pixels)
+        return {"pseudo/apart": apart.part}
 
     def measure(self) -> dict[str, float]:
         """The statistics of the network as it is, without labels."""

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 INDEX = "index.npz"
+_COLUMNS = ("sample", "rank", "offset", "shape", "case")
 
 
 class PseudoLabel(NamedTuple):
@@ -46,11 +48,12 @@ class RoundWriter:
         self._samples: list[int] = []
         self._offsets: list[int] = []
         self._shapes: list[tuple[int, ...]] = []
+        self._cases: list[str] = []
         self._planes = 0  # classes of soft labels
         self._file = self._data.open("wb")
 
-    def add(self, index: int, labels: Tensor, weights: Tensor) -> None:
-        """Append one image: labels (*S), or soft ones (C, *S) to a 255th, and weights (*S) in [0, 1].
+    def add(self, index: int, labels: Tensor, weights: Tensor, case: str = "") -> None:
+        """Append one image: labels (*S), or soft ones (C, *S) to a 255th, weights (*S) in [0, 1], and its case.
 
         Raises:
             ValueError: If the shapes differ, or a weight is not in [0, 1].
@@ -67,6 +70,7 @@ class RoundWriter:
         self._samples.append(index)
         self._offsets.append(self._file.tell())
         self._shapes.append(tuple(shape))
+        self._cases.append(case)
         self._planes = len(labels) if soft else 0
         with self._explained():
             self._file.write(_bytes(labels) if soft else labels.cpu().numpy().astype(self._dtype).tobytes())
@@ -88,6 +92,7 @@ class RoundWriter:
                 sample=np.array(self._samples, dtype=np.int64),
                 offset=np.array(self._offsets, dtype=np.int64),
                 shape=np.array(self._shapes, dtype=np.int64).reshape(len(self._shapes), dimensions),
+                case=np.array(self._cases, dtype=np.str_),
                 dtype=self._dtype.name,
                 planes=self._planes,
             )
@@ -120,7 +125,7 @@ def write_index(folder: Path, round: int, length: int) -> None:
         with np.load(path) as table:
             tables.append(dict(table))
     filled = [table for table in tables if len(table["sample"])]  # a rank without a sample knows no dimensions
-    joined = {key: np.concatenate([table[key] for table in filled]) for key in ("sample", "rank", "offset", "shape")}
+    joined = {key: np.concatenate([table[key] for table in filled]) for key in _COLUMNS}
     samples = joined.pop("sample")
     if not np.array_equal(np.sort(samples), np.arange(length)):
         raise RuntimeError(
@@ -141,22 +146,36 @@ class RoundReader:
         self.round = round
         with np.load(folder / INDEX) as index:
             self._rank, self._offset, self._shape = index["rank"], index["offset"], index["shape"]
+            self.cases = [str(case) for case in index["case"]]  # "" where it is not known
             self._dtype = np.dtype(str(index["dtype"]))
             self._planes = int(index["planes"])
-        self._files = {
-            rank: np.memmap(rank_files(folder, rank)[0], dtype=np.uint8, mode="r") for rank in np.unique(self._rank)
-        }
+        self._paths = {rank: rank_files(folder, rank)[0] for rank in np.unique(self._rank)}
+        self._files = {rank: np.memmap(path, dtype=np.uint8, mode="r") for rank, path in self._paths.items()}
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        """The spatial size of one sample."""
+        return tuple(int(size) for size in self._shape[index])
 
     def read(self, index: int) -> PseudoLabel:
         """Labels and weights of one sample, copied out of the map."""
-        shape = tuple(int(size) for size in self._shape[index])
-        pixels = int(np.prod(shape))
-        start = int(self._offset[index])
-        middle = start + pixels * (self._planes or self._dtype.itemsize)
-        data = self._files[self._rank[index]]
-        weights = data[middle : middle + pixels].reshape(shape).astype(np.float32) / 255
+        start, middle, end = self._span(index)
+        shape, data = self.shape(index), self._files[self._rank[index]]
+        weights = data[middle:end].reshape(shape).astype(np.float32) / 255
         if self._planes:
             labels = data[start:middle].reshape(self._planes, *shape).astype(np.float32) / 255
         else:
             labels = data[start:middle].view(self._dtype).reshape(shape).astype(np.int64)
         return PseudoLabel(torch.from_numpy(labels), torch.from_numpy(weights), self.round)
+
+    def ignore(self, index: int, pixels: NDArray[Any]) -> None:
+        """Write weight 0 for these pixels of a sample, counted in C order: only before the round is shown."""
+        _, middle, end = self._span(index)
+        file = np.memmap(self._paths[self._rank[index]], dtype=np.uint8, mode="r+")
+        file[middle:end][pixels] = 0
+
+    def _span(self, index: int) -> tuple[int, int, int]:
+        """Where in the file its labels begin, its weights begin, and both end."""
+        pixels = int(np.prod(self._shape[index]))
+        start = int(self._offset[index])
+        middle = start + pixels * (self._planes or self._dtype.itemsize)
+        return start, middle, middle + pixels

@@ -20,8 +20,8 @@ _IDENTITY = "store.json"
 class PseudoLabelStore:
     """One folder with the pseudo labels of a data set: one byte a pixel for the label, one for its weight.
 
-    Each round has a folder of its own. Every rank appends the samples of its share to its own file; `commit` joins
-    the tables of all ranks and then moves a pointer file in one step. A reader follows the pointer at each read,
+    Each round has a folder of its own. Every rank appends the samples of its share to its own file; `join` makes one
+    table of those of all ranks, and `show` moves a pointer file in one step. A reader follows the pointer at each read,
     so that persistent workers see a new round at once, and nobody ever sees half of one.
 
     Args:
@@ -38,7 +38,8 @@ class PseudoLabelStore:
         >>> store = PseudoLabelStore(tempfile.mkdtemp(), length=1)
         >>> with store.write(round=0, num_classes=5) as writer:
         ...     writer.add(0, torch.tensor([[3, 4]]), torch.tensor([[1.0, 0.2]]))
-        >>> store.commit(round=0)
+        >>> store.join(round=0)
+        >>> store.show(round=0)
         >>> store.read(0)
         PseudoLabel(labels=tensor([[3, 4]]), weights=tensor([[1.0000, 0.2000]]), round=0)
     """
@@ -83,7 +84,7 @@ class PseudoLabelStore:
         if self._mapped is None or self._mapped[0] != version:
             current = self.current
             assert current is not None
-            self._mapped = (version, RoundReader(self.folder(current), current))
+            self._mapped = (version, self.reader(current))
         return self._mapped[1].read(index)
 
     def write(self, round: int, num_classes: int, rank: int = 0) -> RoundWriter:
@@ -112,14 +113,17 @@ class PseudoLabelStore:
         shutil.rmtree(self.folder(round), ignore_errors=True)
         self.folder(round).mkdir(exist_ok=True)  # made by another node on the same disk
 
-    def commit(self, round: int) -> None:
-        """Show a round to the readers. One process a node calls it, after all ranks have written.
+    def join(self, round: int) -> None:
+        """Join what all ranks have written. One process a node calls it.
 
         Raises:
             RuntimeError: If a sample has no label, or two.
         """
         write_index(self.folder(round), round, self.length)
-        self.show(round)
+
+    def reader(self, round: int) -> RoundReader:
+        """A joined round, whether it is shown or not."""
+        return RoundReader(self.folder(round), round)
 
     def show(self, round: int) -> None:
         """Move the pointer to a round that is here."""

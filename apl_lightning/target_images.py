@@ -15,11 +15,12 @@ from apl_lightning.preemption import raise_if_stopped
 
 
 class ImageBatch(NamedTuple):
-    """Images of one size, on the device: their indices, (B, C, *S), and reference labels where there are any."""
+    """Images of one size, on the device: their indices, (B, C, *S), and reference labels and cases where known."""
 
     indices: list[int]
     images: Tensor
     references: list[Tensor | None]
+    cases: list[str]
 
 
 class TargetImages:
@@ -76,7 +77,8 @@ class TargetImages:
                 samples = [sample for sample in samples if sample[1]["image"].shape != shape]
                 images = torch.stack([sample["image"] for _, sample in alike])
                 references = [sample.get("label") for _, sample in alike]
-                yield ImageBatch([index for index, _ in alike], self._to_device(images), references)
+                cases = [sample.get("case", "") for _, sample in alike]
+                yield ImageBatch([index for index, _ in alike], self._to_device(images), references, cases)
 
 
 class _Untransformed(Dataset[Any]):

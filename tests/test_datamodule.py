@@ -111,7 +111,8 @@ def test_monai_transforms_differ_between_workers(tmp_path: Path) -> None:
     with store.write(0, 2) as writer:
         for index in range(2):
             writer.add(index, torch.zeros(8, 8), torch.ones(8, 8))
-    store.commit(0)
+    store.join(0)
+    store.show(0)
     first, second = (batch["image"] - batch["index"] for batch in data.train_dataloader())
     assert not np.allclose(first, second)
 

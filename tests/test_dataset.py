@@ -26,7 +26,8 @@ def filled(dataset: Any, directory: Path, **options: Any) -> TargetDataset:
         for index in range(len(target)):
             image = target.read(index)["image"][0]
             writer.add(index, (image > 0.5).long(), (image > 0.5).float())
-    target.store.commit(0)
+    target.store.join(0)
+    target.store.show(0)
     return target
 
 

@@ -41,6 +41,7 @@ ROOMS = [
     "round_files",
     "exchange",
     "store",
+    "pieces",
     "samples",
     "randomness",
     "sampler",

@@ -79,7 +79,8 @@ def soft_dataset(folder: Path, **options: Any) -> tuple[TargetDataset, Tensor]:
     with target.store.write(0, CLASSES) as writer:
         for index in range(2):
             writer.add(index, soft, torch.ones(16, 16))
-    target.store.commit(0)
+    target.store.join(0)
+    target.store.show(0)
     return target, soft
 
 
@@ -120,7 +121,7 @@ def test_a_batch_with_nothing_kept_trains_on(module: Any, denoiser: Any, trainer
 
 def test_what_memory_does_not_hold_comes_back_from_files_and_they_are_gone(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    batches = [ImageBatch([n], torch.rand(1, 1, 4, 4), [torch.ones(4, 4)]) for n in range(3)]
+    batches = [ImageBatch([n], torch.rand(1, 1, 4, 4), [torch.ones(4, 4)], [""]) for n in range(3)]
     observed = [(torch.rand(1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.long)) for _ in batches]
     one = sum(tensor.nbytes for tensor in (*observed[0], torch.ones(4, 4)))
     for memory, files in ((3 * one, 0), (3 * one - 1, 1), (0, 3)):

@@ -26,7 +26,8 @@ def fill(store: PseudoLabelStore, round: int, samples: list[Sample], ranks: int 
         with store.write(round, classes, rank) as writer:
             for index in reversed(range(rank, len(samples), ranks)):
                 writer.add(index, *samples[index])
-    store.commit(round)
+    store.join(round)
+    store.show(round)
 
 
 @pytest.mark.parametrize("shapes", [[(4, 5)] * 3, [(4, 5), (7, 2), (1, 1)], [(2, 3, 4), (5, 1, 2)]])
@@ -78,7 +79,7 @@ def test_half_a_round_is_never_read(tmp_path: Path) -> None:
         writer.add(0, *samples[0])
     assert store.read(0).round == 0
     with pytest.raises(RuntimeError, match="one label for each of 2 samples in round 1, but got 1 for 1 samples"):
-        store.commit(1)
+        store.join(1)
     assert store.read(0).round == 0
     fill(store, 1, samples)  # what was left is dropped
     assert store.read(1).round == 1
