@@ -33,7 +33,7 @@ class PseudoLabelCallback(Callback):
     draws (dropout, say) what an uninterrupted one would.
 
     Logged once a round: `pseudo/confidence` (mean weight that the denoiser gives), `pseudo/apart` (part of the
-    foreground's that `ignore_small_pieces` has taken), `pseudo/agreement` (part of the pixels where both heads
+    foreground's that `ignore_small_components` has taken), `pseudo/agreement` (part of the pixels where both heads
     say the same), `pseudo/changed` (part of the labels that differ from the round before),
     `pseudo/class_ratio/<class>`, `pseudo/im` and `pseudo/snd` (two label-free figures of quality, see
     [`LabelFreeValidators`][apl_lightning.validators.LabelFreeValidators]) and, where the data set holds reference
@@ -44,14 +44,14 @@ class PseudoLabelCallback(Callback):
             [`denoisers`][apl_lightning.denoisers], or any callable of the probabilities of both heads.
         every_n_epochs: New labels before each n-th epoch.
         inferer: Predicts through this callable of images and network, as MONAI's `SlidingWindowInferer`.
-        batch_size: Images that a rank predicts at once; 16 slices or 1 volume by default. It is not that of training,
-            so that the labels do not depend on the number of processes.
+        batch_size: Images that a rank predicts at once; 16 slices (4 on a CPU) or 1 volume by default. It is not that
+            of training, so that the labels do not depend on the number of processes.
         guard: `"warn"` when a class, the predictions or the agreement of the heads collapse (see
             [`Guard`][apl_lightning.guard.Guard]); with `"restore"` the run also ends with the network of the last round
             that has not; `"off"`.
-        ignore_small_pieces: Give weight 0 to what lies apart from the largest connected component of its class in a
-            patient, if the class is nearly one piece: see [`small_pieces`][apl_lightning.pieces.small_pieces], also
-            for what the order of slices must be.
+        ignore_small_components: Give weight 0 to what lies apart from the largest connected component of its class in
+            a patient, if the class is nearly one piece and the patients (`case`) are known: see
+            [`small_components`][apl_lightning.components.small_components], also for what the order of slices must be.
 
     Raises:
         ValueError: If `every_n_epochs` or `batch_size` is below 1, or `guard` is unknown.
@@ -71,7 +71,7 @@ class PseudoLabelCallback(Callback):
         inferer: Inferer | None = None,
         batch_size: int | None = None,
         guard: GuardMode = "warn",
-        ignore_small_pieces: bool = True,
+        ignore_small_components: bool = True,
     ) -> None:
         for name, value in (("every_n_epochs", every_n_epochs), ("batch_size", batch_size)):
             if value is not None and value < 1:
@@ -80,7 +80,7 @@ class PseudoLabelCallback(Callback):
         self.every_n_epochs = every_n_epochs
         self.inferer = inferer
         self.batch_size = batch_size
-        self.ignore_small_pieces = ignore_small_pieces
+        self.ignore_small_components = ignore_small_components
         self.guard = Guard(guard)
         self.healthy = HealthyRound()
         self.round = -1
@@ -109,8 +109,8 @@ class PseudoLabelCallback(Callback):
         with ranks.together("Joining the new pseudo labels"):
             if trainer.local_rank == 0:
                 store.join(round)
-        if self.ignore_small_pieces:
-            self.statistics |= labelling.ignore_small_pieces(round)
+        if self.ignore_small_components:
+            self.statistics |= labelling.ignore_small_components(round)
         with ranks.together("Showing the new pseudo labels"):
             if trainer.local_rank == 0:
                 store.show(round)

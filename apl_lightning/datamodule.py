@@ -71,7 +71,7 @@ class TargetDataModule(LightningDataModule):
         image_key: The key of the image in dictionaries.
         label_key: The key of the label in dictionaries.
         case_key: The key of the case (patient) in dictionaries; all slices of a case make one Dice, and in the target
-            images one volume (see [`small_pieces`][apl_lightning.pieces.small_pieces]).
+            images one volume (see [`small_components`][apl_lightning.components.small_components]).
 
     Examples:
         >>> import torch

@@ -26,13 +26,13 @@ PAPER = Preset(
             "ema_decay": None,
         }
     ),
-    callback=MappingProxyType({"every_n_epochs": 1, "ignore_small_pieces": False}),
+    callback=MappingProxyType({"every_n_epochs": 1, "ignore_small_components": False}),
     data=MappingProxyType({"transform": None}),
 )
 """The paper to the letter.
 
 Nothing of it is public beyond its equations, so whatever they do not name (BatchNorm re-estimated, images moved in
-training, heads that learn more slowly, the mean over steps, pieces that lie apart) is switched off. Use it as
+training, heads that learn more slowly, the mean over steps, small components ignored) is switched off. Use it as
 `APLModule(model, 5, **PAPER.module)`, `PseudoLabelCallback(**PAPER.callback)` and
 `TargetDataModule(images, **PAPER.data)`.
 """

@@ -158,20 +158,28 @@ class RoundReader:
 
     def read(self, index: int) -> PseudoLabel:
         """Labels and weights of one sample, copied out of the map."""
-        start, middle, end = self._span(index)
-        shape, data = self.shape(index), self._files[self._rank[index]]
-        weights = data[middle:end].reshape(shape).astype(np.float32) / 255
-        if self._planes:
-            labels = data[start:middle].reshape(self._planes, *shape).astype(np.float32) / 255
-        else:
-            labels = data[start:middle].view(self._dtype).reshape(shape).astype(np.int64)
-        return PseudoLabel(torch.from_numpy(labels), torch.from_numpy(weights), self.round)
+        labels, weights = self._views(index)
+        labels = labels.astype(np.float32) / 255 if self._planes else labels.astype(np.int64)
+        return PseudoLabel(torch.from_numpy(labels), torch.from_numpy(weights.astype(np.float32) / 255), self.round)
+
+    def stored(self, index: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Classes and weights (in 255ths) of one sample, both (*S), as views of the map where they are in it."""
+        labels, weights = self._views(index)
+        return (labels.argmax(axis=0).astype(np.uint16) if self._planes else labels), weights
 
     def ignore(self, index: int, pixels: NDArray[Any]) -> None:
         """Write weight 0 for these pixels of a sample, counted in C order: only before the round is shown."""
         _, middle, end = self._span(index)
         file = np.memmap(self._paths[self._rank[index]], dtype=np.uint8, mode="r+")
         file[middle:end][pixels] = 0
+
+    def _views(self, index: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        start, middle, end = self._span(index)
+        shape, data = self.shape(index), self._files[self._rank[index]]
+        weights = data[middle:end].reshape(shape)
+        if self._planes:
+            return data[start:middle].reshape(self._planes, *shape), weights
+        return data[start:middle].view(self._dtype).reshape(shape), weights
 
     def _span(self, index: int) -> tuple[int, int, int]:
         """Where in the file its labels begin, its weights begin, and both end."""

@@ -98,6 +98,24 @@ def test_labels_of_every_method_are_those_of_one_process(tmp_path: Path, trainer
     assert labels(tmp_path / "one") == labels(tmp_path / "two")
 
 
+class Slices(Images):
+    """Two patients whose slices take turns."""
+
+    def __getitem__(self, index: int) -> Any:
+        return {"image": self.images[index], "case": index % 2}
+
+
+def test_small_components_are_those_of_one_process(
+    tmp_path: Path, trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apl_lightning.components._WHOLE", 0.0)
+    found = [run(tmp_path / str(devices), trainer, devices, 9, max_steps=1, train=Slices(9)) for devices in (1, 2)]
+    assert labels(tmp_path / "1") == labels(tmp_path / "2")
+    parts = [rank["statistics"]["pseudo/apart"] for ranks in found for rank in ranks]
+    assert parts[0] > 0.01
+    assert parts == [parts[0]] * 3
+
+
 def test_a_step_on_the_same_global_batch(tmp_path: Path, trainer: Make) -> None:
     """The weighted mean is global: the ranks' weights differ, the gradient is that of the joint batch."""
     (one,) = run(tmp_path / "one", trainer, 1, 4)

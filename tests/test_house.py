@@ -41,7 +41,7 @@ ROOMS = [
     "round_files",
     "exchange",
     "store",
-    "pieces",
+    "components",
     "samples",
     "randomness",
     "sampler",

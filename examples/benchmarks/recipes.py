@@ -2,7 +2,7 @@
 
 Optimiser, learning rate, batch size, epochs and the joint transform are the same for all. The peers train every
 parameter on their labels; APL has its two losses. A base comes with the BatchNorm statistics that are to be judged, so
-all but "APL, defaults" leave them alone. Nor does another ignore small pieces.
+all but "APL, defaults" leave them alone. Nor does another ignore small components.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,8 @@ class Recipe(NamedTuple):
     data: dict[str, Any]
 
 
-def _peer(make: Callable[[], Any], every_n_epochs: int = 1, ignore_small_pieces: bool = False) -> Recipe:
-    options = {"every_n_epochs": every_n_epochs, "ignore_small_pieces": ignore_small_pieces}
+def _peer(make: Callable[[], Any], every_n_epochs: int = 1, ignore_small_components: bool = False) -> Recipe:
+    options = {"every_n_epochs": every_n_epochs, "ignore_small_components": ignore_small_components}
     callback = lambda: {"denoiser": make(), **options}  # noqa: E731
     return Recipe(SelfTrainingModule, {"batch_norm": "frozen"}, callback, {})
 
@@ -50,10 +50,10 @@ MORE = {
     "UPL": _peer(UPL),
     "Chebyshev": _peer(Chebyshev),
     # The two peers that come closest, with this part of the defaults.
-    "threshold, small pieces ignored": _peer(lambda: Threshold(0.9), ignore_small_pieces=True),
-    "UPL, one view, small pieces ignored": _peer(lambda: UPL(views=1), ignore_small_pieces=True),
+    "threshold, small components ignored": _peer(lambda: Threshold(0.9), ignore_small_components=True),
+    "UPL, one view, small components ignored": _peer(lambda: UPL(views=1), ignore_small_components=True),
     # The defaults without one of their parts.
-    "APL, small pieces counted": Recipe(APLModule, {}, lambda: {"ignore_small_pieces": False}, {}),
+    "APL, small components counted": Recipe(APLModule, {}, lambda: {"ignore_small_components": False}, {}),
     "APL, no teacher": Recipe(APLModule, {"ema_decay": None}, dict, {}),
     "APL, heads at the full rate": Recipe(APLModule, {"head_rate": 1.0}, dict, {}),
     "APL, no L_Con": Recipe(APLModule, {"consistency_weight": 0.0}, dict, {}),
