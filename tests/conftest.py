@@ -55,6 +55,17 @@ class Images(Dataset[Any]):
         return self.images[index] if self.labels is None else (self.images[index], self.labels[index])
 
 
+class Slices(Images):
+    """Dictionaries of image and case: two patients whose slices take turns."""
+
+    def __init__(self, count: int, case_key: str = "case") -> None:
+        super().__init__(count)
+        self.case_key = case_key
+
+    def __getitem__(self, index: int) -> Any:
+        return {"image": self.images[index], self.case_key: index % 2}
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """For tests of large networks, where no second test process has the other core."""

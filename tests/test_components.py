@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import CLASSES, Images, TinyNet
+from conftest import CLASSES, Slices, TinyNet
 from torch import Tensor
 
 from apl_lightning import APLModule, PseudoLabelCallback, PseudoLabelStore, TargetDataModule
@@ -118,15 +118,8 @@ def test_naive_flood(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch)
     assert found.part == pytest.approx(float(bytes_[expected].sum() / bytes_[slices > 0].sum()))
 
 
-class Slices(Images):
-    """Dictionaries with a case: two patients."""
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.images[index], "patient": index % 2}
-
-
 def fit(folder: Path, trainer: Make, **options: Any) -> tuple[PseudoLabelStore, dict[str, float]]:
-    data = TargetDataModule(Slices(10), transform=None, store_dir=folder, case_key="patient")
+    data = TargetDataModule(Slices(10, "patient"), transform=None, store_dir=folder, case_key="patient")
     callback = PseudoLabelCallback(**options)
     trainer(max_steps=1, callbacks=[callback]).fit(APLModule(TinyNet(), CLASSES), data)
     return data.train_dataset.store, callback.statistics

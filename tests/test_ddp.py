@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import CLASSES, Images, TinyNet
+from conftest import CLASSES, Images, Slices, TinyNet
 from torch.nn.parallel import DistributedDataParallel
 
 from apl_lightning import (
@@ -96,13 +96,6 @@ def test_labels_of_every_method_are_those_of_one_process(tmp_path: Path, trainer
     for folder, devices in (("one", 1), ("two", 2)):
         run(tmp_path / folder, trainer, devices, 37, max_steps=1, denoiser=copy.deepcopy(denoiser))
     assert labels(tmp_path / "one") == labels(tmp_path / "two")
-
-
-class Slices(Images):
-    """Two patients whose slices take turns."""
-
-    def __getitem__(self, index: int) -> Any:
-        return {"image": self.images[index], "case": index % 2}
 
 
 def test_small_components_are_those_of_one_process(
