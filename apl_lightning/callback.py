@@ -52,6 +52,7 @@ class PseudoLabelCallback(Callback):
         ignore_small_components: Give weight 0 to what lies apart from the largest connected component of its class in
             a patient, if the class is nearly one piece and the patients (`case`) are known: see
             [`small_components`][apl_lightning.components.small_components], also for what the order of slices must be.
+            By default only with `APL`: other methods stay as they were published.
 
     Raises:
         ValueError: If `every_n_epochs` or `batch_size` is below 1, or `guard` is unknown.
@@ -71,7 +72,7 @@ class PseudoLabelCallback(Callback):
         inferer: Inferer | None = None,
         batch_size: int | None = None,
         guard: GuardMode = "warn",
-        ignore_small_components: bool = True,
+        ignore_small_components: bool | None = None,
     ) -> None:
         for name, value in (("every_n_epochs", every_n_epochs), ("batch_size", batch_size)):
             if value is not None and value < 1:
@@ -80,7 +81,8 @@ class PseudoLabelCallback(Callback):
         self.every_n_epochs = every_n_epochs
         self.inferer = inferer
         self.batch_size = batch_size
-        self.ignore_small_components = ignore_small_components
+        ours = isinstance(self.denoiser, APL)
+        self.ignore_small_components = ours if ignore_small_components is None else ignore_small_components
         self.guard = Guard(guard)
         self.healthy = HealthyRound()
         self.round = -1

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from apl_lightning import APLModule, PseudoLabelCallback, PseudoLabelStore, TargetDataModule
 from apl_lightning.components import Apart, small_components
-from apl_lightning.denoisers import CRST
+from apl_lightning.denoisers import APL, CBST, CRST
 
 Make = Callable[..., pl.Trainer]
 
@@ -125,13 +125,18 @@ def fit(folder: Path, trainer: Make, **options: Any) -> tuple[PseudoLabelStore, 
     return data.train_dataset.store, callback.statistics
 
 
-@pytest.mark.parametrize("denoiser", [None, CRST()], ids=["hard labels", "soft labels"])
+def test_other_methods_stay_as_published() -> None:
+    assert PseudoLabelCallback(APL(temperature=2.0)).ignore_small_components
+    assert not PseudoLabelCallback(CBST()).ignore_small_components
+
+
+@pytest.mark.parametrize("denoiser", [APL(), CRST()], ids=["hard labels", "soft labels"])
 def test_training_ignores_small_components(
     tmp_path: Path, trainer: Make, monkeypatch: pytest.MonkeyPatch, denoiser: Any
 ) -> None:
     monkeypatch.setattr("apl_lightning.components._WHOLE", 0.0)
     torch.manual_seed(0)
-    ours, told = fit(tmp_path / "ours", trainer, denoiser=denoiser)
+    ours, told = fit(tmp_path / "ours", trainer, denoiser=denoiser, ignore_small_components=True)
     torch.manual_seed(0)
     plain, untold = fit(tmp_path / "plain", trainer, denoiser=denoiser, ignore_small_components=False)
     apart = small_components(plain.reader(0), CLASSES)

@@ -4,8 +4,9 @@
 
 Each row has a process of its own, in which the method and the bare loop over the same network and images take turns;
 its figure is the median ratio of the two times, and the peak memory of the process. Our rows are whole label passes of
-`PseudoLabelCallback`: reading, predicting, statistics, denoising, writing. The rows of scripts do what the published
-code of CRST, BDL, MRNet and DPL does to label a data set: so many passes, such files, such sorting, image by image.
+`PseudoLabelCallback`: reading, predicting, statistics, denoising, writing, looking for small components. The rows of
+scripts do what the published code of CRST, BDL, MRNet and DPL does to label a data set: so many passes, such files,
+such sorting, image by image.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scaling import CLASSES, Images, TimedLabels, forward_loop, network, peak_memory, trainer
+from scaling import CLASSES, Images, Slices, TimedLabels, forward_loop, network, peak_memory, trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,7 +46,7 @@ METHODS: dict[str, Callable[[], Any]] = {
 def label_pass(make: Callable[[], Any], images: Images, folder: Path) -> float:
     """Seconds of one label pass of ours."""
     labels = TimedLabels(make())
-    data = TargetDataModule(images, batch_size=2, transform=None, store_dir=folder)
+    data = TargetDataModule(Slices(images), batch_size=2, transform=None, store_dir=folder)
     trainer(max_steps=1, callbacks=[labels]).fit(APLModule(network(), CLASSES, batch_norm="frozen"), data)
     return labels.seconds
 

@@ -2,7 +2,7 @@
 
 Optimiser, learning rate, batch size, epochs and the joint transform are the same for all. The peers train every
 parameter on their labels; APL has its two losses. A base comes with the BatchNorm statistics that are to be judged, so
-all but "APL, defaults" leave them alone. Nor does another ignore small components.
+all but "APL, defaults" leave them alone; nor do they ignore small components.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,7 @@ class Recipe(NamedTuple):
     data: dict[str, Any]
 
 
-def _peer(make: Callable[[], Any], every_n_epochs: int = 1, ignore_small_components: bool = False) -> Recipe:
-    options = {"every_n_epochs": every_n_epochs, "ignore_small_components": ignore_small_components}
+def _peer(make: Callable[[], Any], **options: Any) -> Recipe:
     callback = lambda: {"denoiser": make(), **options}  # noqa: E731
     return Recipe(SelfTrainingModule, {"batch_norm": "frozen"}, callback, {})
 
@@ -34,9 +33,9 @@ RECIPES = {
     "threshold": _peer(lambda: Threshold(0.9)),
     "CBST": _peer(CBST),
     # Mirrored left and right, a left kidney would be a right one.
-    "MRNet": _peer(lambda: MRNet(flips=()), ONCE),
+    "MRNet": _peer(lambda: MRNet(flips=()), every_n_epochs=ONCE),
     "IAST": _peer(IAST),
-    "DPL": _peer(DPL, ONCE),
+    "DPL": _peer(DPL, every_n_epochs=ONCE),
     # Nor has any of these networks seen an image turned by 90 degrees: with the original's four views nothing is left.
     "UPL, one view": _peer(lambda: UPL(views=1)),
     "APL, L_Con only": Recipe(APLModule, {"batch_norm": "frozen", "refinement_weight": 0.0}, dict, {}),
@@ -57,7 +56,9 @@ MORE = {
     "APL, no teacher": Recipe(APLModule, {"ema_decay": None}, dict, {}),
     "APL, heads at the full rate": Recipe(APLModule, {"head_rate": 1.0}, dict, {}),
     "APL, no L_Con": Recipe(APLModule, {"consistency_weight": 0.0}, dict, {}),
-    "APL, weights of 1": Recipe(APLModule, {}, lambda: {"denoiser": Threshold(0.0)}, {}),
+    "APL, weights of 1": Recipe(
+        APLModule, {}, lambda: {"denoiser": Threshold(0.0), "ignore_small_components": True}, {}
+    ),
     "APL, BatchNorm as it came": Recipe(APLModule, {"batch_norm": "frozen"}, dict, {}),
     "APL, images unmoved": Recipe(APLModule, {}, dict, {"transform": None}),
 }

@@ -44,6 +44,19 @@ class Images(Dataset[Tensor]):
         return torch.rand(1, self.size, self.size, generator=torch.Generator().manual_seed(index))
 
 
+class Slices(Dataset[dict[str, Any]]):
+    """The same as the label pass gets them, 50 a patient: so it also looks for small components."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.images[index], "case": index // 50}
+
+
 class TimedLabels(PseudoLabelCallback):
     """Keeps the seconds of the last round."""
 
@@ -117,7 +130,7 @@ def seconds(arguments: argparse.Namespace, processes: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "seconds.json"
         labels = TimedLabels()
-        data = TargetDataModule(images, batch_size=arguments.batch_size, transform=None, store_dir=folder)
+        data = TargetDataModule(Slices(images), batch_size=arguments.batch_size, transform=None, store_dir=folder)
         run = trainer(callbacks=[labels, TimedTraining(labels, out)], **options)
         run.fit(APLModule(network(), CLASSES), data)
         found: dict[str, float] = json.loads(out.read_text())
@@ -153,7 +166,7 @@ def bare(arguments: argparse.Namespace) -> dict[str, float]:
         refined = TimedTraining(labels)
         with tempfile.TemporaryDirectory() as folder:
             data = TargetDataModule(
-                images,
+                Slices(images),
                 batch_size=arguments.batch_size,
                 num_workers=arguments.workers,
                 transform=None,
@@ -195,7 +208,7 @@ def memory(arguments: argparse.Namespace) -> dict[str, float]:
 def _peak_of_label_pass(count: int, size: int) -> tuple[float, float]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        data = TargetDataModule(Images(count, size), batch_size=2, store_dir=folder)
+        data = TargetDataModule(Slices(Images(count, size)), batch_size=2, store_dir=folder)
         module = APLModule(network(), CLASSES, batch_norm="frozen")
         trainer(accelerator="cpu", max_steps=1, callbacks=[PseudoLabelCallback()]).fit(module, data)
         stored = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
