@@ -44,8 +44,8 @@ class PseudoLabelCallback(Callback):
             [`denoisers`][apl_lightning.denoisers], or any callable of the probabilities of both heads.
         every_n_epochs: New labels before each n-th epoch.
         inferer: Predicts through this callable of images and network, as MONAI's `SlidingWindowInferer`.
-        batch_size: Images that a rank predicts at once; 16 slices (4 on a CPU) or 1 volume by default. It is not that
-            of training, so that the labels do not depend on the number of processes.
+        batch_size: Images that a rank predicts at once; 16 slices (on a CPU as many as have 2^17 pixels) or 1 volume by
+            default. It is not that of training, so that the labels do not depend on the number of processes.
         guard: `"warn"` when a class, the predictions or the agreement of the heads collapse (see
             [`Guard`][apl_lightning.guard.Guard]); with `"restore"` the run also ends with the network of the last round
             that has not; `"off"`.

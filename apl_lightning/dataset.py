@@ -62,6 +62,7 @@ class TargetDataset(Dataset[Any]):
         length = _length(dataset)
         image = self.read(0)["image"]
         self.dimensions = image.ndim - 1
+        self.pixels = image[0].numel()
         self._check_deterministic(length)
         if transform is not None:
             check_alignment(transform, image)

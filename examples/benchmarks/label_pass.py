@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     rows = ["bare loop", *METHODS, *SCRIPTS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rows", choices=rows, nargs="+", default=rows)
