@@ -198,7 +198,7 @@ class PseudoLabelCallback(Callback):
                 if trainer.local_rank == 0:
                     self.healthy.restore(pl_module, folder)
             ranks.share_state(pl_module)
-        outcome = "is restored" if there else f"was better, but is no longer in {folder}: the last epoch stays"
+        outcome = "is restored" if there else f"was healthy, but is no longer in {folder}: the last epoch stays"
         warnings.warn(
             f"guard='restore': the network of round {self.healthy.round} {outcome}. After the last epoch "
             f"{'; '.join(complaints)}.",

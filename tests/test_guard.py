@@ -160,7 +160,7 @@ def test_a_lost_file_loses_no_training(tmp_path: Path, trainer: Make) -> None:
             for path in (tmp_path / "labels").rglob("healthy-*"):
                 path.unlink()
 
-    with pytest.warns(UserWarning, match="was better, but is no longer in .*: the last epoch stays"):
+    with pytest.warns(UserWarning, match="was healthy, but is no longer in .*: the last epoch stays"):
         module, states = fit(tmp_path, trainer, scripted(1, 1, 0, 0), callbacks=[Lose()])
     weight = module.model.network.classifier.weight
     assert all(not torch.equal(weight, state["network.classifier.weight"]) for state in states)
