@@ -48,7 +48,7 @@ class PseudoLabelCallback(Callback):
             default. It is not that of training, so that the labels do not depend on the number of processes.
         guard: `"warn"` when a class, the predictions or the agreement of the heads collapse (see
             [`Guard`][apl_lightning.guard.Guard]); with `"restore"` the run also ends with the network of the last round
-            that has not; `"off"`.
+            that has not and shows a gain; `"off"`.
         ignore_small_components: Give weight 0 to what lies apart from the largest connected component of its class in
             a patient, if the class is nearly one piece and the patients (`case`) are known: see
             [`small_components`][apl_lightning.components.small_components], also for what the order of slices must be.
@@ -189,7 +189,11 @@ class PseudoLabelCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """With `guard="restore"`, go back to the last healthy round if the last epoch has not been healthy."""
-        if self.guard.mode != "restore" or not (complaints := self.guard.complaints(self.measure(trainer, pl_module))):
+        if self.guard.mode != "restore":
+            return
+        figures = self.measure(trainer, pl_module)
+        reasons = self.guard.complaints(figures) or self.guard.doubts(figures)
+        if not reasons:
             return
         folder = target_dataset(trainer).store.directory
         there = all(ranks.gather(trainer.local_rank != 0 or self.healthy.is_in(folder)))
@@ -201,7 +205,7 @@ class PseudoLabelCallback(Callback):
         outcome = "is restored" if there else f"was healthy, but is no longer in {folder}: the last epoch stays"
         warnings.warn(
             f"guard='restore': the network of round {self.healthy.round} {outcome}. After the last epoch "
-            f"{'; '.join(complaints)}.",
+            f"{'; '.join(reasons)}.",
             stacklevel=2,
         )
 
@@ -231,13 +235,14 @@ class PseudoLabelCallback(Callback):
     def _watch(self, trainer: Trainer, module: LightningModule, store: PseudoLabelStore) -> None:
         """Warn of a collapse, or keep the network that made this round if it is to be restored."""
         restores = self.guard.mode == "restore"
-        complaints = self.guard.complaints(self.figures(trainer, module) if restores else self.statistics)
+        figures = self.figures(trainer, module) if restores else self.statistics
+        complaints = self.guard.complaints(figures)
         if complaints and trainer.is_global_zero:
             warnings.warn(
                 f"In round {self.round} a collapse may have begun: {'; '.join(complaints)}. Look at the pseudo labels; "
                 "train for fewer epochs or with a lower learning rate, or pass guard='restore'.",
                 stacklevel=2,
             )
-        if restores and not complaints:
+        if restores and not complaints and not self.guard.doubts(figures):
             with ranks.together("Keeping the healthy round"):
                 self.healthy.keep(self.round, module, store.directory, writes=trainer.local_rank == 0)

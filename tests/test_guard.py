@@ -18,7 +18,13 @@ from apl_lightning.guard import Guard
 from apl_lightning.validators import LabelFreeValidators
 
 Make = Callable[..., pl.Trainer]
-FIRST = {"pseudo/class_ratio/0": 0.9, "pseudo/class_ratio/liver": 0.1, "pseudo/agreement": 0.99, "pseudo/im": 0.5}
+FIRST = {
+    "pseudo/class_ratio/0": 0.9,
+    "pseudo/class_ratio/liver": 0.1,
+    "pseudo/agreement": 0.99,
+    "pseudo/im": 0.5,
+    "pseudo/snd": 5.0,
+}
 
 
 def naive_validators(batches: list[Tensor]) -> dict[str, float]:
@@ -78,6 +84,14 @@ def test_complaints(change: dict[str, float], named: str | None) -> None:
     assert Guard("off").complaints({}) == []
 
 
+def test_doubts() -> None:
+    guard = Guard("restore")
+    assert guard.complaints(FIRST) == guard.doubts(FIRST) == []
+    assert guard.doubts({**FIRST, "pseudo/snd": FIRST["pseudo/snd"] + 0.03}) == []
+    (doubt,) = guard.doubts({**FIRST, "pseudo/snd": FIRST["pseudo/snd"] + 0.01})
+    assert doubt.endswith("no sign of a gain")
+
+
 @pytest.mark.parametrize("options", [{"mode": "on"}, {"mode": "warn", "drift": 1.0}, {"mode": "warn", "agreement": 0}])
 def test_bad_options_are_named(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="Expected"):
@@ -102,6 +116,9 @@ class Scripted(Guard):
 
     def complaints(self, figures: Any) -> list[str]:
         return [] if self.healthy.pop(0) else ["as the list says"]
+
+    def doubts(self, figures: Any) -> list[str]:
+        return []
 
 
 def scripted(*healthy: int) -> PseudoLabelCallback:

@@ -25,9 +25,9 @@ def criteria(rows: list[Row]) -> dict[str, list[float]]:
 
 
 def _healthy(rows: list[Row]) -> list[bool]:
-    """Whether the guard has no complaint about a round; it compares each with the first."""
+    """Whether the guard has neither complaint nor doubt about a round; it compares each with the first."""
     guard = Guard("restore")
-    return [not guard.complaints(row) for row in rows]
+    return [not (guard.complaints(row) or guard.doubts(row)) for row in rows]
 
 
 def _drift(row: Row, first: Row) -> float:
