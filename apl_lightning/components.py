@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from apl_lightning import ranks
+from apl_lightning.connected import largest_component
 from apl_lightning.round_files import RoundReader
 
 # On real CT the small organs of networks that are worth refining were at 0.78 to 0.92, those of a hopeless one, which
@@ -97,9 +98,7 @@ def _apart(labels: NDArray[Any], weights: NDArray[Any], sizes: NDArray[np.int64]
         if box is None:
             continue
         here = labels[box] == number
-        components = ndimage.label(here)[0][here]
-        masses = np.bincount(components, weights[box][here])[1:]
-        largest = int(masses.argmax())
-        sizes[:, number] += np.array([masses[largest], masses.sum()], dtype=np.int64)
-        apart[box][here] = np.where(components == largest + 1, 0, number)
+        largest = largest_component(here, weights[box])
+        sizes[:, number] += [int(weights[box][pixels].sum(dtype=np.int64)) for pixels in (largest, here)]
+        apart[box][here & ~largest] = number
     return apart

@@ -61,8 +61,7 @@ class TargetDataset(Dataset[Any]):
         self.keys = Keys(image_key, label_key, case_key)
         length = _length(dataset)
         image = self.read(0)["image"]
-        self.dimensions = image.ndim - 1
-        self.pixels = image[0].numel()
+        self.size = image.shape[1:]
         self._check_deterministic(length)
         if transform is not None:
             check_alignment(transform, image)

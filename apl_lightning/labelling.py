@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,10 +40,8 @@ class Labelling:
         self._trainer = trainer
         self._module = module
         self._predictor = Predictor(module, inferer, trainer.precision_plugin.forward_context)
-        self._prepared_at_once = batch_size or (16 if self.dataset.dimensions <= 2 else 1)
-        # A CPU predicts two slices of 256 x 256 a third faster than 16 at once; the statistics of BatchNorm want many.
-        fit = max(1, 2**17 // self.dataset.pixels) if module.device.type == "cpu" else self._prepared_at_once
-        self._batch_size = batch_size or min(fit, self._prepared_at_once)
+        self._batch_size = batch_size or predicted_at_once(self.dataset.size, module.device)
+        self._prepared_at_once = batch_size or _at_most(self.dataset.size)  # the statistics of BatchNorm want many
 
     def prepare(self) -> None:
         """Let the module prepare itself on all images: its BatchNorm statistics, a fresh second head."""
@@ -78,8 +77,8 @@ class Labelling:
         reader = self.dataset.store.reader(round)
         apart = small_components(reader, self._statistics().num_classes)
         with together("Taking the weight from small components"):
-            for index, pixels in apart.pixels.items() if self._trainer.local_rank == 0 else ():
-                reader.ignore(index, pixels)
+            if self._trainer.local_rank == 0:
+                reader.ignore(apart.pixels)
         return {"pseudo/apart": apart.part}
 
     def measure(self) -> dict[str, float]:
@@ -108,6 +107,20 @@ class _Images:
     def __iter__(self) -> Iterator[Tensor]:
         for batch in track(self._trainer, self._source, "Preparing", len(self._source)):
             yield batch.images
+
+
+def predicted_at_once(size: Sequence[int], device: torch.device) -> int:
+    """How many images of spatial size (*S) a label pass predicts at once.
+
+    One volume, or 16 slices; on a CPU no more of them than have 2^17 pixels, for there two of 256 x 256 take a third
+    less time each than 16.
+    """
+    most = _at_most(size)
+    return min(most, max(1, 2**17 // math.prod(size))) if device.type == "cpu" else most
+
+
+def _at_most(size: Sequence[int]) -> int:
+    return 16 if len(size) <= 2 else 1
 
 
 def target_dataset(trainer: Trainer) -> TargetDataset:

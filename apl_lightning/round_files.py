@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -167,11 +167,12 @@ class RoundReader:
         labels, weights = self._views(index)
         return (labels.argmax(axis=0).astype(np.uint16) if self._planes else labels), weights
 
-    def ignore(self, index: int, pixels: NDArray[Any]) -> None:
-        """Write weight 0 for these pixels of a sample, counted in C order: only before the round is shown."""
-        _, middle, end = self._span(index)
-        file = np.memmap(self._paths[self._rank[index]], dtype=np.uint8, mode="r+")
-        file[middle:end][pixels] = 0
+    def ignore(self, pixels: Mapping[int, NDArray[Any]]) -> None:
+        """Write weight 0 for these pixels of samples, counted in C order: only before the round is shown."""
+        files = {rank: np.memmap(path, dtype=np.uint8, mode="r+") for rank, path in self._paths.items()}
+        for index, there in pixels.items():
+            _, middle, end = self._span(index)
+            files[self._rank[index]][middle:end][there] = 0
 
     def _views(self, index: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         start, middle, end = self._span(index)

@@ -24,6 +24,7 @@ ROOMS = [
     "heads",
     "losses",
     "predictor",
+    "connected",
     "denoisers.apl",
     "denoisers.confidence",
     "denoisers.histogram",

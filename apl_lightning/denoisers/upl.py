@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from scipy import ndimage
 from torch import Tensor
 
+from apl_lightning.connected import largest_component
 from apl_lightning.denoisers.confidence import merge
 from apl_lightning.predictor import Predictor
 
@@ -58,14 +58,6 @@ class UPL:
             for number in label.unique().tolist():
                 mask = (label == number) & (weight > 0)
                 if number and mask.any():
-                    weight[mask & ~largest_component(mask)] = 0
+                    largest = torch.from_numpy(largest_component(mask.cpu().numpy())).to(mask.device)
+                    weight[mask & ~largest] = 0
         return labels, weights
-
-
-def largest_component(mask: Tensor) -> Tensor:
-    """The largest connected component of a boolean mask (*S)."""
-    parts, _ = ndimage.label(mask.cpu().numpy())
-    parts = torch.from_numpy(parts)
-    sizes = torch.bincount(parts.flatten())
-    sizes[0] = 0
-    return (parts == sizes.argmax()).to(mask.device)

@@ -4,9 +4,9 @@
 
 Each row has a process of its own, in which the method and the bare loop over the same network and images take turns;
 its figure is the median ratio of the two times, and the peak memory of the process. Our rows are whole label passes of
-`PseudoLabelCallback`: reading, predicting, statistics, denoising, writing, looking for small components. The rows of
-scripts do what the published code of CRST, BDL, MRNet and DPL does to label a data set: so many passes, such files,
-such sorting, image by image.
+`PseudoLabelCallback`: reading, predicting, statistics, denoising, writing, with APL also looking for small
+components. The rows of scripts do what the published code of CRST, BDL, MRNet and DPL does to label a data set: so many
+passes, such files, such sorting, image by image.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from apl_lightning import APLModule, SelfTrainingModule
 from apl_lightning.denoisers import BDL, CBST, CRST, DPL, IAST, UPL, Chebyshev, MRNet, Threshold
 from apl_lightning.presets import PAPER
 
+COUNTED = {"ignore_small_components": False}
 ONCE = 10**6  # labels before each so-manieth epoch: before the first alone
 
 
@@ -38,7 +39,7 @@ RECIPES = {
     "DPL": _peer(DPL, every_n_epochs=ONCE),
     # Nor has any of these networks seen an image turned by 90 degrees: with the original's four views nothing is left.
     "UPL, one view": _peer(lambda: UPL(views=1)),
-    "APL, L_Con only": Recipe(APLModule, {"batch_norm": "frozen", "refinement_weight": 0.0}, dict, {}),
+    "APL, L_Con only": Recipe(APLModule, {"batch_norm": "frozen", "refinement_weight": 0.0}, COUNTED.copy, {}),
     "APL, the letter": Recipe(APLModule, dict(PAPER.module), lambda: dict(PAPER.callback), dict(PAPER.data)),
     "APL, defaults": Recipe(APLModule, {}, dict, {}),
 }
@@ -52,7 +53,7 @@ MORE = {
     "threshold, small components ignored": _peer(lambda: Threshold(0.9), ignore_small_components=True),
     "UPL, one view, small components ignored": _peer(lambda: UPL(views=1), ignore_small_components=True),
     # The defaults without one of their parts.
-    "APL, small components counted": Recipe(APLModule, {}, lambda: {"ignore_small_components": False}, {}),
+    "APL, small components counted": Recipe(APLModule, {}, COUNTED.copy, {}),
     "APL, no teacher": Recipe(APLModule, {"ema_decay": None}, dict, {}),
     "APL, heads at the full rate": Recipe(APLModule, {"head_rate": 1.0}, dict, {}),
     "APL, no L_Con": Recipe(APLModule, {"consistency_weight": 0.0}, dict, {}),

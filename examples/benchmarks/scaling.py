@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+from apl_lightning.labelling import predicted_at_once
 from apl_lightning.losses import weighted_cross_entropy
 
 CLASSES = 5
@@ -184,7 +185,7 @@ def forward_loop(model: nn.Module, images: Images, workers: int) -> float:
     """Seconds to predict all images with the network as it is, in batches as those of the label pass."""
     device = next(model.parameters()).device
     model.eval()
-    at_once = min(16, max(1, 2**17 // images.size**2)) if device.type == "cpu" else 16
+    at_once = predicted_at_once((images.size, images.size), device)
     start = time.perf_counter()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         for batch in DataLoader(images, at_once, num_workers=workers, pin_memory=device.type == "cuda"):
