@@ -1,28 +1,30 @@
 """Adaptive Pseudo Labeling for PyTorch Lightning: refine a pretrained segmentation network on unlabelled images."""
 
-from apl_lightning.augment import RandomAffine
 from apl_lightning.callback import PseudoLabelCallback
-from apl_lightning.datamodule import LazyDataLoader, TargetDataModule
-from apl_lightning.dataset import TargetDataset
-from apl_lightning.dual import DualHeadModel, Logits
-from apl_lightning.heads import add_dual_heads
-from apl_lightning.module import APLModule
-from apl_lightning.probe import HeadNotFoundError
-from apl_lightning.sampler import EpochSampler
-from apl_lightning.self_training import SelfTrainingModule
+from apl_lightning.data import EpochSampler, LazyDataLoader, RandomAffine, TargetDataModule, TargetDataset
+from apl_lightning.denoisers import APL
+from apl_lightning.heads import DualHeadModel, HeadNotFoundError, Logits, add_dual_heads
+from apl_lightning.metrics import CaseDice
+from apl_lightning.presets import PAPER
+from apl_lightning.refinement import APLModule, RefinementModule, SelfTrainingModule, TentModule
 from apl_lightning.store import PseudoLabelStore
-from apl_lightning.tent import TentModule
+from apl_lightning.visualize import PseudoLabelOverlay
 
 __all__ = [
+    "APL",
+    "PAPER",
     "APLModule",
+    "CaseDice",
     "DualHeadModel",
     "EpochSampler",
     "HeadNotFoundError",
     "LazyDataLoader",
     "Logits",
     "PseudoLabelCallback",
+    "PseudoLabelOverlay",
     "PseudoLabelStore",
     "RandomAffine",
+    "RefinementModule",
     "SelfTrainingModule",
     "TargetDataModule",
     "TargetDataset",

@@ -1,60 +1,59 @@
-"""When pseudo labels are made, by whom, and what is told about them."""
+"""Schedules, checkpoints and logs rounds of pseudo labels."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from apl_lightning import ranks
-from apl_lightning._lightning import Callback, LightningModule, Trainer
-from apl_lightning.denoisers import APL, Denoiser
-from apl_lightning.dual import Inferer
-from apl_lightning.exchange import complete
-from apl_lightning.guard import Guard, GuardMode
-from apl_lightning.healthy_round import HealthyRound
-from apl_lightning.labelling import Labelling, target_dataset
-from apl_lightning.preemption import stop_at_next_batch
-from apl_lightning.randomness import derived_seed, run_seed
-from apl_lightning.store import PseudoLabelStore
-from apl_lightning.strategies import refuse_parted
+from apl_lightning._support.distributed import all_or_none, gather, share_state
+from apl_lightning._support.lightning import Callback, LightningModule, Trainer, has_finished, refuse_sharded
+from apl_lightning._support.preemption import stop_at_next_batch
+from apl_lightning._support.seeding import derived_seed, run_seed
+from apl_lightning.denoisers import APL, Denoiser, LabelsAndWeights, as_denoiser
+from apl_lightning.guard import Guard, GuardMode, Snapshot
+from apl_lightning.heads import Inferer
+from apl_lightning.labels import LARGEST_COMPONENT_SHARE, Labelling, target_dataset
+from apl_lightning.store import PseudoLabelStore, complete_round
 
 
 class PseudoLabelCallback(Callback):
-    """Makes the pseudo labels of all target images anew, each epoch, before the first batch of it is fetched.
+    """Makes new pseudo labels of all target images in each epoch, before its first batch is fetched.
 
     Every rank labels its share with the module in evaluation mode and the trainer's precision and writes it to the
     store; then all ranks see the new round at once. Before the first round the module may prepare itself on the
-    target images (BatchNorm statistics, a fresh second head). A resumed run goes on with the labels of the round that
-    its checkpoint belongs to.
+    target images (BatchNorm statistics, a new second head). A resumed run continues with the labels of the round that
+    its checkpoint refers to.
 
-    Before each batch torch is seeded from the run's seed, the epoch, the batch and the rank, so that a resumed run
-    draws (dropout, say) what an uninterrupted one would.
+    Before each batch, torch is seeded from the run's seed, the epoch, the batch and the rank, so that a resumed run
+    draws the same random numbers (of dropout, say) as an uninterrupted one.
 
-    Logged once a round: `pseudo/confidence` (mean weight that the denoiser gives), `pseudo/apart` (part of the
-    foreground's that `ignore_small_components` has taken), `pseudo/agreement` (part of the pixels where both heads
-    say the same), `pseudo/changed` (part of the labels that differ from the round before),
-    `pseudo/class_ratio/<class>`, `pseudo/im` and `pseudo/snd` (two label-free figures of quality, see
-    [`LabelFreeValidators`][apl_lightning.validators.LabelFreeValidators]) and, where the data set holds reference
-    labels, `pseudo/dice`, which nothing but the log reads.
+    Logged once a round: `pseudo/confidence` (mean weight before small components are ignored), `pseudo/apart` (share
+    of the foreground's weight in small components), `pseudo/agreement` (share of pixels where both heads agree),
+    `pseudo/changed` (share of labels that differ from the round before), `pseudo/class_ratio/<class>`, `pseudo/im` and
+    `pseudo/snd` (see [`UnsupervisedScores`][apl_lightning.guard.UnsupervisedScores]) and, if the data set has reference
+    labels, `pseudo/dice`, which only the log reads.
 
     Args:
-        denoiser: Turns predictions into labels and weights, `APL()` by default; another method of
-            [`denoisers`][apl_lightning.denoisers], or any callable of the probabilities of both heads.
-        every_n_epochs: New labels before each n-th epoch.
-        inferer: Predicts through this callable of images and network, as MONAI's `SlidingWindowInferer`.
-        batch_size: Images that a rank predicts at once; 16 slices (on a CPU as many as have 2^17 pixels) or 1 volume by
-            default. It is not that of training, so that the labels do not depend on the number of processes.
+        denoiser: Turns predictions into labels and weights, `APL()` by default: another method of
+            [`denoisers`][apl_lightning.denoisers], or a function `(p_main, p_aux) -> (labels, weights)`.
+        every_n_epochs: Make new labels before each n-th epoch.
+        inferer: Runs the module on images, as MONAI's `SlidingWindowInferer`.
+        batch_size: Images that a rank predicts at once; by default 16 slices (on a CPU at most as many as have 2^17
+            pixels) or 1 volume. It is not that of training, so that labels do not depend on the number of processes.
         guard: `"warn"` when a class, the predictions or the agreement of the heads collapse (see
-            [`Guard`][apl_lightning.guard.Guard]); with `"restore"` the run also ends with the network of the last round
-            that has not and shows a gain; `"off"`.
-        ignore_small_components: Give weight 0 to what lies apart from the largest connected component of its class in
-            a patient, if the class is nearly one piece and the patients (`case`) are known: see
-            [`small_components`][apl_lightning.components.small_components], also for what the order of slices must be.
-            By default only with `APL`: other methods stay as they were published.
+            [`Guard`][apl_lightning.guard.Guard]); `"restore"` also ends the run with the network of the last round
+            without collapse that shows a gain; `"off"`.
+        ignore_small_components: Set the weight of all components of a class but its largest one in a patient to 0, for
+            classes whose largest components hold most of the weight; needs the patients (`case`) and the order of
+            slices (see [`find_small_components`][apl_lightning.labels.find_small_components]). By default only with
+            `APL`: other methods stay as published.
+        largest_component_share: The share of the weight of a class that its largest components must hold.
 
     Raises:
+        TypeError: If `denoiser` is neither a `Denoiser` nor a function.
         ValueError: If `every_n_epochs` or `batch_size` is below 1, or `guard` is unknown.
 
     Examples:
@@ -67,28 +66,31 @@ class PseudoLabelCallback(Callback):
 
     def __init__(
         self,
-        denoiser: Denoiser | None = None,
+        denoiser: Denoiser | Callable[..., LabelsAndWeights] | None = None,
         every_n_epochs: int = 1,
         inferer: Inferer | None = None,
         batch_size: int | None = None,
         guard: GuardMode = "warn",
         ignore_small_components: bool | None = None,
+        largest_component_share: float = LARGEST_COMPONENT_SHARE,
     ) -> None:
         for name, value in (("every_n_epochs", every_n_epochs), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"Expected `{name}` to be at least 1, but got {value}.")
-        self.denoiser: Denoiser = APL() if denoiser is None else denoiser
+        self.denoiser = APL() if denoiser is None else as_denoiser(denoiser)
         self.every_n_epochs = every_n_epochs
         self.inferer = inferer
         self.batch_size = batch_size
-        ours = isinstance(self.denoiser, APL)
-        self.ignore_small_components = ours if ignore_small_components is None else ignore_small_components
+        is_apl = isinstance(self.denoiser, APL)
+        self.ignore_small_components = is_apl if ignore_small_components is None else ignore_small_components
+        self.largest_component_share = largest_component_share
         self.guard = Guard(guard)
-        self.healthy = HealthyRound()
+        self.snapshot = Snapshot()
         self.round = -1
         self.statistics: dict[str, float] = {}
+        self.scores: dict[str, float] = {}  # of the network that made the current round
         self._epoch = -1  # the epoch that `round` was made for
-        self._saved_round = -1  # the round that the newest checkpoint needs
+        self._saved_round = -1  # the round that the newest checkpoint refers to
         self._seed = 0
 
     def should_update(self, epoch: int) -> bool:
@@ -96,57 +98,47 @@ class PseudoLabelCallback(Callback):
         return epoch % self.every_n_epochs == 0
 
     def update(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make, write and show the labels of a new round."""
+        """Make, write and publish the labels of a new round."""
         labelling = self._labelling(trainer, pl_module)
-        store, round = labelling.dataset.store, self.round + 1
+        store, round, writes = labelling.dataset.store, self.round + 1, trainer.local_rank == 0
         if self.round < 0:
-            with ranks.together("Preparing the network on the target images"):
+            with all_or_none("Preparing the network on the target images"):
                 labelling.prepare()
-        ranks.share_state(pl_module)
-        with ranks.together("Making room for pseudo labels"):
-            if trainer.local_rank == 0:
+        share_state(pl_module)
+        with all_or_none("Creating the folder of the pseudo labels"):
+            if writes:
                 store.start(round)
-        self.statistics = labelling.label(self.denoiser, round, derived_seed(self._seed, round))
-        complete(store.folder(round), responsible=trainer.local_rank == 0)
-        with ranks.together("Joining the new pseudo labels"):
-            if trainer.local_rank == 0:
+        self.statistics, self.scores = labelling.label(self.denoiser, round, derived_seed(self._seed, round))
+        complete_round(store.folder(round), responsible=writes)
+        with all_or_none("Joining the new pseudo labels"):
+            if writes:
                 store.join(round)
         if self.ignore_small_components:
-            self.statistics |= labelling.ignore_small_components(round)
-        with ranks.together("Showing the new pseudo labels"):
-            if trainer.local_rank == 0:
-                store.show(round)
+            self.statistics |= labelling.ignore_small_components(round, self.largest_component_share)
+        with all_or_none("Publishing the new pseudo labels"):
+            if writes:
+                store.publish(round)
                 store.prune(keep={round, self._saved_round})
         self.round, self._epoch = round, trainer.current_epoch
         self._watch(trainer, pl_module, store)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """What a round would log about the module as it is now, without making one; call it on all ranks."""
-        return self._labelling(trainer, pl_module).measure()
-
-    def figures(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """The statistics of the current round, measured anew where the denoiser predicts in its own way.
-
-        So they compare with those of the network after the last epoch, which makes no labels.
-        """
-        return self.measure(trainer, pl_module) if hasattr(self.denoiser, "predict") else self.statistics
+        """The unsupervised scores of the module as it is now, without a new round; call it on all ranks."""
+        return self._labelling(trainer, pl_module).measure(self.denoiser, derived_seed(self._seed, self.round + 1))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """A new fit begins with round 0, unless a checkpoint says otherwise.
+        """Start with round 0, unless a checkpoint is loaded later.
 
         Raises:
-            ValueError: If the strategy parts the network: then no process can label images by itself.
+            ValueError: If the strategy shards the network: then no process can label images on its own.
         """
-        refuse_parted(trainer)
-        if hasattr(pl_module, "denoiser_loss"):
-            pl_module.denoiser_loss = getattr(self.denoiser, "loss", None)  # type: ignore[assignment]
+        refuse_sharded(trainer)
         self.round = self._epoch = self._saved_round = -1
-        self.guard.reset()
-        self.healthy.reset()
+        self.snapshot.reset()
         self._seed = run_seed(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first labels of this fit. A run resumed inside an epoch never calls `on_train_epoch_start`."""
+        """Make or find the first labels of this fit: a run resumed in an epoch never calls `on_train_epoch_start`."""
         stop_at_next_batch(trainer)
         store = target_dataset(trainer).store
         if self.round < 0 and store.current is not None:
@@ -154,13 +146,13 @@ class PseudoLabelCallback(Callback):
                 f"Expected an empty store for a fresh run, but {store.directory} holds the labels of an earlier one: "
                 "resume it with `ckpt_path`, or name another folder."
             )
-        # A run that was interrupted behind its last step has nothing more to label.
-        if self.round < 0 or (self._is_due(trainer.current_epoch) and not trainer.fit_loop.done):
+        # A run that was interrupted after its last step needs no more labels.
+        if self.round < 0 or (self._is_due(trainer.current_epoch) and not has_finished(trainer)):
             self.update(trainer, pl_module)
-        elif all(ranks.gather(store.has(self.round))):
-            with ranks.together("Showing the pseudo labels of the checkpoint"):
+        elif all(gather(store.has(self.round))):
+            with all_or_none("Publishing the pseudo labels of the checkpoint"):
                 if trainer.local_rank == 0:
-                    store.show(self.round)
+                    store.publish(self.round)
         else:
             warnings.warn(
                 f"The pseudo labels of round {self.round} are not in {store.directory}: they are made anew with the "
@@ -170,60 +162,63 @@ class PseudoLabelCallback(Callback):
             self.update(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """New labels before each further epoch: the workers of its loader have not started yet."""
+        """Make new labels before each further epoch: the workers of its loader have not started yet."""
         if self._is_due(trainer.current_epoch):
             self.update(trainer, pl_module)
         if self._epoch == trainer.current_epoch:
             pl_module.log_dict(self.statistics, sync_dist=True)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Refuse a batch with the labels of another round rather than train on it."""
+        """Refuse a batch with the labels of another round."""
         rounds = batch.get("round") if isinstance(batch, dict) else None
         if rounds is None or any(int(round) != self.round for round in rounds):
             raise RuntimeError(
                 f"Expected a batch with pseudo labels of round {self.round}, but got {rounds}: its loader fetched it "
                 "too early. Use the loaders of `TargetDataModule`, or a `LazyDataLoader` with its `collate`."
             )
-        # Dropout and the like draw what they would have drawn without an interruption.
+        # Dropout draws the same numbers after a resume.
         torch.manual_seed(derived_seed(self._seed, trainer.current_epoch, batch_idx, trainer.global_rank))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """With `guard="restore"`, go back to the last healthy round if the last epoch has not been healthy."""
+        """With `guard="restore"`, return to the last good round if the network of the last epoch is not good."""
         if self.guard.mode != "restore":
             return
-        figures = self.measure(trainer, pl_module)
-        reasons = self.guard.complaints(figures) or self.guard.doubts(figures)
+        scores = self.measure(trainer, pl_module)
+        reasons = self.guard.complaints(scores) or self.guard.doubts(scores)
         if not reasons:
             return
         folder = target_dataset(trainer).store.directory
-        there = all(ranks.gather(trainer.local_rank != 0 or self.healthy.is_in(folder)))
-        if there:
-            with ranks.together("Restoring the last healthy round"):
+        exists = all(gather(trainer.local_rank != 0 or self.snapshot.is_in(folder)))
+        if exists:
+            with all_or_none("Restoring the last healthy round"):
                 if trainer.local_rank == 0:
-                    self.healthy.restore(pl_module, folder)
-            ranks.share_state(pl_module)
-        outcome = "is restored" if there else f"was healthy, but is no longer in {folder}: the last epoch stays"
+                    self.snapshot.restore(pl_module, folder)
+            share_state(pl_module)
+        outcome = "is restored" if exists else f"was healthy, but is no longer in {folder}: the last epoch stays"
         warnings.warn(
-            f"guard='restore': the network of round {self.healthy.round} {outcome}. After the last epoch "
+            f"guard='restore': the network of round {self.snapshot.round} {outcome}. After the last epoch "
             f"{'; '.join(reasons)}.",
             stacklevel=2,
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """The round and its epoch. The labels stay in the store: what a checkpoint needs is not pruned."""
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the round and the snapshot that this checkpoint refers to until the next one."""
         self._saved_round = self.round
-        remembered: dict[str, Any] = getattr(self.denoiser, "state_dict", dict)()
-        watched = {"guard": self.guard.state_dict(), "healthy": self.healthy.state_dict()}
-        return {"round": self.round, "epoch": self._epoch, "seed": self._seed, "denoiser": remembered, **watched}
+        self.snapshot.protect()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The round, its epoch, and what guard and denoiser remember; the labels stay in the store."""
+        state = {"round": self.round, "epoch": self._epoch, "seed": self._seed, "denoiser": self.denoiser.state_dict()}
+        return {**state, "guard": self.guard.first, "healthy": self.snapshot.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the round of the checkpoint."""
-        if remembered := state_dict["denoiser"]:
-            self.denoiser.load_state_dict(remembered)  # type: ignore[union-attr]
+        """Continue with the round of the checkpoint."""
+        if state_dict["denoiser"]:
+            self.denoiser.load_state_dict(state_dict["denoiser"])
         self.round = self._saved_round = state_dict["round"]
         self._epoch = state_dict["epoch"]
-        self.guard.load_state_dict(state_dict["guard"])
-        self.healthy.load_state_dict(state_dict["healthy"])
+        self.guard.start(state_dict["guard"])
+        self.snapshot.load_state_dict(state_dict["healthy"])
         self._seed = state_dict["seed"]
 
     def _labelling(self, trainer: Trainer, module: LightningModule) -> Labelling:
@@ -233,16 +228,16 @@ class PseudoLabelCallback(Callback):
         return self.should_update(epoch) and self._epoch != epoch
 
     def _watch(self, trainer: Trainer, module: LightningModule, store: PseudoLabelStore) -> None:
-        """Warn of a collapse, or keep the network that made this round if it is to be restored."""
-        restores = self.guard.mode == "restore"
-        figures = self.figures(trainer, module) if restores else self.statistics
-        complaints = self.guard.complaints(figures)
+        """Warn of a collapse, or keep the network that made this round if it may be restored."""
+        if self.round == 0:
+            self.guard.start(self.scores)
+        complaints = self.guard.complaints(self.scores)
         if complaints and trainer.is_global_zero:
             warnings.warn(
                 f"In round {self.round} a collapse may have begun: {'; '.join(complaints)}. Look at the pseudo labels; "
                 "train for fewer epochs or with a lower learning rate, or pass guard='restore'.",
                 stacklevel=2,
             )
-        if restores and not complaints and not self.guard.doubts(figures):
-            with ranks.together("Keeping the healthy round"):
-                self.healthy.keep(self.round, module, store.directory, writes=trainer.local_rank == 0)
+        if self.guard.mode == "restore" and not complaints and not self.guard.doubts(self.scores):
+            with all_or_none("Keeping the healthy round"):
+                self.snapshot.keep(self.round, module, store.directory, writes=trainer.local_rank == 0)

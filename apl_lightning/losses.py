@@ -1,14 +1,15 @@
-"""The two losses of APL: pure functions of logits, labels and weights."""
+"""The two losses of APL, as functions of logits, labels and weights."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apl_lightning.ranks import total, world_size
+from apl_lightning._support.distributed import total, world_size
 
 Weighting = Literal["confusion", "none", "inverse", "product"]
 
@@ -19,34 +20,34 @@ def consistency_loss(
     weighting: Weighting = "confusion",
     image_weights: Tensor | None = None,
 ) -> Tensor:
-    r"""How much the two heads disagree, counted by pairs of classes (Eq. 1 and 2 of the paper).
+    r"""The disagreement of the two heads, weighted by pairs of classes (Eq. 1 and 2 of the paper).
 
     Per image, with the $C \times N$ probabilities $p_m$ and $p_a$ of the two heads,
 
     $$L_{Con} = \sum_{i \ne j} W_{ij} A_{ij}, \qquad A = \frac{1}{N} p_m p_a^\top ,$$
 
-    where $A$ is the soft confusion matrix between the heads and $W$ weights the pairs of classes, without gradient.
+    where $A$ is the soft confusion matrix between the heads, and $W$ weights the pairs of classes (no gradient).
 
     Args:
         main_logits: Logits of D_m, (B, C, *S).
         aux_logits: Logits of D_a, (B, C, *S).
-        weighting: The reading of W.
+        weighting: The definition of W; the paper leaves it open.
 
-            - `"confusion"`: $W_{ij}$ is the number of pixels that D_m gives to class i and D_a to class j, divided by
-              the number of all, and multiplies $A_{ij}$ element by element. The class pairs that the heads really
-              confuse count most. This is closest to the text.
+            - `"confusion"`: $W_{ij}$ is the share of pixels with argmax i in D_m and argmax j in D_a, multiplied with
+              $A_{ij}$ element by element. Class pairs that the heads confuse often count most. This is closest to the
+              text of the paper.
             - `"none"`: W = 1; then the loss is the mean over pixels of $1 - \langle p_m, p_a \rangle$.
-            - `"inverse"`: $W_{ij}$ is 1 / (1 + that number), summing to 1: rare pairs count most.
+            - `"inverse"`: $W_{ij}$ is 1 / (1 + number of pixels), normalised to sum 1. Rare pairs count most.
             - `"product"`: the literal matrix product $R = W p_m p_a^\top / N$ with the confusion counts as W, and
               $L_{Con} = \sum_{i \ne j} R_{ij}$.
-        image_weights: One weight an image, (B,); 0 ignores it, and all ranks together have one mean. All ranks must
-            give them, or none.
+        image_weights: Weights of the images, (B,); 0 ignores an image. The mean is then taken over all ranks, so all
+            ranks must pass weights, or none.
 
     Returns:
-        The mean over images, a scalar in float32 at least.
+        The mean over images, a scalar in float32 or float64.
 
     Raises:
-        ValueError: If the shapes do not fit or `weighting` is unknown.
+        ValueError: If the shapes do not match or `weighting` is unknown.
 
     Examples:
         >>> import torch
@@ -83,12 +84,12 @@ def _disagreement(p_main: Tensor, p_aux: Tensor, weighting: Weighting) -> Tensor
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    r"""Cross-entropy as a weighted mean over pixels (Eq. 4 of the paper).
+    r"""The weighted mean of the cross-entropy over pixels (Eq. 4 of the paper).
 
     $$L_{SSL} = \frac{\sum_n \omega_n \left[-\log p_n(\hat y_n)\right]}{\sum_n \omega_n}$$
 
-    Under `torch.distributed` both sums run over all ranks: every rank returns its share, scaled so that the mean of
-    the gradients over ranks, which DDP takes, is the gradient of the joint quotient. All ranks must call it.
+    Under `torch.distributed` both sums run over all ranks. Every rank returns its share, scaled so that the mean of the
+    gradients over ranks, as DDP takes it, is the gradient of the quotient of the sums. All ranks must call it.
 
     Args:
         logits: (B, C, *S).
@@ -96,11 +97,10 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
         weights: Non-negative weights, (B, *S); 0 ignores a pixel.
 
     Returns:
-        A scalar in float32 at least; 0 with a graph if no weight is left.
+        A scalar in float32 or float64; 0, with a graph, if all weights are 0.
 
     Raises:
-        ValueError: If the shapes do not fit, or a label is outside 0..C-1 (on CPU; CUDA raises an assertion of its
-            own).
+        ValueError: If the shapes do not match, or a label is outside 0..C-1 (on CPU; CUDA raises its own assertion).
 
     Examples:
         >>> import torch
@@ -108,7 +108,7 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
         >>> logits = torch.zeros(1, 2, 3)
         >>> labels = torch.tensor([[0, 1, 1]])
         >>> loss = weighted_cross_entropy(logits, labels, torch.tensor([[1.0, 0.5, 0.0]]))
-        >>> round(loss.item(), 4)  # log 2, whatever the weights
+        >>> round(loss.item(), 4)  # log 2 for any weights
         0.6931
     """
     soft = labels.is_floating_point() and labels.shape == logits.shape
@@ -125,20 +125,25 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
 
 
 def joint_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """This rank's share of the weighted mean over all ranks; DDP's mean of the gradients makes it whole."""
+    """This rank's share of the weighted mean over all ranks, scaled for the mean of gradients that DDP takes."""
     weights = weights.to(values.dtype)
     mean_weight = total(weights.sum().detach()) / world_size()
     return (weights * values).sum() / torch.where(mean_weight > 0, mean_weight, 1)
 
 
+def mean_over_heads(loss: Callable[[Tensor], Tensor], main: Tensor, aux: Tensor) -> Tensor:
+    """The mean of a loss of logits over both heads."""
+    return torch.stack([loss(main), loss(aux)]).mean()
+
+
 def entropy(logits: Tensor) -> Tensor:
-    r"""$-\sum_c p_c \log p_c$ of each pixel, (B, *S), from logits (B, C, *S)."""
+    r"""The entropy $-\sum_c p_c \log p_c$ of each pixel, (B, *S), from logits (B, C, *S)."""
     log_p = _at_least_float32(logits).log_softmax(dim=1)
     return -(log_p.exp() * log_p).sum(dim=1)
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:
-    # Looking at values would wait for a GPU and break a compiled graph.
+    # Reading values synchronises with a GPU and breaks a compiled graph.
     if labels.device.type != "cpu" or torch.compiler.is_compiling() or not labels.numel():
         return
     low, high = (int(value) for value in labels.aminmax())
@@ -157,7 +162,7 @@ def _probabilities(logits: Tensor) -> Tensor:
 
 
 def _confusion_counts(p_main: Tensor, p_aux: Tensor) -> Tensor:
-    """Per image, how many pixels the heads give to each pair of classes: (B, C, C) from two (B, C, N)."""
+    """Per image, the number of pixels with each pair of predicted classes: (B, C, C) from two (B, C, N)."""
     batch, classes, _ = p_main.shape
     with torch.no_grad():
         # On CPU, `max` over the classes is ten times faster than `argmax`.

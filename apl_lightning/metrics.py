@@ -6,26 +6,25 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from apl_lightning.ranks import gather
+from apl_lightning._support.distributed import gather
 
 
 def overlap_counts(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Per class, the pixels of both, of the prediction and of the reference: (3, num_classes) from class indices."""
+    """Per class, the pixels in both, in the prediction and in the reference: (3, num_classes) from class indices."""
     pairs = torch.bincount((labels * num_classes + predictions).flatten(), minlength=num_classes**2)
     matrix = pairs.view(num_classes, num_classes)
     return torch.stack([matrix.diagonal(), matrix.sum(dim=0), matrix.sum(dim=1)])
 
 
-class CaseDice(Metric):
+class CaseDice:
     r"""The Dice coefficient per class, over all slices of a case together, averaged over cases.
 
     $$\mathrm{Dice}_c = \frac{2 \, |P_c \cap T_c|}{|P_c| + |T_c|}$$
 
-    1 is best, 0 worst. A class that neither the prediction nor the reference of a case holds does not count for
-    that case; one that only the prediction holds counts 0. Samples are told apart by their index: one that a
-    distributed sampler gave to two ranks counts once.
+    1 is best, 0 is worst. A class that is absent from prediction and reference of a case does not count for that case;
+    a class in the prediction alone counts 0. A sample that a distributed sampler gives to two ranks counts once, if
+    `update` gets its index.
 
     Args:
         num_classes: Number of classes, background included.
@@ -39,12 +38,9 @@ class CaseDice(Metric):
         tensor([0.6667, 0.6667, 1.0000])
     """
 
-    full_state_update = False
-    higher_is_better = True
+    # Not a torchmetrics `Metric`: its states need a size that is known beforehand, and the number of cases is not.
 
     def __init__(self, num_classes: int) -> None:
-        # The counts are gathered in `compute`: the cases, and so the size of the state, are not known beforehand.
-        super().__init__(sync_on_compute=False)
         self.num_classes = num_classes
         self._counts: dict[int | tuple[str, int], tuple[str | None, Tensor]] = {}
 
@@ -60,8 +56,8 @@ class CaseDice(Metric):
         Args:
             predictions: Class indices, (B, *S).
             labels: Reference class indices, (B, *S).
-            cases: The case of each sample; each is its own by default.
-            indices: What tells the samples apart; by default they all differ.
+            cases: The case of each sample; by default every sample is a case.
+            indices: The index of each sample in its data set; by default all samples differ.
 
         Raises:
             ValueError: If the shapes differ, or a label is out of range.
@@ -82,13 +78,13 @@ class CaseDice(Metric):
             self._counts[key] = (None if cases is None else cases[position], counts)
 
     def compute(self) -> Tensor:
-        """Dice per class, (num_classes,); NaN for a class that occurs nowhere."""
+        """Dice per class over all ranks, (num_classes,); NaN for a class that never occurs."""
         table = self.per_case()
         return torch.stack(list(table.values())).nanmean(dim=0) if table else torch.full((self.num_classes,), torch.nan)
 
     def per_case(self) -> dict[str, Tensor]:
-        """Dice per class of each case; NaN where a class is absent from prediction and reference."""
-        # A sample without an index is another one on every rank, and one without a case is a case of its own.
+        """Dice per class of each case; NaN for a class that is absent from prediction and reference."""
+        # Samples without an index differ between ranks, and a sample without a case is a case.
         samples = {
             (rank, key) if isinstance(key, tuple) else key: value
             for rank, counts in enumerate(gather(self._counts))
@@ -102,5 +98,4 @@ class CaseDice(Metric):
 
     def reset(self) -> None:
         """Forget all counts."""
-        super().reset()
         self._counts = {}

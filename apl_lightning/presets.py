@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class Preset(NamedTuple):
-    """Arguments for the three pieces of a refinement run."""
+    """Arguments of module, callback and data module."""
 
     module: Mapping[str, Any]
     callback: Mapping[str, Any]
@@ -29,10 +29,10 @@ PAPER = Preset(
     callback=MappingProxyType({"every_n_epochs": 1, "ignore_small_components": False}),
     data=MappingProxyType({"transform": None}),
 )
-"""The paper to the letter.
+"""Paper settings.
 
-Nothing of it is public beyond its equations, so whatever they do not name (BatchNorm re-estimated, images moved in
-training, heads that learn more slowly, the mean over steps, small components ignored) is switched off. Use it as
+Only the equations of the paper are public. Everything else is off: re-estimated BatchNorm, the joint transform, a lower
+learning rate of the heads, the moving average, and the treatment of small components. Use it as
 `APLModule(model, 5, **PAPER.module)`, `PseudoLabelCallback(**PAPER.callback)` and
 `TargetDataModule(images, **PAPER.data)`.
 """

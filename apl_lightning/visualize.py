@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from apl_lightning._lightning import Callback, LightningModule, TensorBoardLogger, Trainer, WandbLogger
-from apl_lightning.dataset import TargetDataset
+from apl_lightning._support.lightning import Callback, LightningModule, TensorBoardLogger, Trainer, WandbLogger
+from apl_lightning.data import TargetDataset
 
-# Tableau's ten colours; background stays clear.
+# The ten colours of Tableau; background stays transparent.
 COLOURS = np.array(
     [
         (31, 119, 180),
@@ -31,7 +31,7 @@ COLOURS = np.array(
 
 
 def grey(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """One slice of an image (C, *S) as RGB, (H, W, 3), from its darkest to its brightest value."""
+    """One slice of an image (C, *S) as RGB, (H, W, 3), scaled from its smallest to its largest value."""
     plane = _slice(image.float().mean(dim=0)).cpu()
     plane = (plane - plane.min()) / (plane.max() - plane.min()).clamp_min(1e-6)
     return _rgb(plane)
@@ -53,15 +53,15 @@ def overlay(image: Tensor, labels: Tensor, opacity: float = 0.5) -> np.ndarray[A
 
 
 class PseudoLabelOverlay(Callback):
-    """Shows image, pseudo label, weight map and, where there is one, the reference of some samples each epoch.
+    """Shows image, pseudo label, weights and, if there is one, the reference label of some samples each epoch.
 
-    With a `WandbLogger` they are image masks that can be switched on and off under `pseudo/overlays`, with the
-    weights under `pseudo/weights`; with a `TensorBoardLogger` a row of pictures a sample; otherwise PNG files below
-    `overlays` in the trainer's root.
+    A `WandbLogger` gets image masks under `pseudo/overlays` and the weights under `pseudo/weights`, a
+    `TensorBoardLogger` a row of pictures per sample. Without either, PNG files are written to `overlays` in the
+    trainer's root directory.
 
     Args:
-        samples: How many, spread over the data set, or which indices.
-        every_n_epochs: After each n-th epoch.
+        samples: The number of samples, spread over the data set, or their indices.
+        every_n_epochs: Show them after each n-th epoch.
     """
 
     def __init__(self, samples: int | Sequence[int] = 4, every_n_epochs: int = 1) -> None:
@@ -69,15 +69,15 @@ class PseudoLabelOverlay(Callback):
         self.every_n_epochs = every_n_epochs
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the labels that this epoch trained on."""
+        """Show the labels of this epoch."""
         loader: Any = trainer.train_dataloader
         if not trainer.is_global_zero or trainer.current_epoch % self.every_n_epochs:
             return
         dataset: TargetDataset = loader.dataset
         loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
         for index in self._indices(len(dataset)):
-            made = dataset.store.read(index)
-            sample = {**dataset.read(index), "labels": made.classes, "weights": made.weights, "round": made.round}
+            label = dataset.store.read(index)
+            sample = {**dataset.read(index), "labels": label.classes, "weights": label.weights}
             for logger in loggers:
                 if isinstance(logger, WandbLogger):
                     _to_wandb(logger, index, sample, _names(pl_module), trainer.global_step)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule, TargetDataset
-from apl_lightning.datamodule import collate
+from apl_lightning.data import collate
 
 Make = Callable[..., pl.Trainer]
 

@@ -1,4 +1,4 @@
-"""Imports point one way, and each outside door has one file."""
+"""Imports point one way, folders are entered by their door, and each outside package has one door."""
 
 from __future__ import annotations
 
@@ -7,95 +7,28 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "apl_lightning"
+PACKAGE = Path(__file__).parents[1] / "apl_lightning"
 
-# The rooms, low to high: a file imports only from files above it in this list.
-ROOMS = [
-    "_lightning",
-    "ranks",
-    "outputs",
-    "probe",
-    "source",
-    "resizing",
-    "routing",
-    "dual",
-    "second_head",
-    "proof",
-    "heads",
+# Low to high: a layer imports only from layers above it in this list.
+LAYERS = [
+    "_support",
     "losses",
-    "predictor",
-    "connected",
-    "denoisers.apl",
-    "denoisers.confidence",
-    "denoisers.histogram",
-    "denoisers.threshold",
-    "denoisers.bdl",
-    "denoisers.cbst",
-    "denoisers.crst",
-    "denoisers.mrnet",
-    "denoisers.iast",
-    "denoisers.dpl",
-    "denoisers.upl",
-    "denoisers.chebyshev",
-    "denoisers.protocol",
-    "denoisers",
-    "round_files",
-    "exchange",
-    "store",
-    "components",
-    "samples",
-    "randomness",
-    "sampler",
-    "transforms",
-    "augment",
-    "dataset",
-    "datamodule",
     "metrics",
-    "batchnorm",
-    "warmup",
-    "teacher",
-    "module",
-    "self_training",
-    "tent",
-    "validators",
-    "statistics",
+    "heads",
+    "denoisers",
+    "store",
+    "data",
     "guard",
-    "healthy_round",
-    "progress",
-    "preemption",
-    "strategies",
-    "target_images",
-    "label_pass",
-    "labelling",
+    "labels",
+    "refinement",
     "callback",
     "visualize",
     "presets",
-    "checkpoints.error",
-    "checkpoints.crc32c",
-    "checkpoints.leveldb",
-    "checkpoints.bundle",
-    "checkpoints.torch_file",
-    "checkpoints.raw_image",
-    "checkpoints.legacy_resize",
-    "checkpoints.vgg",
-    "checkpoints.deeplab",
-    "checkpoints.drn",
-    "checkpoints.fcn8s",
-    "checkpoints.resnet_generator",
-    "checkpoints.sifa",
-    "checkpoints.sifa_generator",
-    "checkpoints.sifa_bundle",
-    "checkpoints.systems",
-    "checkpoints.match",
-    "checkpoints.loading",
-    "checkpoints.identify",
-    "checkpoints.translated",
     "checkpoints",
-    "checkpoints.__main__",
 ]
 
 
-def imports(path: Path) -> set[str]:
+def imported_names(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -105,35 +38,76 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def room(path: Path) -> str:
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+def parts_of(path: Path) -> tuple[str, ...]:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
 
 
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+MODULES = {".".join(parts_of(path)) for path in FILES}
 
 
-def own_rooms(path: Path) -> set[str]:
-    names = {name.removeprefix("apl_lightning.") for name in imports(path) if name.startswith("apl_lightning.")}
-    return {max((r for r in ROOMS if name == r or name.startswith(f"{r}.")), key=len) for name in names}
+def module_of(name: str) -> str:
+    """The longest module of the package in an imported name."""
+    return max((module for module in MODULES if f"{name}.".startswith(f"{module}.")), key=len)
 
 
-def test_every_file_has_its_room() -> None:
-    assert sorted(map(room, FILES)) == sorted(ROOMS)
+def own_imports(path: Path) -> set[str]:
+    names = {name.removeprefix("apl_lightning.") for name in imported_names(path) if name.startswith("apl_lightning.")}
+    return {module_of(name) for name in names}
 
 
-@pytest.mark.parametrize("path", FILES, ids=room)
-def test_imports_point_down(path: Path) -> None:
-    above = ROOMS[: ROOMS.index(room(path))]
-    assert own_rooms(path) <= set(above)
+def test_every_file_has_its_layer() -> None:
+    assert {parts_of(path)[0] for path in FILES} == set(LAYERS)
+    assert len([path for path in PACKAGE.glob("*.py")]) <= 10
 
 
-@pytest.mark.parametrize(("package", "door"), [("pytorch_lightning", "_lightning"), ("wandb", "visualize")])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: ".".join(parts_of(path)))
+def test_imports_point_down_and_go_through_the_door_of_a_folder(path: Path) -> None:
+    layer = parts_of(path)[0]
+    for module in own_imports(path):
+        other, *inside = module.split(".")
+        if other != layer:
+            assert LAYERS.index(other) < LAYERS.index(layer)
+            assert not inside or other == "_support", f"import from apl_lightning.{other}, not from {module}"
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_no_cycle_in_a_folder(layer: str) -> None:
+    imports = {".".join(parts_of(path)): own_imports(path) for path in FILES if parts_of(path)[0] == layer}
+    left = {module: found & set(imports) for module, found in imports.items()}
+    while free := {module for module, found in left.items() if not found & set(left)}:
+        left = {module: found for module, found in left.items() if module not in free}
+    assert not left
+
+
+@pytest.mark.parametrize(
+    ("package", "door"), [("pytorch_lightning", "_support.lightning"), ("wandb", "visualize"), ("PIL", "visualize")]
+)
 def test_one_door(package: str, door: str) -> None:
-    users = {room(path) for path in FILES if any(name.split(".")[0] == package for name in imports(path))}
+    users = {
+        ".".join(parts_of(path)) for path in FILES if any(n.split(".")[0] == package for n in imported_names(path))
+    }
     assert users <= {door}
 
 
+def test_nothing_private_of_lightning_is_used_elsewhere() -> None:
+    private = ("_signal_connector", "fit_loop", "precision_plugin", ".strategy", "launcher", "_trainer.", "progress_bar_c")
+    for path in FILES:
+        if parts_of(path) != ("_support", "lightning"):
+            found = [name for name in private if name in path.read_text().replace("self._trainer.", "")]
+            assert not found, path
+
+
 def test_module_and_callback_meet_only_in_the_store() -> None:
-    reached = {name: own_rooms(PACKAGE / f"{name}.py") for name in ("module", "callback", "labelling", "label_pass")}
-    assert not reached["module"] & {"callback", "label_pass", "store"}
-    assert not (reached["callback"] | reached["labelling"] | reached["label_pass"]) & {"losses", "module"}
+    def layers(folder: str) -> set[str]:
+        return {m.split(".")[0] for path in FILES if parts_of(path)[0] == folder for m in own_imports(path)}
+
+    assert not layers("refinement") & {"callback", "labels", "store"}
+    assert not (layers("callback") | layers("labels")) & {"losses", "refinement"}
+
+
+def test_folders_of_the_tests_are_those_of_the_package() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"}
+    tests = {path.parent.name for path in Path(__file__).parent.rglob("test_*.py")} - {"tests"}
+    assert tests - {"runs"} == folders

@@ -1,4 +1,4 @@
-"""Adaptive Pseudo Labeling: merge both heads and trust each pixel by its margin."""
+"""Adaptive Pseudo Labeling: merge both heads and weight each pixel by its margin."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from apl_lightning.denoisers.base import Denoiser
+
 
 @dataclass(frozen=True)
-class APL:
+class APL(Denoiser):
     r"""Labels and weights from two heads without a threshold (Li et al., ICASSP 2022).
 
     $$\hat y = \mathrm{argmax}_c \, (p_m + \lambda p_a)_c, \qquad \omega = \delta_1 - \delta_2 \quad \text{(Eq. 3)}$$
@@ -17,9 +19,9 @@ class APL:
     where $\delta_1$ and $\delta_2$ are the largest and the second largest probability of the merged prediction.
 
     Args:
-        aux_weight: $\lambda$, the weight of the auxiliary head beside 1 for the main one.
-        temperature: Probabilities are softened to $p^{1/T}$ (renormalised) first: above 1, an over-confident network
-            gets weights that tell its pixels apart again.
+        aux_weight: $\lambda$, the weight of the auxiliary head; that of the main head is 1.
+        temperature: Probabilities are first softened to $p^{1/T}$ (renormalised). Values above 1 spread the weights of
+            an over-confident network.
 
     Raises:
         ValueError: If an argument is out of its range.

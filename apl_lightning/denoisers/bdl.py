@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from apl_lightning.denoisers.base import DatasetDenoiser
 from apl_lightning.denoisers.confidence import logit, merge
 from apl_lightning.denoisers.histogram import ConfidenceHistogram
 
 
-class BDL:
-    r"""Weight 1 where $\max_c p_c \ge \theta_c$ with the class-wise $\theta_c = \min(\mathrm{median}_c, \tau)$.
+class BDL(DatasetDenoiser):
+    r"""Weight 1 where $\max_c p_c \ge \theta_c$, with thresholds $\theta_c = \min(\mathrm{median}_c, \tau)$.
 
-    The median is that of the confidence of all pixels that are predicted c, over the data set.
+    The median is taken over the confidence of all pixels of the data set with prediction c.
 
     Args:
         tau: The highest threshold.
@@ -36,7 +37,7 @@ class BDL:
         self.thresholds = torch.empty(0)  # logits, (C,)
 
     def begin(self, round: int, num_classes: int, device: torch.device) -> None:
-        """Forget the round before."""
+        """Start with empty counts."""
         self._histogram = ConfidenceHistogram(num_classes, device)
 
     def observe(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, ...]:
@@ -44,7 +45,7 @@ class BDL:
         return self._histogram.observe(merge(p_main, p_aux))
 
     def settle(self) -> None:
-        """The thresholds, from the counts of all ranks."""
+        """Compute the thresholds from the counts of all ranks."""
         self._histogram.reduce()
         median = self._histogram.at_rank(self._histogram.sizes() // 2 + 1)
         self.thresholds = median.clamp_max(logit(self.tau))

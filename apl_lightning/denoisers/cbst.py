@@ -1,27 +1,28 @@
-"""CBST (Zou et al., ECCV 2018): the same portion of every class, growing by the round."""
+"""CBST (Zou et al., ECCV 2018): keep the same portion of every class, larger in each round."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from apl_lightning.denoisers.base import DatasetDenoiser
 from apl_lightning.denoisers.confidence import class_logits, merge
 from apl_lightning.denoisers.histogram import ConfidenceHistogram
 
 
-class CBST:
+class CBST(DatasetDenoiser):
     r"""Class-balanced self-training.
 
     $$\hat y = \mathrm{argmax}_c \, \frac{p_c}{\theta_c}, \qquad \omega = 1 \text{ where } \max_c \frac{p_c}{\theta_c}
     \ge 1, \text{ else } 0$$
 
-    $\theta_c$ is the confidence at rank $\lfloor n_c \pi \rfloor$ of the $n_c$ pixels that are predicted c, and 1 where
-    there are none. The label may differ from the most probable class: a rare class with a low threshold may win.
+    $\theta_c$ is the confidence at rank $\lfloor n_c \pi \rfloor$ among the $n_c$ pixels with prediction c, and 1 if
+    there are none. The label may differ from the most probable class: a rare class has a low threshold.
 
     Args:
         portion: $\pi$ of the first round.
-        step: What each further round adds to it.
-        largest: Where it stops.
+        step: The increase of $\pi$ in each further round.
+        largest: The largest $\pi$.
 
     Raises:
         ValueError: If the portions are not between 0 and 1 and in order.
@@ -44,10 +45,10 @@ class CBST:
         self.portion = portion
         self.step = step
         self.largest = largest
-        self.thresholds = torch.empty(0)  # logits, (C,); infinite where a class is not predicted anywhere
+        self.thresholds = torch.empty(0)  # logits, (C,); infinite for a class without a pixel
 
     def begin(self, round: int, num_classes: int, device: torch.device) -> None:
-        """Forget the round before, and take the portion of this one."""
+        """Start with empty counts and the portion of this round."""
         self._portion = min(self.largest, self.portion + round * self.step)
         self._histogram = ConfidenceHistogram(num_classes, device)
 
@@ -57,23 +58,23 @@ class CBST:
         return (class_logits(merged, *self._histogram.observe(merged)).half(),)
 
     def settle(self) -> None:
-        """The thresholds, from the counts of all ranks."""
+        """Compute the thresholds from the counts of all ranks."""
         self._histogram.reduce()
         sizes = self._histogram.sizes()
-        # A product of decimals may fall short of the whole number that it stands for.
+        # In floating point the product may be just below a whole number.
         ranks = (sizes * self._portion + 1e-6).floor().long()
         self.thresholds = self._histogram.at_rank(ranks).nan_to_num(nan=torch.inf)
 
     def decide(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Labels and weights of a batch."""
-        return self.ratios(logits).max(dim=1).indices, self.keeps(logits)
+        return self._ratios(logits).max(dim=1).indices, self._keeps(logits)
 
-    def ratios(self, logits: Tensor) -> Tensor:
+    def _ratios(self, logits: Tensor) -> Tensor:
         r"""$p_c / \theta_c$ of a batch, (B, C, *S)."""
         return logits.float().sigmoid() / self._thresholds_of(logits).sigmoid()
 
-    def keeps(self, logits: Tensor) -> Tensor:
-        """1 where a class reaches its threshold, (B, *S). Logits tell it where probabilities are all 1 in float32."""
+    def _keeps(self, logits: Tensor) -> Tensor:
+        """1 where a class reaches its threshold, (B, *S); in logits, since probabilities saturate at 1 in float32."""
         return ((logits.float() - self._thresholds_of(logits)).amax(dim=1) >= 0).float()
 
     def _thresholds_of(self, logits: Tensor) -> Tensor:

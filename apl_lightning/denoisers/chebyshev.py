@@ -1,27 +1,27 @@
-"""Chebyshev confidence (2024): keep what an inequality lets be sure to lie on its side of one half."""
+"""Chebyshev confidence (2024): keep the pixels whose label another dropout pass can hardly change."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from apl_lightning.denoisers.base import Denoiser
 from apl_lightning.denoisers.confidence import merge
-from apl_lightning.predictor import Predictor
+from apl_lightning.denoisers.predictor import Predictor
 
 
-class Chebyshev:
+class Chebyshev(Denoiser):
     r"""Weight 1 where $\frac{s^2}{s^2 + (p - 1/2)^2} < P$, with p and s² the mean and variance of $p_{\hat y}$.
 
-    Both are taken over passes with dropout.
-    By the one-sided Chebyshev inequality that fraction bounds the probability that another pass falls on the other
-    side of 1/2.
+    Mean and variance are taken over passes with dropout. By the one-sided Chebyshev inequality the fraction is an upper
+    bound of the probability that $p_{\hat y}$ of another pass lies on the other side of 1/2.
 
     Args:
-        passes: Passes with dropout.
-        dropout: The rate before the classifier in networks that have no dropout of their own.
+        passes: Number of passes with dropout.
+        dropout: The dropout rate on the features of the classifier, for networks without dropout layers.
         smallest: P of the first round.
-        largest: P of the last round of the ramp.
-        rounds: Rounds of the ramp.
+        largest: P at the end of the ramp.
+        rounds: Number of rounds of the ramp.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -53,7 +53,7 @@ class Chebyshev:
         self._bound = smallest
 
     def begin(self, round: int, num_classes: int, device: torch.device) -> None:
-        """Take the bound of this round."""
+        """Set the bound of this round."""
         part = min(1.0, round / max(1, self.rounds - 1))
         self._bound = self.smallest + part * (self.largest - self.smallest)
 

@@ -1,4 +1,4 @@
-"""How sure a prediction is, on a scale that does not saturate."""
+"""Confidence of predictions as logits, which do not saturate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def merge(p_main: Tensor, p_aux: Tensor) -> Tensor:
 def predicted(probabilities: Tensor) -> tuple[Tensor, Tensor]:
     """The most probable class and the logit of its probability, log p / (1 - p), each (B, *S).
 
-    1 - p is the sum of the other probabilities: in float32 p itself is 1 from a logit of 17 on.
+    1 - p is computed as the sum of the other probabilities: in float32, p itself is 1 from a logit of 17 on.
 
     Examples:
         >>> import torch
@@ -30,7 +30,7 @@ def predicted(probabilities: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def class_logits(probabilities: Tensor, labels: Tensor, confidence: Tensor) -> Tensor:
-    """The logit of every class's probability, (B, C, *S), beside what `predicted` says of the most probable one."""
+    """The logits of all class probabilities, (B, C, *S); `labels` and `confidence` come from `predicted`."""
     logits = probabilities.logit(torch.finfo(probabilities.dtype).tiny)
     return logits.scatter_(1, labels[:, None], confidence[:, None])
 

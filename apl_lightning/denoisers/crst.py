@@ -1,21 +1,20 @@
-"""CRST (Zou et al., ICCV 2019): class-balanced self-training with regularised confidence."""
+"""CRST (Zou et al., ICCV 2019): CBST with a regulariser against over-confidence."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from apl_lightning.denoisers.cbst import CBST
-from apl_lightning.losses import joint_mean, weighted_cross_entropy
+from apl_lightning.losses import joint_mean, mean_over_heads, weighted_cross_entropy
 
 
 class CRST(CBST):
-    r"""CBST's thresholds with a regulariser on the label or on the model.
+    r"""The thresholds of CBST with a regulariser on the model or on the label.
 
-    - `"mrkld"` (model regularised): CBST's labels, and the loss of each kept pixel is
-      $-\log p_{\hat y} + \lambda \, \mathrm{KL}(u, p)$ with the uniform u.
+    - `"mrkld"` (model regularised): the labels of CBST. The loss of each kept pixel is
+      $-\log p_{\hat y} + \lambda \, \mathrm{KL}(u, p)$ with the uniform distribution u.
     - `"lrent"` (label regularised): soft labels $q_c \propto (p_c / \theta_c)^{1/\alpha}$ for the kept pixels.
 
     Args:
@@ -60,17 +59,18 @@ class CRST(CBST):
         """Labels, soft ones (B, C, *S) for LRENT, and weights of a batch."""
         if self.regulariser == "mrkld":
             return super().decide(logits)
-        return (self.ratios(logits).log() / self.alpha).softmax(dim=1), self.keeps(logits)
+        return (self._ratios(logits).log() / self.alpha).softmax(dim=1), self._keeps(logits)
 
     def loss(self, main: Tensor, aux: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        """The mean over both heads, each over the kept pixels."""
-        per_head = []
-        for logits in (main, aux):
-            loss = weighted_cross_entropy(logits, labels, weights)
-            if self.regulariser == "mrkld":
-                loss = loss + self.weight * joint_mean(divergence_from_uniform(logits), weights)
-            per_head.append(loss)
-        return torch.stack(per_head).mean()
+        """The loss over the kept pixels, averaged over both heads."""
+        if self.regulariser == "lrent":
+            return super().loss(main, aux, labels, weights)
+
+        def regularised(logits: Tensor) -> Tensor:
+            divergence = joint_mean(divergence_from_uniform(logits), weights)
+            return weighted_cross_entropy(logits, labels, weights) + self.weight * divergence
+
+        return mean_over_heads(regularised, main, aux)
 
 
 def divergence_from_uniform(logits: Tensor) -> Tensor:

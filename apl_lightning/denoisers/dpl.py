@@ -1,4 +1,4 @@
-"""DPL (Chen et al., MICCAI 2021): keep what dropout does not move and what a class prototype confirms."""
+"""DPL (Chen et al., MICCAI 2021): keep the pixels that are stable under dropout and close to their class prototype."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from apl_lightning._support.distributed import gather
+from apl_lightning._support.resizing import pool_to, resize_to
+from apl_lightning.denoisers.base import DatasetDenoiser
 from apl_lightning.denoisers.confidence import merge
-from apl_lightning.predictor import Predictor
-from apl_lightning.ranks import gather
-from apl_lightning.resizing import pool_to, resize_to
+from apl_lightning.denoisers.predictor import Predictor
 
 
-class DPL:
-    r"""Denoised pseudo labelling by uncertainty and prototypes.
+class DPL(DatasetDenoiser):
+    r"""Denoised pseudo labels by uncertainty and prototypes.
 
-    The label is the argmax of the mean of K passes with dropout. It is kept where the standard deviation of
-    $p_{\hat y}$ (softened with a temperature) over the passes is below $\eta$ and the nearest class prototype gives the
-    same label. A prototype is the mean of the features of the pixels of one label that dropout does not move, each
-    weighted by its probability, over the data set; a class that never occurs has none.
+    The label is the argmax of the mean of K passes with dropout. A pixel has weight 1 where the standard deviation of
+    $p_{\hat y}$ (softened with a temperature) over the passes is below $\eta$ and the nearest class prototype has the
+    same label. The prototype of a class is the mean, over the data set, of the features of its stable pixels, weighted
+    by their probability; a class that never occurs has none.
 
     Args:
         passes: K.
-        dropout: The rate before the classifier in networks that have no dropout of their own.
+        dropout: The dropout rate on the features of the classifier, for networks without dropout layers.
         eta: The largest standard deviation.
-        temperature: Softens the probabilities whose deviation is taken.
+        temperature: Softens the probabilities before the standard deviation is taken.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -48,7 +49,7 @@ class DPL:
         self.prototypes = torch.empty(0)  # (C, F)
 
     def predict(self, predictor: Predictor, images: Tensor) -> tuple[Tensor, ...]:
-        """Mean probabilities of both heads, whether dropout moves the label's, and the features of a plain pass."""
+        """Mean probabilities of both heads, the standard deviation of the label's, and the features of a plain pass."""
         features = predictor.features(images)
         passes = [predictor.with_dropout(images, self.dropout) for _ in range(self.passes)]
         p_main, p_aux = (torch.stack([p[head].softmax(dim=1) for p in passes]).mean(dim=0) for head in (0, 1))
@@ -59,7 +60,7 @@ class DPL:
         return p_main, p_aux, torch.stack(softened).std(dim=0, correction=0), features
 
     def begin(self, round: int, num_classes: int, device: torch.device) -> None:
-        """Forget the round before."""
+        """Start with empty sums."""
         self._classes = num_classes
         self._device = device
         self._sums: Tensor | None = None
@@ -67,25 +68,25 @@ class DPL:
     def observe(self, p_main: Tensor, p_aux: Tensor, deviation: Tensor, features: Tensor) -> tuple[Tensor, ...]:
         """Add the features of a batch to the prototypes of its labels."""
         confidence, labels = merge(p_main, p_aux).max(dim=1)
-        steady = deviation < self.eta
-        share = F.one_hot(labels, self._classes).movedim(-1, 1) * (steady * confidence)[:, None]
+        stable = deviation < self.eta
+        share = F.one_hot(labels, self._classes).movedim(-1, 1) * (stable * confidence)[:, None]
         share = pool_to(share, features.shape[2:]).flatten(2)
         flat = features.float().flatten(2).transpose(1, 2)
         sums = torch.cat([share @ flat, share.sum(dim=2, keepdim=True)], dim=2).sum(dim=0)
         self._sums = sums if self._sums is None else self._sums + sums
-        return labels, steady, features.half()
+        return labels, stable, features.half()
 
     def settle(self) -> None:
-        """The prototypes, from the sums of all ranks."""
+        """Compute the prototypes from the sums of all ranks."""
         shares = [share for share in gather(None if self._sums is None else self._sums.cpu()) if share is not None]
         sums = torch.stack(shares).sum(dim=0).to(self._device)
         self.prototypes = sums[:, :-1] / sums[:, -1:]  # 0 / 0 for a class that never occurs
 
-    def decide(self, labels: Tensor, steady: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    def decide(self, labels: Tensor, stable: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Labels and weights of a batch."""
         flat = features.float().flatten(2).transpose(1, 2)
         absent = self.prototypes.isnan().any(dim=1)
         distances = torch.cdist(flat, self.prototypes.nan_to_num().expand(len(flat), -1, -1)).transpose(1, 2)
         distances = resize_to(distances.unflatten(2, features.shape[2:]), labels)
         distances[:, absent] = torch.inf
-        return labels, (steady & (distances.min(dim=1).indices == labels)).float()
+        return labels, (stable & (distances.min(dim=1).indices == labels)).float()

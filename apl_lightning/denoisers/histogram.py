@@ -1,20 +1,20 @@
-"""Per-class distributions of confidence over a data set, in one pass and little memory."""
+"""Histograms of the confidence of each class over a data set."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from apl_lightning._support.distributed import total
 from apl_lightning.denoisers.confidence import predicted
-from apl_lightning.ranks import total
 
 _LOW, _HIGH, _BINS = -4.0, 28.0, 1024
 
 
 class ConfidenceHistogram:
-    """Counts of logits of confidence per predicted class, on the device, in bins of one 32nd.
+    """Counts of the confidence of each predicted class, on the device, in bins of 1/32 of a logit.
 
-    Bins are even in the logit of a probability: in linear bins all of the background falls into the last one.
+    Bins are even in the logit of the probability: with linear bins all background pixels fall into the last one.
 
     Args:
         num_classes: Number of classes.
@@ -55,10 +55,10 @@ class ConfidenceHistogram:
         return self.counts.sum(dim=1)
 
     def at_rank(self, ranks: Tensor) -> Tensor:
-        """For each class the logit with so many pixels at or above it, (C,); NaN where there are not so many, or none.
+        """For each class the logit of its pixel at a rank, (C,); NaN if the class has fewer pixels.
 
         Args:
-            ranks: (C,), from 1 for the most confident pixel on.
+            ranks: (C,); 1 is the most confident pixel.
         """
         descending = self.counts.flip(1)
         above = descending.cumsum(dim=1)

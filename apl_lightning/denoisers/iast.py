@@ -1,4 +1,4 @@
-"""IAST (Mei et al., ECCV 2020): thresholds that follow the confidence of each class slowly."""
+"""IAST (Mei et al., ECCV 2020): thresholds that slowly follow the confidence of each class."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apl_lightning.denoisers.base import DatasetDenoiser
 from apl_lightning.denoisers.confidence import merge
 from apl_lightning.denoisers.crst import divergence_from_uniform
 from apl_lightning.denoisers.histogram import ConfidenceHistogram
-from apl_lightning.losses import entropy, joint_mean, weighted_cross_entropy
+from apl_lightning.losses import entropy, joint_mean, mean_over_heads, weighted_cross_entropy
 
 
-class IAST:
-    r"""Weight 1 where $\max_c p_c \ge \theta_c$, with thresholds that remember.
+class IAST(DatasetDenoiser):
+    r"""Weight 1 where $\max_c p_c \ge \theta_c$, with moving averages as thresholds.
 
-    Each round $\theta_c \leftarrow \beta \theta_c + (1 - \beta)\, q_c$, where $q_c$ is the percentile
-    $100 (1 - \alpha \theta_c^\gamma)$ of the confidence of the pixels that are predicted c, and of $\theta_c$ itself;
-    $\theta_c$ starts at 0.9 and ends at 0.999. The original updates after every image, in their order and for each
-    process alone; here one histogram of all images and ranks updates it once a round. The loss adds a divergence from
-    the uniform distribution on kept pixels and the entropy on the others.
+    Each round updates $\theta_c \leftarrow \beta \theta_c + (1 - \beta)\, q_c$, where $q_c$ is the percentile
+    $100 (1 - \alpha \theta_c^\gamma)$ of the confidence of the pixels with prediction c and of $\theta_c$ itself.
+    $\theta_c$ starts at 0.9 and is at most 0.999. The original updates the thresholds after every image, on each
+    process alone; here one histogram of all images and ranks updates them once a round. The loss adds the divergence
+    from the uniform distribution on kept pixels and the entropy on the other pixels.
 
     Args:
-        alphas: $\alpha$ of the first, second, ... round; the last one stays.
+        alphas: $\alpha$ of the first, second, ... round; the last one is used for all further rounds.
         beta: $\beta$.
         gamma: $\gamma$.
         kept_weight: The weight of the divergence on kept pixels.
@@ -63,7 +64,7 @@ class IAST:
         self.thresholds = torch.empty(0)  # probabilities, (C,)
 
     def begin(self, round: int, num_classes: int, device: torch.device) -> None:
-        """A new histogram; the thresholds stay."""
+        """Start with empty counts; the thresholds stay."""
         if round == 0 or not len(self.thresholds):
             self.thresholds = torch.full((num_classes,), 0.9)
         self.thresholds = self.thresholds.to(device)
@@ -75,7 +76,7 @@ class IAST:
         return self._histogram.observe(merge(p_main, p_aux))
 
     def settle(self) -> None:
-        """Move the thresholds, with the counts of all ranks."""
+        """Update the thresholds with the counts of all ranks."""
         self._histogram.reduce()
         self._histogram.add(torch.arange(len(self.thresholds)).to(self.thresholds.device), self.thresholds.logit())
         above = self._alpha * self.thresholds**self.gamma
@@ -88,18 +89,19 @@ class IAST:
         return labels, (confidence >= self.thresholds.logit()[labels]).float()
 
     def loss(self, main: Tensor, aux: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        """The mean over both heads."""
-        per_head = []
-        for logits in (main, aux):
+        """Cross-entropy and divergence on kept pixels and entropy on ignored ones, averaged over both heads."""
+
+        def regularised(logits: Tensor) -> Tensor:
             loss = weighted_cross_entropy(logits, labels, weights)
             loss = loss + self.kept_weight * joint_mean(divergence_from_uniform(logits), weights)
-            per_head.append(loss + self.ignored_weight * joint_mean(entropy(logits), (weights == 0).float()))
-        return torch.stack(per_head).mean()
+            return loss + self.ignored_weight * joint_mean(entropy(logits), (weights == 0).float())
+
+        return mean_over_heads(regularised, main, aux)
 
     def state_dict(self) -> dict[str, Any]:
-        """The thresholds, for a checkpoint."""
+        """The thresholds."""
         return {"thresholds": self.thresholds.cpu()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the thresholds of a checkpoint."""
+        """Restore the thresholds."""
         self.thresholds = state_dict["thresholds"]

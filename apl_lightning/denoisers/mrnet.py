@@ -1,4 +1,4 @@
-"""MRNet (Zheng and Yang, IJCV 2021): the disagreement of two heads as an uncertainty that is learnt along."""
+"""MRNet (Zheng and Yang, IJCV 2021): the divergence of two heads as a learnt uncertainty."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from apl_lightning._support.resizing import resize_to
+from apl_lightning.denoisers.base import Denoiser
+from apl_lightning.denoisers.predictor import Predictor
 from apl_lightning.losses import joint_mean
-from apl_lightning.predictor import Predictor
-from apl_lightning.resizing import resize_to
 
 
-class MRNet:
-    r"""Labels fused over scales and flips, made once; the weight is recomputed in each step and trains along.
+class MRNet(Denoiser):
+    r"""Labels averaged over scales and flips; the weights are recomputed, with gradient, in each training step.
 
     $$L(p_1, p_2) = \overline{e^{-v} \left[-\log p_1(\hat y)\right]} + \overline{v}, \qquad v = \mathrm{KL}(p_2, p_1)$$
 
-    and the loss is $L(p_m, p_a) + \frac{1}{2} L(p_a, p_m)$, the means over all pixels. The label is the argmax of the
+    The loss is $L(p_m, p_a) + \frac{1}{2} L(p_a, p_m)$, with means over all pixels. The label is the argmax of the
     softmax of main + 0.5 aux logits, averaged over all views. Use it with
-    [`SelfTrainingModule`][apl_lightning.SelfTrainingModule]; with `PseudoLabelCallback(every_n_epochs=...)` above the
-    number of epochs the labels are made once, as in the original.
+    [`SelfTrainingModule`][apl_lightning.SelfTrainingModule]. The original makes its labels once: set `every_n_epochs`
+    of `PseudoLabelCallback` to the number of epochs or more.
 
     Args:
-        scales: The image is predicted at these sizes, rounded to multiples of 32, which many networks need.
-        flips: And mirrored along these axes of (B, C, *S). The original mirrors left and right; where classes tell left
-            from right (kidneys), pass `()`.
+        scales: Relative sizes of the image, rounded to multiples of 32, which many networks need.
+        flips: Axes of (B, C, *S) along which the image is mirrored. The original mirrors left and right; pass `()` if
+            classes differ by side (left and right kidney).
         aux_weight: The weight of the auxiliary head, in the label and in the loss.
 
     Examples:
@@ -49,7 +50,7 @@ class MRNet:
         self.aux_weight = aux_weight
 
     def predict(self, predictor: Predictor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The fused probabilities of all views, once for each head: the two are one."""
+        """The mean over the views, returned for both heads."""
         fused = []
         for scale, flip in product(self.scales, ((), *((axis,) for axis in self.flips))):
             view = images if scale == 1 else _scaled(images, scale)
@@ -65,7 +66,7 @@ class MRNet:
         return labels, torch.ones_like(labels, dtype=torch.float32)
 
     def loss(self, main: Tensor, aux: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        """Both heads, each rectified by the other."""
+        """The loss of both heads, each weighted by its divergence from the other one."""
         log_main, log_aux = main.float().log_softmax(dim=1), aux.float().log_softmax(dim=1)
         return _rectified(log_main, log_aux, labels, weights) + self.aux_weight * _rectified(
             log_aux, log_main, labels, weights

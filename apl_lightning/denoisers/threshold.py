@@ -1,4 +1,4 @@
-"""Pseudo-Label (Lee, 2013): keep what is above a fixed confidence."""
+"""Pseudo-Label (Lee, 2013): keep the pixels above a fixed confidence."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from apl_lightning.denoisers.base import Denoiser
 from apl_lightning.denoisers.confidence import logit, merge, predicted
-from apl_lightning.losses import joint_mean, weighted_cross_entropy
+from apl_lightning.losses import joint_mean, mean_over_heads
 
 
 @dataclass(frozen=True)
-class Threshold:
+class Threshold(Denoiser):
     r"""Labels of the mean prediction; weight 1 where $\max_c p_c > \tau$, else 0.
 
     Args:
         tau: The threshold; 0 keeps every pixel (plain pseudo labels).
-        normalise: Divide the summed cross-entropy by the number of `"kept"` pixels or of `"all"`: two different losses.
+        normalise: Whether the loss is the mean over the `"kept"` pixels or over `"all"`.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -48,12 +49,12 @@ class Threshold:
         return labels, (confidence > logit(self.tau)).float()
 
     def loss(self, main: Tensor, aux: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        """The mean over both heads of the cross-entropy, normalised as asked for."""
-        per_head = []
-        for logits in (main, aux):
-            if self.normalise == "kept":
-                per_head.append(weighted_cross_entropy(logits, labels, weights))
-            else:
-                losses = F.cross_entropy(logits.float(), labels, reduction="none")
-                per_head.append(joint_mean(weights * losses, torch.ones_like(weights)))
-        return torch.stack(per_head).mean()
+        """The cross-entropy, normalised as chosen and averaged over both heads."""
+        if self.normalise == "kept":
+            return super().loss(main, aux, labels, weights)
+
+        def over_all(logits: Tensor) -> Tensor:
+            losses = F.cross_entropy(logits.float(), labels, reduction="none")
+            return joint_mean(weights * losses, torch.ones_like(weights))
+
+        return mean_over_heads(over_all, main, aux)

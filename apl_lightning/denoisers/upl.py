@@ -1,22 +1,23 @@
-"""UPL-SFDA (Wu et al., TMI 2023): keep what the mean of several views is sure of, in one piece a class."""
+"""UPL-SFDA (Wu et al., TMI 2023): keep confident pixels of the mean over views, in one component a class."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from apl_lightning.connected import largest_component
+from apl_lightning._support.connected import largest_component
+from apl_lightning.denoisers.base import Denoiser
 from apl_lightning.denoisers.confidence import merge
-from apl_lightning.predictor import Predictor
+from apl_lightning.denoisers.predictor import Predictor
 
 
-class UPL:
+class UPL(Denoiser):
     r"""Uncertainty-aware pseudo labels from rotated views.
 
-    $p$ is the mean over K views. View k sees the image turned by $90° \cdot k$ and is read by D_m for even and by
-    D_a for odd k. Weight 1 where $p_{\hat y} > \tau$ and, for foreground classes, in the largest connected component
-    of its class in the image. The original has K decoders of its own and views each batch in each step; here the two
-    heads read in turn, once a round.
+    $p$ is the mean over K views. View k rotates the image by $90° \cdot k$ and uses D_m for even and D_a for odd k.
+    Weight 1 where $p_{\hat y} > \tau$ and, for foreground classes, in the largest connected component of the class in
+    the image. The original has K decoders and predicts the views in each training step; here the two heads take turns,
+    once a round.
 
     Args:
         views: K.
@@ -28,7 +29,7 @@ class UPL:
     Examples:
         >>> import torch
         >>> from apl_lightning.denoisers import UPL
-        >>> p = torch.tensor([0.1, 0.9, 0.1, 0.9, 0.9]).view(1, 1, 1, 5)  # foreground in two pieces
+        >>> p = torch.tensor([0.1, 0.9, 0.1, 0.9, 0.9]).view(1, 1, 1, 5)  # foreground in two components
         >>> p = torch.cat([1 - p, p], dim=1)
         >>> labels, weights = UPL(tau=0.8)(p, p)
         >>> weights.tolist()
@@ -42,7 +43,7 @@ class UPL:
         self.tau = tau
 
     def predict(self, predictor: Predictor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean over the views, once for each head: the two are one."""
+        """The mean over the views, returned for both heads."""
         axes = (images.ndim - 2, images.ndim - 1)
         total = torch.zeros(())
         for view in range(self.views):

@@ -24,7 +24,7 @@ from advent import adapt
 from networks import build_network
 from source_training import SourceModule
 
-from apl_lightning.batchnorm import adapt_batch_norm
+from apl_lightning.refinement.batchnorm import adapt_batch_norm
 
 BASES = ("remapped-bn", "advent", "remapped", "plain")
 SPLITS = {

@@ -1,0 +1,1 @@
+"""Tools that know nothing of refinement: Lightning, processes, random numbers, modes, files, sizes."""

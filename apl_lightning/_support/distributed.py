@@ -1,0 +1,92 @@
+"""Communication between processes; with a single process every function returns at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def is_distributed() -> bool:
+    """Whether there is more than one process."""
+    return world_size() > 1
+
+
+def rank() -> int:
+    """The rank of this process."""
+    return distributed.get_rank() if is_distributed() else 0
+
+
+def broadcast(value: Any, source: int) -> Any:
+    """The value of the rank `source`, on all ranks."""
+    if is_distributed():
+        values = [value]
+        distributed.broadcast_object_list(values, src=source)
+        value = values[0]
+    return value
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all ranks, in order of rank."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum over ranks."""
+    if is_distributed():
+        value = value.clone()
+        distributed.all_reduce(value)
+    return value
+
+
+def total_of_counts(counts: Tensor, device: torch.device) -> Tensor:
+    """The sum over ranks of counts in float64 on the CPU; the ranks communicate through `device`."""
+    # MPS has no float64, but no collectives either.
+    return total(counts.to(device)).cpu() if device.type != "mps" else counts
+
+
+def share_state(module: nn.Module) -> None:
+    """Copy the parameters and buffers of rank 0 to all ranks: under DDP the buffers of BatchNorm differ."""
+    if is_distributed():
+        with torch.no_grad():
+            for tensor in (*module.parameters(), *module.buffers()):
+                distributed.broadcast(tensor.data, src=0)
+
+
+@contextmanager
+def all_or_none(task: str) -> Iterator[None]:
+    """Run a block on all ranks; an error on one rank is raised on every rank.
+
+    No rank waits for one that has failed. All ranks must reach every other collective in the block.
+
+    Args:
+        task: What the block does, for the message.
+
+    Raises:
+        RuntimeError: If a rank fails; with a single process the error itself.
+    """
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        if not is_distributed():
+            raise
+        error = caught
+    if not is_distributed():
+        return
+    errors = {rank: text for rank, text in enumerate(gather(error and f"{type(error).__name__}: {error}")) if text}
+    if errors:
+        first = next(iter(errors.values()))
+        raise RuntimeError(f"{task} failed on ranks {list(errors)}: {first}") from error

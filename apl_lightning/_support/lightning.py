@@ -1,0 +1,111 @@
+"""The one door to Lightning: its classes, and a named function for everything of it that is not public API."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+__all__ = [
+    "Callback",
+    "LightningDataModule",
+    "LightningModule",
+    "RichProgressBar",
+    "TensorBoardLogger",
+    "Trainer",
+    "WandbLogger",
+    "attached_callbacks",
+    "autocast",
+    "batches_started",
+    "broadcast",
+    "copy_without_trainer",
+    "has_finished",
+    "isolate_rng",
+    "progress_bar",
+    "record_sigterm",
+    "refuse_sharded",
+    "rich_progress",
+    "to_device",
+]
+
+T = TypeVar("T")
+
+# By name: importing them needs packages that may be missing.
+_SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
+
+
+def attached_callbacks(module: LightningModule) -> Sequence[Callback]:
+    """The callbacks of the module's trainer; none without a trainer."""
+    trainer: Any = module._trainer
+    return () if trainer is None else trainer.callbacks
+
+
+def autocast(trainer: Trainer) -> AbstractContextManager[Any]:
+    """The context of a forward pass in the trainer's precision."""
+    return trainer.precision_plugin.forward_context()
+
+
+def batches_started(trainer: Trainer) -> int:
+    """How many training batches of the current epoch have been fetched, those before a resume included."""
+    return int(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+
+def broadcast(trainer: Trainer, value: T) -> T:
+    """The value of rank 0, on all ranks."""
+    return trainer.strategy.broadcast(value)
+
+
+def copy_without_trainer(model: nn.Module) -> nn.Module:
+    """A deep copy; of a LightningModule without the trainer that it is attached to."""
+    return copy.deepcopy(model, {id(getattr(model, "_trainer", None)): None})
+
+
+def has_finished(trainer: Trainer) -> bool:
+    """Whether no training step is left."""
+    return trainer.fit_loop.done
+
+
+def progress_bar(trainer: Trainer) -> ProgressBar | None:
+    """The bar that is shown on this rank, if any."""
+    bar: ProgressBar | None = trainer.progress_bar_callback
+    return bar if trainer.is_global_zero and not getattr(bar, "is_disabled", False) else None
+
+
+def record_sigterm(trainer: Trainer, number: int) -> None:
+    """Mark SIGTERM as received, which the loops share before each batch, and pass it on to launched processes."""
+    connector = trainer._signal_connector
+    if not connector.received_sigterm and trainer.strategy.launcher is not None:
+        trainer.strategy.launcher.kill(number)
+    connector.received_sigterm = True
+
+
+def refuse_sharded(trainer: Trainer) -> None:
+    """Raise where each process holds only a part of the network.
+
+    Raises:
+        ValueError: Under FSDP, DeepSpeed and ModelParallel.
+    """
+    name = type(trainer.strategy).__name__
+    if _SHARDED & {base.__name__ for base in type(trainer.strategy).__mro__}:
+        raise ValueError(
+            f"Expected a strategy with the whole network on each device, but got {name}, whose processes hold parts "
+            "and cannot make pseudo labels on their own: use strategy='ddp' or a single device."
+        )
+
+
+def rich_progress(bar: RichProgressBar) -> Any:
+    """The `rich.progress.Progress` behind a Rich bar; `None` before it starts."""
+    return bar.progress
+
+
+def to_device(trainer: Trainer, tensor: Tensor, module: LightningModule) -> Tensor:
+    """The tensor on the module's device."""
+    moved: Tensor = trainer.strategy.batch_to_device(tensor, module.device)
+    return moved

@@ -1,0 +1,50 @@
+"""Modes of a network for the length of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every submodule returns to its own mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def trainable(model: nn.Module) -> Iterator[None]:
+    """Gradients for all parameters; afterwards as before."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+@contextmanager
+def hooked(
+    *modules: nn.Module, pre: Callable[..., Any] | None = None, post: Callable[..., Any] | None = None
+) -> Iterator[None]:
+    """Forward pre-hooks and forward hooks on some modules, removed afterwards."""
+    handles = [module.register_forward_pre_hook(pre) for module in modules if pre is not None]
+    handles += [module.register_forward_hook(post) for module in modules if post is not None]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,38 @@
+"""A progress bar of its own for the label pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm.auto import tqdm
+
+from apl_lightning._support.lightning import RichProgressBar, Trainer, progress_bar, rich_progress
+
+T = TypeVar("T")
+
+
+def track(trainer: Trainer, items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """Yield `items` under a bar of the trainer's kind: TQDM, Rich, or none."""
+    bar = progress_bar(trainer)
+    if bar is None:
+        yield from items
+    elif isinstance(bar, RichProgressBar):
+        yield from _track_rich(bar, items, description, total)
+    else:
+        yield from tqdm(items, desc=description, total=total, leave=False, dynamic_ncols=True)
+
+
+def _track_rich(bar: RichProgressBar, items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    progress = rich_progress(bar)
+    if progress is None:
+        yield from items
+        return
+    task = progress.add_task(description, total=total)
+    try:
+        for item in items:
+            yield item
+            progress.advance(task)
+            progress.refresh()
+    finally:
+        progress.remove_task(task)

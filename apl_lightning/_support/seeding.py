@@ -1,0 +1,40 @@
+"""Random numbers that depend on their purpose, not on earlier draws.
+
+The augmentation of a sample is drawn from (seed, epoch, index), the dropout of a step from (seed, epoch, batch, rank).
+So results depend on neither the number of workers nor an interruption.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from apl_lightning._support.lightning import Trainer, broadcast, isolate_rng
+
+
+def derived_seed(*numbers: int) -> int:
+    """A 32-bit seed from several numbers; neighbouring numbers give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def run_seed(trainer: Trainer | None) -> int:
+    """The seed of a run: torch's initial seed on rank 0, the same on all ranks."""
+    seed = torch.initial_seed() % 2**32
+    return seed if trainer is None else broadcast(trainer, seed)
+
+
+@contextmanager
+def seeded(seed: int, transform: Any = None) -> Iterator[None]:
+    """Seed Python, NumPy, torch and a MONAI transform inside the block; restore the global states afterwards."""
+    with isolate_rng(include_cuda=False):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - used by transforms without a generator of their own
+        torch.manual_seed(seed)
+        if callable(set_random_state := getattr(transform, "set_random_state", None)):
+            set_random_state(seed=seed)
+        yield

@@ -1,0 +1,194 @@
+"""The loaders of a refinement run: target images for training, labelled images for validation and test."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from apl_lightning._support.lightning import LightningDataModule, batches_started, broadcast
+from apl_lightning._support.seeding import run_seed
+from apl_lightning.data.dataset import EvaluationDataset, TargetDataset
+from apl_lightning.data.joint_transforms import Transform
+from apl_lightning.data.loader import LazyDataLoader, collate
+from apl_lightning.data.random_affine import RandomAffine
+from apl_lightning.data.sample_format import Keys
+from apl_lightning.data.sampler import EpochSampler
+from apl_lightning.store import PseudoLabelStore
+
+
+class TargetDataModule(LightningDataModule):
+    """Target images for refinement and, optionally, labelled images for validation and test.
+
+    Args:
+        train: The unlabelled target images, a map-style data set (see [`TargetDataset`][apl_lightning.TargetDataset]).
+        val: Labelled images for the Dice during training; `None` to train without.
+        batch_size: Samples per batch and process.
+        num_workers: Worker processes of each loader; they are persistent.
+        transform: The joint transform of image, pseudo label and weight; `None` for none.
+        store_dir: Each run creates a folder for its labels here; by default in `pseudo_labels` below the trainer's
+            root directory.
+        val_batch_size: Samples per batch in validation, test and prediction, `batch_size` by default; 1 if these images
+            differ in size.
+        pin_memory: As in `DataLoader`.
+        image_key: The key of the image in dictionaries.
+        label_key: The key of the label in dictionaries.
+        case_key: The key of the case (patient) in dictionaries. All slices of a case make one Dice, and one volume of
+            target images (see [`find_small_components`][apl_lightning.labels.find_small_components]).
+        test: Labelled images for `trainer.test`.
+        predict: Images for `trainer.predict`, with or without labels.
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning import TargetDataModule
+        >>> images = [torch.rand(1, 32, 32) for _ in range(4)]
+        >>> data = TargetDataModule(train=images, batch_size=2)
+    """
+
+    def __init__(
+        self,
+        train: Any = None,
+        val: Any = None,
+        *,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        transform: Transform | None = RandomAffine(),  # noqa: B008 - it is immutable
+        store_dir: str | Path | None = None,
+        val_batch_size: int | None = None,
+        pin_memory: bool = False,
+        image_key: str = "image",
+        label_key: str = "label",
+        case_key: str = "case",
+        test: Any = None,
+        predict: Any = None,
+    ) -> None:
+        super().__init__()
+        self.train = train
+        self.val = val
+        self.test = test
+        self.predict = predict
+        self.transform = transform
+        self.store_dir = store_dir
+        self.keys = Keys(image_key, label_key, case_key)
+        self.batch_size = batch_size
+        self.val_batch_size = batch_size if val_batch_size is None else val_batch_size
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self._target: TargetDataset | None = None
+
+    @staticmethod
+    def from_datamodule(existing: LightningDataModule, **options: Any) -> TargetDataModule:
+        """Wrap the data module of an existing project.
+
+        Args:
+            existing: Its training data set gives the target images, its other data sets validation, test and
+                prediction; its batch size, workers and pinning are used. Labels of training samples train nothing.
+            options: Arguments of [`TargetDataModule`][apl_lightning.TargetDataModule] that take precedence.
+        """
+        return _WrappedDataModule(existing, options)
+
+    @property
+    def train_dataset(self) -> TargetDataset:
+        """The target images with their pseudo labels, after `setup("fit")`."""
+        if self._target is None:
+            raise RuntimeError("Expected `setup('fit')` first: the trainer calls it, or you do.")
+        return self._target
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            directory, seed = self._run_directory(), run_seed(self.trainer)
+            self._target = TargetDataset(self.train, directory, self.transform, self.keys, seed)
+        for name in ("val", "test", "predict"):
+            if (dataset := getattr(self, name)) is not None:
+                # Lightning expects data from every overridden hook, and warns about an empty list.
+                loader = partial(self._evaluation_loader, dataset, labelled=name != "predict")
+                setattr(self, f"{name}_dataloader", loader)
+
+    def train_dataloader(self) -> LazyDataLoader:
+        dataset, trainer = self.train_dataset, self.trainer
+        rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        sampler = EpochSampler(dataset, world_size, rank, dataset.seed, self._samples_done)
+        return LazyDataLoader(dataset, sampler=sampler, collate_fn=collate, **self._options(self.batch_size))
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._target is None:
+            return {}
+        return {"directory": str(self._target.store.directory), "seed": self._target.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with the seed and the store of the interrupted run, if the store still exists."""
+        if self._target is None or not state_dict:
+            return
+        self._target.seed = state_dict["seed"]
+        store, saved = self._target.store, Path(state_dict["directory"])
+        # Another node may have the run in another root directory.
+        for directory in (store.directory.with_name(saved.name), saved):
+            if directory.is_dir():
+                self._target.store = PseudoLabelStore(directory, store.length, store.identity)
+                break
+
+    def _samples_done(self) -> int:
+        """How many samples of the epoch this rank has done, when the first batch is fetched."""
+        return 0 if self.trainer is None else batches_started(self.trainer) * self.batch_size
+
+    def _evaluation_loader(self, dataset: Any, labelled: bool) -> DataLoader[Any]:
+        return DataLoader(EvaluationDataset(dataset, self.keys, labelled), **self._options(self.val_batch_size))
+
+    def _options(self, batch_size: int) -> dict[str, Any]:
+        return {
+            "batch_size": batch_size,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": self.pin_memory,
+        }
+
+    def _run_directory(self) -> Path:
+        """A new folder for this run, the same on all ranks."""
+        name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}"
+        root = self.store_dir
+        if self.trainer is not None:
+            name = broadcast(self.trainer, name)
+            root = root or Path(self.trainer.default_root_dir) / "pseudo_labels"
+        return Path(root or "pseudo_labels").absolute() / name
+
+
+class _WrappedDataModule(TargetDataModule):
+    """The data sets of another data module, which exist only after its own setup."""
+
+    def __init__(self, existing: LightningDataModule, options: dict[str, Any]) -> None:
+        super().__init__(None, **options)
+        self._existing = existing
+        self._fixed = set(options)
+
+    def prepare_data(self) -> None:
+        self._existing.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        self._existing.trainer = self.trainer
+        self._existing.setup(stage)
+        for name in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,)):
+            self._take(name, "batch_size" if name == "train" else "val_batch_size")
+        super().setup(stage)
+
+    def teardown(self, stage: str) -> None:
+        self._existing.teardown(stage)
+
+    def _take(self, name: str, batch_size: str) -> None:
+        method = f"{name}_dataloader"
+        if getattr(type(self._existing), method) is getattr(LightningDataModule, method):
+            return
+        loader = getattr(self._existing, method)()
+        if not isinstance(loader, DataLoader):
+            raise TypeError(
+                f"Expected `{method}` of {type(self._existing).__name__} to return one DataLoader, but got "
+                f"{type(loader).__name__}: build a `TargetDataModule` from its data sets."
+            )
+        found = {name: loader.dataset, batch_size: loader.batch_size, "num_workers": loader.num_workers}
+        found["pin_memory"] = loader.pin_memory
+        for attribute, value in found.items():
+            if attribute not in self._fixed:
+                setattr(self, attribute, value)

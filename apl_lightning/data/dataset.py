@@ -1,0 +1,152 @@
+"""Target images joined with their pseudo labels, and images for evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+from apl_lightning._support.seeding import derived_seed, seeded
+from apl_lightning.data.joint_transforms import Transform, check_alignment, transform_jointly
+from apl_lightning.data.sample_format import Keys, read_sample
+from apl_lightning.data.sampler import DrawnSample
+from apl_lightning.store import PseudoLabelStore
+
+_PROBES = 4
+
+
+class TargetDataset(Dataset[Any]):
+    """Unlabelled target images, each with the pseudo label and the weight of the current round.
+
+    A sample is a dictionary: `image` (C, *S), `pseudo_label` (*S), `weight` (*S) in [0, 1], `index`, `round` (the
+    round of the label) and `repeated` (whether the sample only fills up a batch and does not count). It is read by
+    index, or by what [`EpochSampler`][apl_lightning.data.EpochSampler] draws.
+
+    Labels are made on the image as the data set returns it, so the data set must be deterministic. Random transforms
+    belong into `transform`, which moves image, label and weight together.
+
+    Args:
+        dataset: A map-style data set of tensors, `(image, label)` or dictionaries. Nothing that trains reads its
+            labels; they only serve the diagnosis `pseudo/dice`.
+        directory: The folder of the pseudo labels.
+        transform: Takes and returns a dictionary with `image` (C, *S), `pseudo_label` (1, *S) and `weight`
+            (1, *S): a MONAI dictionary transform with these keys, or any callable.
+        keys: The keys of samples that are dictionaries.
+        seed: The transform draws from (seed, epoch, index).
+
+    Raises:
+        TypeError: If `dataset` is not a map-style data set, or its samples have another form.
+        ValueError: If it is empty or random, if the transform separates image and label, or if `directory` contains
+            the labels of another data set.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        directory: str | Path,
+        transform: Transform | None = None,
+        keys: Keys = Keys(),  # noqa: B008 - it is immutable
+        seed: int = 0,
+    ) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.transform = transform
+        self.keys = keys
+        length = _length(dataset)
+        image = self.read(0)["image"]
+        self.size = image.shape[1:]
+        self._check_deterministic(length)
+        if transform is not None:
+            check_alignment(transform, image)
+        self.store = PseudoLabelStore(directory, length, self._identity(length))
+
+    def __len__(self) -> int:
+        return self.store.length
+
+    def __getitem__(self, drawn: int | DrawnSample) -> Any:
+        drawn = drawn if isinstance(drawn, DrawnSample) else DrawnSample(drawn, epoch=0, repeated=False)
+        index = drawn.index
+        labels, weights, round = self.store.read(index)
+        weights = torch.zeros_like(weights) if drawn.repeated else weights
+        sample = {"image": self.read_named(index)["image"], "pseudo_label": labels, "weight": weights}
+        moved = [sample]
+        if self.transform is not None:
+            with seeded(derived_seed(self.seed, drawn.epoch, index), self.transform):
+                moved = transform_jointly(self.transform, sample)
+        samples = [{**item, "index": index, "round": round, "repeated": drawn.repeated} for item in moved]
+        return samples if len(samples) > 1 else samples[0]
+
+    def read(self, index: int) -> dict[str, Any]:
+        """The untransformed sample, as `{"image"}` with `"label"` and `"case"` if the data set has them."""
+        return read_sample(self.dataset[index], self.keys, index)
+
+    def read_named(self, index: int) -> dict[str, Any]:
+        """As `read`; an error names the sample.
+
+        Raises:
+            RuntimeError: If the data set cannot read it.
+        """
+        try:
+            return self.read(index)
+        except Exception as error:
+            raise RuntimeError(f"sample {index}: {type(error).__name__}: {error}") from error
+
+    def _check_deterministic(self, length: int) -> None:
+        for index in sorted({step * (length - 1) // max(1, _PROBES - 1) for step in range(_PROBES)}):
+            first, second = (self.read(index)["image"] for _ in range(2))
+            if first.shape != second.shape or not torch.equal(first, second):
+                raise ValueError(
+                    f"Expected the data set to give the same image for the same index, but sample {index} differs "
+                    "when read twice: its pseudo label would not fit. Take the random transforms out of the data set "
+                    "and pass them as `transform`, which moves image, pseudo label and weight together."
+                )
+
+    def _identity(self, length: int) -> str:
+        digest = hashlib.sha256()
+        for index in sorted({0, length // 2, length - 1}):
+            digest.update(self.read(index)["image"].contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+class EvaluationDataset(Dataset[dict[str, Any]]):
+    """Images for validation, test or prediction, as `{"image", "case", "index"}` with `"label"` if there is one.
+
+    A sample without a case is its own case. With `index`, a sample that a distributed sampler gives to two ranks
+    counts once.
+
+    Args:
+        dataset: A map-style data set.
+        keys: The keys of samples that are dictionaries.
+        labelled: Whether every sample must have a label.
+    """
+
+    def __init__(self, dataset: Dataset[Any], keys: Keys, labelled: bool) -> None:
+        self.dataset = dataset
+        self.keys = keys
+        self.labelled = labelled
+        self._length = _length(dataset)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = read_sample(self.dataset[index], self.keys, index)
+        if self.labelled and "label" not in sample:
+            raise ValueError(
+                f"Expected evaluation samples to have a label, but sample {index} has none: pass `label_key`."
+            )
+        return {"case": str(index), **sample, "index": index}
+
+
+def _length(dataset: object) -> int:
+    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise TypeError(
+            f"Expected a map-style data set with `__len__` and `__getitem__`, but got {type(dataset).__name__}: "
+            "pseudo labels belong to an index; wrap the data set, not its loader."
+        )
+    if len(dataset) == 0:
+        raise ValueError("Expected at least one sample, but the data set is empty: check its paths.")
+    return len(dataset)

@@ -1,0 +1,47 @@
+"""The training loader: workers start late, and samples are stacked with the round of their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader, default_collate
+
+from apl_lightning.data.joint_transforms import TARGET_KEYS
+
+
+class LazyDataLoader(DataLoader[Any]):
+    """A loader that starts its workers with the first batch, not when its iterator is created.
+
+    Lightning creates the iterator before `on_train_start`. Workers would then fetch samples with the labels of the
+    previous round. The state-dict methods tell Lightning that the loader can be resumed within an epoch, as it can
+    with an `EpochSampler`.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: the trainer knows how many batches are done."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Does nothing."""
+
+
+def collate(samples: list[Any]) -> Any:
+    """Stack samples; a list of samples (from a transform that draws several patches) is flattened first.
+
+    `round` stays a list of integers, so that checking it does not synchronise with a GPU.
+
+    Raises:
+        ValueError: If the images differ in size.
+    """
+    items = [item for sample in samples for item in (sample if isinstance(sample, list) else [sample])]
+    if len(shapes := {tuple(item["image"].shape) for item in items}) > 1:
+        raise ValueError(
+            f"Expected images of one size in a batch, but got {sorted(shapes)}: pass batch_size=1, or a `transform` "
+            f"that crops or pads {', '.join(TARGET_KEYS)}."
+        )
+    rounds = [item["round"] for item in items]
+    return {**default_collate([{key: item[key] for key in item if key != "round"} for item in items]), "round": rounds}

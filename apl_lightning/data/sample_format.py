@@ -1,0 +1,99 @@
+"""Samples and batches as projects have them: a tensor, (image, label), or a dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The dictionary keys of image, label and case."""
+
+    image: str = "image"
+    label: str = "label"
+    case: str = "case"
+
+
+def read_sample(sample: object, keys: Keys, index: int) -> dict[str, Any]:
+    """Convert a sample to `{"image": (C, *S)}`, with `"label"` (*S) and `"case"` if it has them.
+
+    Raises:
+        TypeError: If the sample has another form, or its image is not a floating point tensor.
+        ValueError: If image and label do not match, or the image contains NaN or infinity.
+    """
+    parts = _parts(sample, keys, index)
+    image = as_tensor(parts["image"])
+    if image is None or not image.is_floating_point() or image.ndim < 2:
+        raise TypeError(
+            f"Expected the image of sample {index} to be a floating point tensor of shape (C, *S), but got "
+            f"{describe(parts['image'])}: convert it in the data set (`torch.from_numpy(image).float()`)."
+        )
+    if not bool(torch.isfinite(image).all()):
+        raise ValueError(f"Expected finite values in the image of sample {index}, but got NaN or infinity.")
+    result: dict[str, Any] = {"image": image}
+    if parts.get("label") is not None:
+        result["label"] = _label(parts["label"], image, index)
+    if "case" in parts:
+        result["case"] = str(parts["case"])
+    return result
+
+
+def split_batch(batch: object, keys: Keys) -> tuple[Tensor, Tensor | None, list[str] | None]:
+    """Image (B, C, *S), label (B, *S) or `None`, and cases or `None`, of a batch."""
+    parts = _parts(batch, keys, None)
+    image, label, cases = parts["image"], parts.get("label"), parts.get("case")
+    if isinstance(label, Tensor) and label.ndim == image.ndim and label.shape[1] == 1:
+        label = label[:, 0]
+    return image, label, [str(case) for case in cases] if cases is not None else None
+
+
+def _parts(sample: object, keys: Keys, index: int | None) -> dict[str, Any]:
+    if isinstance(sample, Mapping):
+        if keys.image not in sample:
+            raise TypeError(
+                f"Expected a sample with the key {keys.image!r}, but got the keys {sorted(map(str, sample))}: pass "
+                "`image_key`."
+            )
+        names = {"image": keys.image, "label": keys.label, "case": keys.case}
+        return {name: sample[key] for name, key in names.items() if key in sample}
+    if isinstance(sample, tuple | list) and 1 <= len(sample) <= 2:
+        return dict(zip(("image", "label"), sample, strict=False))
+    if isinstance(sample, Tensor | np.ndarray):
+        return {"image": sample}
+    where = "a batch" if index is None else f"sample {index}"
+    raise TypeError(f"Expected {where} to be a tensor, (image, label) or a dictionary, but got {describe(sample)}.")
+
+
+def _label(value: object, image: Tensor, index: int) -> Tensor:
+    label = as_tensor(value)
+    if label is not None and label.ndim == image.ndim and label.shape[0] == 1:
+        label = label[0]
+    if label is None or label.shape != image.shape[1:]:
+        raise ValueError(
+            f"Expected the label of sample {index} to have shape {tuple(image.shape[1:])}, like its image, but got "
+            f"{describe(value)}."
+        )
+    return label.long()
+
+
+def as_tensor(value: object) -> Tensor | None:
+    """An array or a tensor as a plain tensor; `None` for anything else."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    if isinstance(value, Tensor):
+        strip = getattr(value, "as_tensor", None)  # MONAI's MetaTensor
+        return strip() if callable(strip) else value
+    return None
+
+
+def describe(value: object) -> str:
+    """The type and shape of a value, for messages."""
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{type(value).__name__} of {value.dtype} with shape {tuple(value.shape)}"
+    return type(value).__name__

@@ -1,0 +1,170 @@
+"""The base classes of all denoisers."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apl_lightning.denoisers.predictor import Predictor
+from apl_lightning.losses import mean_over_heads, weighted_cross_entropy
+
+LabelsAndWeights = tuple[Tensor, Tensor]
+
+
+class Denoiser(ABC):
+    """Turns the predictions of both heads into pseudo labels and weights, batch by batch.
+
+    A subclass implements `__call__` and overrides the hooks that its method needs. Any other public method is an error,
+    so that a misspelt hook cannot pass unnoticed.
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning.denoisers import Denoiser, denoise
+        >>> class MainHead(Denoiser):
+        ...     def __call__(self, p_main, p_aux):
+        ...         weights, labels = p_main.max(dim=1)
+        ...         return labels, weights
+        >>> p = torch.tensor([[[0.7], [0.3]]])  # one image, two classes, one pixel
+        >>> denoise(MainHead(), [(p, p)])
+        [(tensor([[0]]), tensor([[0.7000]]))]
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        hooks = [name for name in dir(cls.__base__) if not name.startswith("_")]
+        for name, value in vars(cls).items():
+            is_abstract = getattr(value, "__isabstractmethod__", False)
+            if inspect.isfunction(value) and not (is_abstract or name.startswith("_") or name in hooks):
+                raise TypeError(
+                    f"Expected the public methods of {cls.__name__} to be among {hooks}, but got {name!r}: correct the "
+                    "name, begin it with an underscore, or inherit from `DatasetDenoiser`."
+                )
+
+    def begin(self, round: int, num_classes: int, device: torch.device) -> None:  # noqa: B027 - optional
+        """Start a round; called on all ranks.
+
+        Args:
+            round: 0 for the first round.
+            num_classes: Number of classes, background included.
+            device: Where predictions are.
+        """
+
+    def predict(self, predictor: Predictor, images: Tensor) -> tuple[Tensor, ...]:
+        """Run the network on images (B, C, *S): one plain pass by default.
+
+        Returns:
+            The probabilities of both heads, (B, C, *S) in float32, and whatever else `__call__` or `observe` takes.
+        """
+        return predictor(images)
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> LabelsAndWeights:
+        """Denoise what `predict` returns for a batch.
+
+        Returns:
+            Labels (B, *S), int64, or soft labels (B, C, *S), and weights (B, *S) in [0, 1]; 0 ignores a pixel.
+        """
+
+    def loss(self, main: Tensor, aux: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """What training minimises on the labels: by default the weighted cross-entropy, averaged over both heads.
+
+        Args:
+            main: Logits of D_m, (B, C, *S).
+            aux: Logits of D_a, (B, C, *S).
+            labels: (B, *S), or soft labels (B, C, *S).
+            weights: (B, *S).
+        """
+        return mean_over_heads(lambda logits: weighted_cross_entropy(logits, labels, weights), main, aux)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to know of earlier rounds: nothing by default."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: B027 - optional
+        """Restore the state of a checkpoint."""
+
+
+class DatasetDenoiser(Denoiser):
+    """A denoiser that needs statistics of the whole data set before it decides.
+
+    `observe` counts each batch, `settle` reduces the counts over ranks, and `decide` makes labels and weights.
+    """
+
+    @abstractmethod
+    def observe(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        """Count what `predict` returns for a batch; returns what `decide` needs of it."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Reduce the counts over ranks; called on all of them after the last batch."""
+
+    @abstractmethod
+    def decide(self, *args: Any, **kwargs: Any) -> LabelsAndWeights:
+        """Labels and weights of a batch, from what `observe` has returned for it."""
+
+    def __call__(self, *predictions: Tensor) -> LabelsAndWeights:
+        """Denoise one batch as the whole data set, after `begin`."""
+        observed = self.observe(*predictions)
+        self.settle()
+        return self.decide(*observed)
+
+
+class _FunctionDenoiser(Denoiser):
+    """A plain function of the probabilities of both heads as a denoiser."""
+
+    def __init__(self, function: Callable[..., LabelsAndWeights]) -> None:
+        self._function = function
+
+    def __call__(self, p_main: Tensor, p_aux: Tensor) -> LabelsAndWeights:
+        return self._function(p_main, p_aux)
+
+
+def as_denoiser(method: Denoiser | Callable[..., LabelsAndWeights]) -> Denoiser:
+    """A denoiser, or a plain callable `(p_main, p_aux) -> (labels, weights)` wrapped as one.
+
+    Raises:
+        TypeError: If `method` is not callable, or has hooks without being a `Denoiser`.
+    """
+    if isinstance(method, Denoiser):
+        return method
+    hooks = [name for name in dir(DatasetDenoiser) if not name.startswith("_") and hasattr(method, name)]
+    if not callable(method) or inspect.isclass(method) or hooks:
+        found = f"with {hooks}" if hooks else f"{method!r}"
+        raise TypeError(
+            "Expected `denoiser` to be a `Denoiser` or a plain function of the probabilities of both heads, but got "
+            f"{type(method).__name__} {found}: inherit from `apl_lightning.denoisers.Denoiser`."
+        )
+    return _FunctionDenoiser(method)
+
+
+def denoise(
+    denoiser: Denoiser | Callable[..., LabelsAndWeights], batches: Iterable[tuple[Tensor, ...]], round: int = 0
+) -> list[LabelsAndWeights]:
+    """Apply a denoiser to existing predictions, as the label pass does.
+
+    Args:
+        denoiser: The method.
+        batches: For each batch what `Denoiser.predict` returns: the probabilities of both heads, (B, C, *S), and
+            whatever else the method needs.
+        round: The number of the round.
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning.denoisers import APL, denoise
+        >>> p = torch.tensor([[[0.7], [0.3]]])
+        >>> [(labels, weights)] = denoise(APL(), [(p, p)])
+        >>> round(weights.item(), 4)
+        0.4
+    """
+    batches, denoiser = list(batches), as_denoiser(denoiser)
+    denoiser.begin(round, batches[0][0].shape[1], batches[0][0].device)
+    if not isinstance(denoiser, DatasetDenoiser):
+        return [denoiser(*batch) for batch in batches]
+    observed = [denoiser.observe(*batch) for batch in batches]
+    denoiser.settle()
+    return [denoiser.decide(*kept) for kept in observed]

@@ -1,0 +1,98 @@
+"""How a denoiser runs the network: plain passes, passes with dropout, features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from apl_lightning._support.modes import hooked
+from apl_lightning.heads import DualHeadModel, Inferer, Logits
+
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+class Predictor:
+    """A network in evaluation mode, for a denoiser.
+
+    Args:
+        module: Returns the logits of both heads, (B, C, *S) each.
+        inferer: Runs the module on images, as MONAI's `SlidingWindowInferer`.
+        precision: Makes the context of a forward pass, for example autocast.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        inferer: Inferer | None = None,
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self._module = module
+        self._inferer = inferer
+        self._precision = precision
+
+    def logits(self, images: Tensor) -> Logits:
+        """One pass over images (B, C, *S)."""
+        with self._precision():
+            main, aux = self._module(images) if self._inferer is None else self._inferer(images, self._module)
+        return Logits(main, aux)
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities of both heads in float32: bfloat16 rounds 0.9991 to 1."""
+        main, aux = self.logits(images)
+        return main.float().softmax(dim=1), aux.float().softmax(dim=1)
+
+    def with_dropout(self, images: Tensor, rate: float) -> Logits:
+        """Logits of one pass with dropout; a network without dropout layers gets it on the features of its classifier.
+
+        Args:
+            images: (B, C, *S).
+            rate: Dropout rate for networks without dropout layers.
+        """
+        layers = [module for module in self._module.modules() if isinstance(module, _DROPOUT) and module.p > 0]
+        drop = self._on_features(lambda features: F.dropout(features, rate)) if not layers else _training(layers)
+        with drop:
+            main, aux = self.logits(images)
+        return Logits(main.float(), aux.float())
+
+    def features(self, images: Tensor) -> Tensor:
+        """The input of the classifier in one plain pass, (B, F, *s).
+
+        Raises:
+            ValueError: If there is an inferer: the network may then see only parts of an image.
+        """
+        if self._inferer is not None:
+            raise ValueError(
+                f"Expected no `inferer` for a denoiser that reads features, but got {type(self._inferer).__name__}, "
+                "whose windows have features of their own: use another denoiser, or predict whole images."
+            )
+        kept: list[Tensor] = []
+        with self._on_features(lambda features: kept.append(features) or features):  # type: ignore[func-returns-value]
+            self.logits(images)
+        return kept[0]
+
+    def _on_features(self, function: Callable[[Any], Any]) -> AbstractContextManager[None]:
+        """Apply a function to the input of the classifier."""
+        models = [module for module in self._module.modules() if isinstance(module, DualHeadModel)]
+        if not models:
+            raise TypeError(
+                "Expected a module with a DualHeadModel, whose classifier shows where the features are, but "
+                f"{type(self._module).__name__} has none: use `add_dual_heads`, or another denoiser."
+            )
+        # Of student and teacher only one runs.
+        classifiers = [model.network.get_submodule(model.head) for model in models]
+        return hooked(*classifiers, pre=lambda _module, inputs: (function(inputs[0]), *inputs[1:]))
+
+
+@contextmanager
+def _training(layers: Sequence[nn.Module]) -> Iterator[None]:
+    for layer in layers:
+        layer.train()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.eval()

@@ -1,0 +1,7 @@
+"""Scores that need no labels show whether refinement does harm; the last good round can be restored."""
+
+from apl_lightning.guard.guard import Guard, GuardMode
+from apl_lightning.guard.snapshot import Snapshot
+from apl_lightning.guard.unsupervised_scores import UnsupervisedScores
+
+__all__ = ["Guard", "GuardMode", "Snapshot", "UnsupervisedScores"]

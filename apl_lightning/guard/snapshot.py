@@ -1,0 +1,60 @@
+"""The weights of the last good round, on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from apl_lightning._support.files import replacing
+
+
+class Snapshot:
+    """Keeps the state of a module.
+
+    Each round has its own file, so that a run resumed from an older checkpoint finds the state of that checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start without a snapshot."""
+        self.round = -1
+        self._saved = -1  # the round that the newest checkpoint refers to
+
+    def keep(self, round: int, module: nn.Module, folder: Path, writes: bool) -> None:
+        """Keep the state of the module instead of an earlier one; one process per node writes."""
+        self.round = round
+        if writes:
+            with replacing(_file(folder, round)) as unfinished:
+                torch.save(module.state_dict(), unfinished)
+            for path in folder.glob("healthy-*.pt"):
+                if path not in (_file(folder, round), _file(folder, self._saved)):
+                    path.unlink()
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether the file of the snapshot exists."""
+        return _file(folder, self.round).exists()
+
+    def restore(self, module: nn.Module, folder: Path) -> None:
+        """Load the snapshot into the module."""
+        state = torch.load(_file(folder, self.round), weights_only=True, map_location="cpu")
+        module.load_state_dict(state)
+
+    def protect(self) -> None:
+        """Do not delete the current file before the next checkpoint, which will refer to another one."""
+        self._saved = self.round
+
+    def state_dict(self) -> dict[str, int]:
+        """The round of the snapshot."""
+        return {"round": self.round}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue from a checkpoint."""
+        self.round = self._saved = state_dict["round"]
+
+
+def _file(folder: Path, round: int) -> Path:
+    return folder / f"healthy-{round:06d}.pt"

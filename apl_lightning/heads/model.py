@@ -1,0 +1,142 @@
+"""A network with two heads."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apl_lightning.heads.outputs import logit_maps, tensors_in
+from apl_lightning.heads.second_head import CopiedHead, Logits, SecondHead
+
+# Runs a network on images (B, C, *S), as MONAI's `SlidingWindowInferer` does.
+Inferer = Callable[[Tensor, Callable[[Tensor], Any]], Any]
+
+
+class DualHeadModel(nn.Module):
+    """A network x -> E -> features -> D_m, D_a that returns the logits of both heads.
+
+    Made by [`add_dual_heads`][apl_lightning.add_dual_heads]. Hooks on the classifier compute both heads on its features
+    and join the results along the batch. The rest of the network (an upsampling, say) carries them to the output, where
+    they are split again. The network inside keeps its state-dict keys.
+
+    Args:
+        network: The network; hooks are registered on its classifier.
+        num_classes: Channels of the logits.
+        head: Dotted path of the main classifier in `network`.
+        second_head: The kind of second head.
+        warm: Whether the second head is trained already; a cold one is warmed up before the first round.
+
+    Attributes:
+        network: The network, with hooks on its classifier.
+        second: The module of the second head; `None` if the network has its own.
+        num_classes: Channels of the logits.
+        head: Dotted path of the main classifier in `network`.
+    """
+
+    def __init__(
+        self, network: nn.Module, num_classes: int, head: str, second_head: SecondHead, warm: bool = True
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.second = second_head.module
+        self.num_classes = num_classes
+        self.head = head
+        self._second_head = second_head
+        self._handles = second_head.install(network, network.get_submodule(head))
+        self._held: list[str] = []
+        self.register_buffer("warm", torch.tensor(warm))
+        self.warm: Tensor
+        self.training = network.training
+        network.training = False
+
+    def train(self, mode: bool = True) -> DualHeadModel:
+        """Set the mode of all layers; the network's own `training` flag stays `False`.
+
+        Networks with deep supervision read that flag to decide what they return. Here they always return what they
+        return at test time.
+        """
+        super().train(mode)
+        self.network.training = False
+        return self
+
+    def forward(self, image: Tensor) -> Logits:
+        """Return the logits of both heads; `main` equals the output of the plain network."""
+        (logits,) = self._run(image, copies=1)
+        return logits
+
+    def routed(self, image: Tensor) -> tuple[Logits, Logits]:
+        """Return the logits twice: one pair trains only the heads, the other one only the encoder.
+
+        In one forward pass of the encoder, the first pair sees `features.detach()`, and the second pair sees the
+        features through heads with constant parameters. A sum of losses on the two pairs has the gradient of two
+        optimisers on the disjoint parameter sets of the paper's Algorithm 1.
+        """
+        self._second_head.route(True)
+        try:
+            for_heads, for_encoder = self._run(image, copies=2)
+        finally:
+            self._second_head.route(False)
+        return for_heads, for_encoder
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The parameters of D_m and D_a."""
+        modules = [self.network.get_submodule(self.head), *self._second_head.parts(self.network)]
+        return [parameter for module in modules for parameter in module.parameters()]
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """All other parameters: E."""
+        heads = {id(parameter) for parameter in self.head_parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in heads]
+
+    def hold_constant(self, names: Iterable[str]) -> None:
+        """Exclude the parameters with these names from training; `export` includes them again."""
+        for name in names:
+            if (parameter := self.get_parameter(name)).requires_grad:
+                parameter.requires_grad_(False)
+                self._held.append(name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DualHeadModel:
+        """A copy without the graphs of tensors that some networks keep from a forward pass (MONAI's DynUNet)."""
+        for module in self.modules():
+            for tensor in tensors_in(vars(module)):
+                if not tensor.is_leaf:
+                    memo[id(tensor)] = tensor.detach().clone()
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        return twin
+
+    def export(self, average: bool = False) -> nn.Module:
+        """Return a copy of the plain network, with the class and the state-dict keys of the network that was given.
+
+        Args:
+            average: Give its classifier the mean of the parameters of both heads. For heads that are one linear
+                layer this is the mean of their logits.
+
+        Raises:
+            ValueError: If `average` is set but the heads are not two linear layers of one shape.
+        """
+        twin = copy.deepcopy(self)
+        for handle in twin._handles:
+            handle.remove()
+        for name in twin._held:
+            twin.get_parameter(name).requires_grad_(True)
+        twin.network.training = self.training
+        if average:
+            main, aux = twin.network.get_submodule(self.head), twin.second
+            if aux is None or not isinstance(self._second_head, CopiedHead) or list(main.children()):
+                raise ValueError(
+                    "Expected two heads of one linear layer each for average=True, but this network has "
+                    f"{type(main).__name__} and {type(aux).__name__}: use export() without average."
+                )
+            with torch.no_grad():
+                for ours, theirs in zip(main.parameters(), aux.parameters(), strict=True):
+                    ours.lerp_(theirs, 0.5)
+        return twin.network
+
+    def _run(self, image: Tensor, copies: int) -> list[Logits]:
+        return self._second_head.split(logit_maps(self.network(image), self.num_classes), copies)

@@ -1,0 +1,96 @@
+"""The plain network in what the user passes: a network, or a LightningModule that contains one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apl_lightning._support.modes import evaluating, hooked
+from apl_lightning.heads.find_classifier import example_input
+from apl_lightning.heads.outputs import logit_maps
+
+
+def plain_network(model: nn.Module, num_classes: int, name: str | None = None) -> nn.Module:
+    """The network in `model`, not copied.
+
+    A LightningModule (of either package) usually holds its network as an attribute, beside losses, metrics or a
+    teacher. The network is the part that receives the image and returns class scores. If the layers of the
+    LightningModule itself do that, it is the network.
+
+    Args:
+        model: A network, or a LightningModule.
+        num_classes: Channels of the logits.
+        name: Dotted path of the network in `model`; found automatically if `None`.
+
+    Raises:
+        TypeError: If the network is compiled.
+        ValueError: If there is no part called `name`, or if not exactly one network is found.
+    """
+    if name is not None:
+        network = _named(model, name)
+    elif any(base.__name__ == "LightningModule" for base in type(model).__mro__):
+        network = _found(model, num_classes)
+    else:
+        network = model
+    if hasattr(network, "_orig_mod"):
+        raise TypeError(
+            "Expected `model` to be a plain network, but got a compiled one: pass the network itself and compile what "
+            "comes out, as in `torch.compile(APLModule(network, ...))`."
+        )
+    return network
+
+
+def _named(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise ValueError(
+            f"Expected `network` to name a part of {type(model).__name__}, but got {name!r}: its parts are "
+            f"{_names(model)}."
+        ) from None
+
+
+def _names(model: nn.Module) -> str:
+    return ", ".join(repr(name) for name, _ in model.named_children()) or "none"
+
+
+def _found(module: nn.Module, num_classes: int) -> nn.Module:
+    parts = {name: part for name, part in module.named_children() if any(True for _ in part.parameters())}
+    segmenters = {name: part for name, part in parts.items() if _segments(part, num_classes)}
+    if len(segmenters) == 1 and len(parts) == 1:
+        return next(iter(segmenters.values()))
+    try:
+        example = example_input(module)
+    except ValueError:  # it has no `forward`
+        used = segmenters
+    else:
+        used = {name: part for name, part in segmenters.items() if _receives(part, module, example)}
+        if not used and _segments(module, num_classes):
+            return module
+    if len(used) == 1:
+        return next(iter(used.values()))
+    found = " and ".join(repr(name) for name in used) or "none"
+    raise ValueError(
+        f"Expected {type(module).__name__} to hold one network that returns (B, {num_classes}, ...) logits, but found "
+        f"{found} among {_names(module)}: name it, network='...', and see `num_classes`."
+    )
+
+
+def _segments(network: nn.Module, num_classes: int) -> bool:
+    try:
+        example = example_input(network)
+    except ValueError:
+        return False
+    with evaluating(network), torch.no_grad():
+        return bool(logit_maps(network(example), num_classes))
+
+
+def _receives(part: nn.Module, module: nn.Module, image: Tensor) -> bool:
+    """Whether `part` gets the image itself when `module` runs on it."""
+    inputs: list[Any] = []
+    record = hooked(part, pre=lambda _part, arguments: inputs.extend(arguments))
+    with record, evaluating(module), torch.no_grad():
+        module(image)
+    return any(isinstance(value, Tensor) and torch.equal(value, image) for value in inputs)

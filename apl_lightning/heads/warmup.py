@@ -1,0 +1,46 @@
+"""Train a new second head on the predictions of the first one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from apl_lightning._support.modes import evaluating
+from apl_lightning.heads.model import DualHeadModel
+
+
+def warm_up_second_head(model: DualHeadModel, images: Iterable[Tensor], steps: int = 300, lr: float = 1e-2) -> None:
+    """Fit the second head to the probabilities of the first one, with fixed features.
+
+    Minimises the cross-entropy between p_m (fixed) and p_a with Adam, with a linear decay of the learning rate to 0.
+    Only the parameters of `model.second` change.
+
+    Args:
+        model: A network with two heads.
+        images: Batches (B, C, *S) of target images, repeated until `steps` are done.
+        steps: Optimiser steps.
+        lr: The initial learning rate.
+    """
+    assert model.second is not None, "only a new module can be cold"
+    parameters = list(model.second.parameters())
+    optimizer = torch.optim.Adam(parameters, lr=lr)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total_iters=steps)
+    done = 0
+    with evaluating(model), torch.enable_grad():
+        while done < steps:
+            for batch in images:
+                (main, aux), _ = model.routed(batch)
+                loss = F.cross_entropy(aux.float(), main.detach().float().softmax(dim=1))
+                gradients = torch.autograd.grad(loss, parameters)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
+                optimizer.step()
+                schedule.step()
+                done += 1
+                if done == steps:
+                    break
+    optimizer.zero_grad()
+    model.warm.fill_(True)

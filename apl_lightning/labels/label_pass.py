@@ -1,0 +1,138 @@
+"""One pass over the target images: predict, denoise, write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from apl_lightning._support.distributed import all_or_none
+from apl_lightning._support.seeding import derived_seed
+from apl_lightning._support.soft_labels import hard_labels
+from apl_lightning.denoisers import DatasetDenoiser, Denoiser, Predictor
+from apl_lightning.guard import UnsupervisedScores
+from apl_lightning.labels.spool import Spool
+from apl_lightning.labels.statistics import LabelStatistics
+from apl_lightning.labels.target_images import ImageBatch
+from apl_lightning.store import PseudoLabelStore, RoundWriter
+
+Predictions = Iterator[tuple[ImageBatch, tuple[Tensor, ...]]]
+
+
+def predict(
+    batches: Iterable[ImageBatch], predictor: Predictor, denoiser: Denoiser, scores: UnsupervisedScores, seed: int
+) -> Predictions:
+    """Predict batches as the denoiser does, and count the scores of the predictions.
+
+    Args:
+        batches: This rank's images.
+        predictor: Runs the network, in evaluation mode and without gradients.
+        denoiser: Its `predict` decides how the network is run.
+        scores: Count the predictions.
+        seed: Dropout draws from (seed, batch), so that it does not depend on the rank.
+
+    Raises:
+        ValueError: If the predictions contain NaN or infinity; the message names the samples.
+    """
+    for batch in batches:
+        torch.manual_seed(derived_seed(seed, batch.indices[0]))
+        made = denoiser.predict(predictor, batch.images)
+        p_main, p_aux = made[:2]
+        _check_finite(
+            p_main.sum(dim=1) + p_aux.sum(dim=1),
+            batch,
+            "predictions, but the network gave NaN",
+            "lower the learning rate, or use precision='bf16-mixed' instead of '16-mixed'",
+        )
+        scores.update(p_main, p_aux)
+        yield batch, made
+
+
+def make_labels(
+    predictions: Predictions, denoiser: Denoiser, writing: Callable[[], RoundWriter], recorder: Recorder, spool: Spool
+) -> None:
+    """Denoise predictions, write labels and weights, and count them.
+
+    Shares may be uneven: there is no collective before all ranks are through theirs. All ranks call it.
+
+    Args:
+        predictions: What `predict` yields.
+        denoiser: Makes labels and weights.
+        writing: Opens this rank's file of the round.
+        recorder: Checks, writes and counts.
+        spool: Keeps what a `DatasetDenoiser` needs of each batch.
+
+    Raises:
+        ValueError: If labels or weights are not finite, not in their range, or do not match the images.
+    """
+    if not isinstance(denoiser, DatasetDenoiser):
+        with all_or_none("Making pseudo labels"), writing() as writer:
+            for batch, made in predictions:
+                recorder.add(batch, *denoiser(*made), writer)
+        return
+    with all_or_none("Predicting the target images"):
+        for batch, made in predictions:
+            spool.put(batch, denoiser.observe(*made))
+    denoiser.settle()
+    with all_or_none("Making pseudo labels"), writing() as writer:
+        for batch, observed in spool:
+            recorder.add(batch, *denoiser.decide(*observed), writer)
+
+
+class Recorder:
+    """Checks labels and weights, writes them and counts them.
+
+    Args:
+        store: Contains the round before.
+        statistics: Count the labels.
+    """
+
+    def __init__(self, store: PseudoLabelStore, statistics: LabelStatistics) -> None:
+        self._store = store
+        self._statistics = statistics
+        self._is_first_round = store.current is None
+
+    def add(self, batch: ImageBatch, labels: Tensor, weights: Tensor, writer: RoundWriter) -> None:
+        """Write and count the labels and weights of a batch.
+
+        Raises:
+            ValueError: If they do not match the images, or are not in their range.
+        """
+        _check(labels, weights, batch, self._statistics.num_classes)
+        labels, weights = labels.cpu(), weights.cpu()
+        hard = hard_labels(labels, weights)
+        self._statistics.add(hard, weights)
+        for place, index in enumerate(batch.indices):
+            writer.add(index, labels[place], weights[place], batch.cases[place])
+            if not self._is_first_round:
+                self._statistics.compare(hard[place], self._store.read(index).classes)
+            reference = batch.references[place]
+            if reference is not None:
+                self._statistics.diagnose(hard[place], reference)
+
+
+def _check(labels: Tensor, weights: Tensor, batch: ImageBatch, classes: int) -> None:
+    shape = batch.images.shape[:1] + batch.images.shape[2:]
+    soft = (*shape[:1], classes, *shape[1:])
+    expected = soft if labels.is_floating_point() else shape
+    if labels.shape != expected or weights.shape != shape:
+        raise ValueError(
+            f"Expected integer labels and weights of shape {tuple(shape)}, or soft labels of shape {tuple(soft)}, for "
+            f"images of shape {tuple(batch.images.shape)}, but got {labels.dtype} {tuple(labels.shape)} and "
+            f"{tuple(weights.shape)}: check the denoiser."
+        )
+    _check_finite(weights, batch, "weights, but the denoiser gave NaN", "check the denoiser")
+    low, high = (float(value) for value in labels.aminmax())
+    if low < 0 or high > (1 if labels.is_floating_point() else classes - 1):
+        raise ValueError(
+            f"Expected pseudo labels between 0 and {classes - 1}, or soft labels between 0 and 1, but got values from "
+            f"{low:g} to {high:g}: check the denoiser; a pixel is ignored by weight 0, not by its label."
+        )
+
+
+def _check_finite(values: Tensor, batch: ImageBatch, what: str, cure: str) -> None:
+    finite = torch.isfinite(values).flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        samples = [index for index, good in zip(batch.indices, finite.tolist(), strict=True) if not good]
+        raise ValueError(f"Expected finite {what} for samples {samples}: {cure}.")

@@ -1,0 +1,62 @@
+"""Statistics of a round of pseudo labels, for the log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from apl_lightning._support.distributed import total_of_counts
+from apl_lightning.metrics import overlap_counts
+
+
+class LabelStatistics:
+    """Sums over the pixels of a round, reduced over ranks once at the end.
+
+    Args:
+        class_names: Names of the classes, background included.
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self._names = list(class_names)
+        classes = self.num_classes = len(self._names)
+        self._sums = torch.zeros(4, dtype=torch.float64)  # pixels, weights; pixels of the round before, changed ones
+        self._counts = torch.zeros(classes, dtype=torch.long)
+        self._overlap = torch.zeros(3, classes, dtype=torch.long)  # both, pseudo label, reference
+
+    def add(self, labels: Tensor, weights: Tensor) -> None:
+        """Count labels (B, *S) and weights (B, *S)."""
+        self._sums[:2] += torch.tensor([labels.numel(), float(weights.double().sum())], dtype=torch.float64)
+        self._counts += torch.bincount(labels.flatten(), minlength=self.num_classes)
+
+    def compare(self, labels: Tensor, before: Tensor) -> None:
+        """Count the pixels whose label differs from the round before."""
+        self._sums[2:] += torch.tensor([labels.numel(), int((labels != before).sum())])
+
+    def diagnose(self, labels: Tensor, reference: Tensor) -> None:
+        """Count the overlap with reference labels, for the log alone."""
+        classes = self.num_classes
+        low, high = (int(value) for value in reference.aminmax())
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"Expected reference labels between 0 and {classes - 1}, but got values from {low} to {high}: map "
+                "them, or leave the labels out of the target data set (they only serve `pseudo/dice`)."
+            )
+        self._overlap += overlap_counts(labels, reference, classes)
+
+    def compute(self, device: torch.device) -> dict[str, float]:
+        """The statistics over all ranks, by their names in the log; a collective on `device`."""
+        classes = self.num_classes
+        flat = torch.cat([self._sums, self._counts.double(), self._overlap.flatten().double()])
+        flat = total_of_counts(flat, device)
+        pixels, weight, compared, changed = flat[:4].tolist()
+        values = {"pseudo/confidence": weight / pixels}
+        if compared:
+            values["pseudo/changed"] = changed / compared
+        ratios = flat[4 : 4 + classes] / pixels
+        values |= {f"pseudo/class_ratio/{name}": float(ratio) for name, ratio in zip(self._names, ratios, strict=True)}
+        both, ours, reference = flat[4 + classes :].view(3, classes)[:, 1:]
+        if reference.any():
+            values["pseudo/dice"] = float((2 * both / (ours + reference)).nanmean())
+        return values

@@ -1,0 +1,92 @@
+"""The untransformed target images, in batches that depend on the data set alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from apl_lightning._support.lightning import LightningModule, Trainer, to_device
+from apl_lightning._support.preemption import raise_if_stopped
+from apl_lightning.data import TargetDataset
+
+
+class ImageBatch(NamedTuple):
+    """Images of one size on the device, (B, C, *S), their indices, and reference labels and cases if known."""
+
+    indices: list[int]
+    images: Tensor
+    references: list[Tensor | None]
+    cases: list[str]
+
+
+class TargetImages:
+    """The untransformed target images in batches; can be iterated over repeatedly.
+
+    Batches are cut from the whole data set and then shared out, and their size is not that of training. So results
+    depend on neither the number of ranks nor the batch size of training.
+
+    Args:
+        dataset: The target images.
+        trainer: Moves images to the device; its training loader gives workers and pinning.
+        module: The module whose device is used.
+        batch_size: Images per batch.
+        rank: The rank whose share is read.
+        world_size: Number of shares; 1 reads all images.
+        order: Indices in the order wanted; that of the data set by default.
+    """
+
+    def __init__(
+        self,
+        dataset: TargetDataset,
+        trainer: Trainer,
+        module: LightningModule,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        order: Sequence[int] | None = None,
+    ) -> None:
+        self._trainer = trainer
+        self._module = module
+        training: Any = trainer.train_dataloader
+        indices = range(len(dataset)) if order is None else order
+        batches = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
+        self.batches = batches[rank::world_size]
+        self._loader = DataLoader(
+            _Untransformed(dataset),
+            batch_sampler=self.batches,
+            num_workers=training.num_workers,
+            pin_memory=training.pin_memory,
+            collate_fn=list,
+            # A loader draws a seed for its workers; the global generator must stay as it is for training.
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        for samples in self._loader:
+            raise_if_stopped(self._trainer)
+            while samples:
+                shape = samples[0][1]["image"].shape
+                alike = [sample for sample in samples if sample[1]["image"].shape == shape]
+                samples = [sample for sample in samples if sample[1]["image"].shape != shape]
+                images = torch.stack([sample["image"] for _, sample in alike])
+                yield ImageBatch(
+                    [index for index, _ in alike],
+                    to_device(self._trainer, images, self._module),
+                    [sample.get("label") for _, sample in alike],
+                    [sample.get("case", "") for _, sample in alike],
+                )
+
+
+class _Untransformed(Dataset[Any]):
+    def __init__(self, dataset: TargetDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
+        return index, self.dataset.read_named(index)

@@ -1,0 +1,19 @@
+"""LightningModules refine a network with two heads: APL, self-training and Tent on one base."""
+
+from apl_lightning.refinement.apl import APLModule
+from apl_lightning.refinement.base import Prediction, RefinementModule
+from apl_lightning.refinement.batchnorm import BatchNormMode, adapt_batch_norm
+from apl_lightning.refinement.self_training import SelfTrainingModule
+from apl_lightning.refinement.teacher import Teacher
+from apl_lightning.refinement.tent import TentModule
+
+__all__ = [
+    "APLModule",
+    "BatchNormMode",
+    "Prediction",
+    "RefinementModule",
+    "SelfTrainingModule",
+    "Teacher",
+    "TentModule",
+    "adapt_batch_norm",
+]

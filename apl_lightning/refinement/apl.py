@@ -1,0 +1,131 @@
+"""Adaptive Pseudo Labeling as a LightningModule: the heads learn to agree, the encoder learns from the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apl_lightning.heads import Inferer
+from apl_lightning.losses import Weighting, consistency_loss
+from apl_lightning.refinement.base import Optimizer, RefinementModule, Scheduler, check_choice
+from apl_lightning.refinement.batchnorm import BatchNormMode
+
+
+class APLModule(RefinementModule):
+    r"""Refine a pretrained network on unlabelled target images (Algorithm 1 of the paper).
+
+    $$L = \lambda_{con} L_{Con} + \lambda_{ssl} L_{SSL}$$
+
+    L_Con ([`consistency_loss`][apl_lightning.losses.consistency_loss]) trains only the heads; L_SSL (the mean of
+    [`weighted_cross_entropy`][apl_lightning.losses.weighted_cross_entropy] over both heads) trains only the encoder.
+    One forward and one backward pass serve both, so automatic optimisation, mixed precision, accumulation, clipping
+    and DDP work as in any LightningModule. The pseudo labels come with the batch: train on a
+    [`TargetDataModule`][apl_lightning.TargetDataModule] with
+    [`PseudoLabelCallback`][apl_lightning.PseudoLabelCallback]. All arguments that are not listed here are those of
+    [`RefinementModule`][apl_lightning.refinement.RefinementModule].
+
+    Args:
+        consistency_weight: $\lambda_{con}$; 0 does not train the heads.
+        refinement_weight: $\lambda_{ssl}$; 0 does not train the encoder.
+        weighting: The definition of W in L_Con.
+        learning_rate: The learning rate of the encoder.
+        head_rate: The learning rate of the heads, relative to `learning_rate`. The steps of Adam do not depend on the
+            size of a loss, so `consistency_weight` does not slow the heads down, but this does.
+
+    Raises:
+        ValueError: If the network is not suitable (see `add_dual_heads`), or an option is out of its range.
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning import APLModule
+        >>> network = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.Conv2d(8, 5, 1))
+        >>> module = APLModule(network, num_classes=5)
+        >>> main, aux = module(torch.rand(2, 1, 16, 16))
+        >>> refined = module.export()  # same class, same keys as `network`
+        >>> list(refined.state_dict()) == list(network.state_dict())
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        *,
+        head: str | None = None,
+        aux: str = "auto",
+        example: Tensor | None = None,
+        network: str | None = None,
+        consistency_weight: float = 1.0,
+        refinement_weight: float = 1.0,
+        weighting: Weighting = "confusion",
+        batch_norm: BatchNormMode = "adapt",
+        optimizer: Optimizer = torch.optim.Adam,
+        learning_rate: float = 3e-4,
+        head_rate: float = 0.1,
+        ema_decay: float | None = 0.95,
+        lr_scheduler: Scheduler | None = None,
+        inferer: Inferer | None = None,
+        image_key: str = "image",
+        label_key: str = "label",
+        case_key: str = "case",
+        return_probabilities: bool = False,
+    ) -> None:
+        check_choice("weighting", weighting, Weighting)
+        if not (consistency_weight >= 0 and refinement_weight >= 0 and consistency_weight + refinement_weight > 0):
+            raise ValueError(
+                "Expected `consistency_weight` and `refinement_weight` to be at least 0 and not both 0, but got "
+                f"{consistency_weight} and {refinement_weight}."
+            )
+        if not head_rate > 0:
+            raise ValueError(f"Expected `head_rate` to be above 0, but got {head_rate}: see `consistency_weight`.")
+        super().__init__(
+            model,
+            num_classes,
+            class_names,
+            head=head,
+            aux=aux,
+            example=example,
+            network=network,
+            batch_norm=batch_norm,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            ema_decay=ema_decay,
+            lr_scheduler=lr_scheduler,
+            inferer=inferer,
+            image_key=image_key,
+            label_key=label_key,
+            case_key=case_key,
+            return_probabilities=return_probabilities,
+        )
+        self.consistency_weight = consistency_weight
+        self.refinement_weight = refinement_weight
+        self.weighting: Weighting = weighting
+        self.head_rate = head_rate
+
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`consistency`, `refinement` and their weighted sum `loss` on a batch of `image`, `pseudo_label`, `weight`.
+
+        Samples that only fill up the batch, marked in `repeated` (B,), do not count in L_Con; their `weight` is 0.
+        """
+        for_heads, for_encoder = self.model.routed(batch["image"])
+        losses = {}
+        if self.consistency_weight:
+            counted = ~batch["repeated"] if "repeated" in batch else None
+            losses["consistency"] = consistency_loss(for_heads.main, for_heads.aux, self.weighting, counted)
+        if self.refinement_weight:
+            losses["refinement"] = self.label_loss(for_encoder, batch)
+        factors = {"consistency": self.consistency_weight, "refinement": self.refinement_weight}
+        return {**losses, "loss": torch.stack([factors[name] * value for name, value in losses.items()]).sum()}
+
+    def configure_optimizers(self) -> Any:
+        """One optimiser for the parameters that a loss reaches, first those of the encoder."""
+        groups: list[dict[str, Any]] = []
+        if self.refinement_weight:
+            groups.append({"params": self.model.encoder_parameters()})
+        if self.consistency_weight:
+            groups.append({"params": self.model.head_parameters(), "lr": self.head_rate * self.learning_rate})
+        return self._optimize(groups)

@@ -1,0 +1,219 @@
+"""What APL, self-training and Tent have in common: the network, its optimiser, and evaluation."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from apl_lightning._support.lightning import LightningModule, attached_callbacks
+from apl_lightning._support.resizing import resize_to
+from apl_lightning.data import Keys, split_batch
+from apl_lightning.denoisers import APL, Denoiser
+from apl_lightning.heads import DualHeadModel, Inferer, Logits, add_dual_heads, warm_up_second_head
+from apl_lightning.metrics import CaseDice
+from apl_lightning.refinement.batchnorm import BatchNormMode, adapt_batch_norm, set_batch_norm_mode
+from apl_lightning.refinement.teacher import Teacher
+
+Optimizer = Callable[..., torch.optim.Optimizer]
+Scheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+
+
+class Prediction(NamedTuple):
+    """What `trainer.predict` returns for a batch on request: labels (B, *S) and probabilities (B, C, *S)."""
+
+    labels: Tensor
+    probabilities: Tensor
+
+
+class RefinementModule(LightningModule, ABC):
+    """The base class of all refinement modules.
+
+    A subclass implements `losses` and `configure_optimizers`. Validation logs `val/dice` and `val/dice/<class>`, test
+    logs `test/dice` and `test/dice/<class>`, and `trainer.predict` returns label maps. Batches are tensors,
+    `(image, label)` or dictionaries.
+
+    Args:
+        model: A pretrained network or a LightningModule that contains one (copied, not changed), or the result of
+            `add_dual_heads`.
+        num_classes: Channels of its logits, background (class 0) included.
+        class_names: Names for the log, background included; numbers by default.
+        head: Passed to [`add_dual_heads`][apl_lightning.add_dual_heads].
+        aux: Passed to `add_dual_heads`.
+        example: Passed to `add_dual_heads`.
+        network: Passed to `add_dual_heads`.
+        batch_norm: `"adapt"` re-estimates the BatchNorm statistics on the target images before the first round and
+            then fixes them; `"frozen"` keeps those of the source; `"train"` updates them with the training batches.
+        optimizer: Called with the parameters and `lr`: a class, or a `functools.partial` of one.
+        learning_rate: The learning rate.
+        ema_decay: Labels, validation, test, prediction and `export` use an exponential moving average of the network
+            with this decay (see [`Teacher`][apl_lightning.refinement.Teacher]); `None` uses the network itself.
+        lr_scheduler: Called with the optimiser; steps once an epoch.
+        inferer: Runs the module on images in validation, test and prediction, as MONAI's `SlidingWindowInferer`.
+        image_key: The key of the image in batches that are dictionaries.
+        label_key: The key of the label.
+        case_key: The key of the case.
+        return_probabilities: Whether `trainer.predict` returns a `Prediction` with probabilities for each batch, and
+            not labels alone.
+
+    Raises:
+        ValueError: If the network is not suitable (see `add_dual_heads`), or an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        *,
+        head: str | None = None,
+        aux: str = "auto",
+        example: Tensor | None = None,
+        network: str | None = None,
+        batch_norm: BatchNormMode = "adapt",
+        optimizer: Optimizer = torch.optim.Adam,
+        learning_rate: float = 3e-4,
+        ema_decay: float | None = None,
+        lr_scheduler: Scheduler | None = None,
+        inferer: Inferer | None = None,
+        image_key: str = "image",
+        label_key: str = "label",
+        case_key: str = "case",
+        return_probabilities: bool = False,
+    ) -> None:
+        super().__init__()
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"Expected {num_classes} `class_names`, background included, but got {list(class_names)}.")
+        check_choice("batch_norm", batch_norm, BatchNormMode)
+        self.save_hyperparameters(ignore=["model", "example", "optimizer", "lr_scheduler", "inferer"])
+        self.model = (
+            model
+            if isinstance(model, DualHeadModel)
+            else add_dual_heads(model, num_classes, head, aux, example, network=network)
+        )
+        if self.model.num_classes != num_classes:
+            raise ValueError(f"Expected `num_classes` {self.model.num_classes}, as in `model`, but got {num_classes}.")
+        self.teacher = None if ema_decay is None else Teacher(self.model, ema_decay)
+        self.class_names = list(class_names) if class_names is not None else [str(c) for c in range(num_classes)]
+        self.batch_norm: BatchNormMode = batch_norm
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.lr_scheduler = lr_scheduler
+        self.inferer = inferer
+        self.keys = Keys(image_key, label_key, case_key)
+        self.return_probabilities = return_probabilities
+        self.dice = CaseDice(num_classes)
+        self.train()
+
+    @abstractmethod
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """The losses of a training batch by name; training minimises the one called `loss`."""
+
+    def forward(self, image: Tensor) -> Logits:
+        """Logits of both heads at the size of the image, each (B, C, *S), from the teacher if there is one."""
+        main, aux = self.model(image) if self.teacher is None else self.teacher(image)
+        return Logits(resize_to(main, image), resize_to(aux, image))
+
+    def train(self, mode: bool = True) -> RefinementModule:
+        """Set training mode, with BatchNorm as in `batch_norm`."""
+        super().train(mode)
+        if mode:
+            set_batch_norm_mode(self.model, self.batch_norm)
+        return self
+
+    def prepare_refinement(self, images: Iterable[Tensor]) -> None:
+        """Re-estimate BatchNorm and warm up a new second head; the callback calls it before the first round."""
+        if self.batch_norm == "adapt":
+            adapt_batch_norm(self.model, images, self.inferer)
+        if not self.model.warm:
+            warm_up_second_head(self.model, images)
+        if self.teacher is not None:
+            self.teacher.copy(self.model)
+
+    def label_loss(self, logits: Logits, batch: dict[str, Tensor]) -> Tensor:
+        """The denoiser's loss of the logits of both heads on `pseudo_label` and `weight`."""
+        main, aux = (resize_to(z, batch["weight"]) for z in logits)
+        return self._denoiser().loss(main, aux, batch["pseudo_label"], batch["weight"])
+
+    def training_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
+        """Return the loss of a batch; logs all losses."""
+        losses = self.losses(batch)
+        self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True)
+        return losses["loss"]
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Step, and update the teacher."""
+        super().optimizer_step(*arguments, **options)
+        if self.teacher is not None:
+            self.teacher.update_parameters(self.model)
+
+    def validation_step(self, batch: Any, batch_idx: int = 0) -> None:
+        """Count the Dice of the main head on a labelled batch."""
+        self._count_dice(batch)
+
+    def test_step(self, batch: Any, batch_idx: int = 0) -> None:
+        """Count the Dice of the main head on a labelled batch."""
+        self._count_dice(batch)
+
+    def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor | Prediction:
+        """Labels (B, *S) of the main head for a batch with or without labels; see `return_probabilities`."""
+        image, _, _ = split_batch(batch, self.keys)
+        logits = self._infer(image)
+        labels = logits.max(dim=1).indices
+        return Prediction(labels, logits.float().softmax(dim=1)) if self.return_probabilities else labels
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/dice/<class>` for each foreground class and their mean as `val/dice`."""
+        self._log_dice("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/dice/<class>` for each foreground class and their mean as `test/dice`."""
+        self._log_dice("test")
+
+    def export(self, average: bool = False) -> nn.Module:
+        """The refined plain network: same class, same state-dict keys (see `DualHeadModel.export`)."""
+        if self.teacher is None:
+            return self.model.export(average)
+        twin = copy.deepcopy(self.model)
+        twin.load_state_dict(self.teacher.module.state_dict())
+        return twin.export(average)
+
+    def _denoiser(self) -> Denoiser:
+        """The denoiser of the run's `PseudoLabelCallback`; `APL` outside a run."""
+        found = (getattr(callback, "denoiser", None) for callback in attached_callbacks(self))
+        return next((denoiser for denoiser in found if isinstance(denoiser, Denoiser)), APL())
+
+    def _infer(self, image: Tensor) -> Tensor:
+        """Logits of the main head, (B, C, *S)."""
+        main: Tensor = (self(image) if self.inferer is None else self.inferer(image, self))[0]
+        return main
+
+    def _count_dice(self, batch: Any) -> None:
+        image, label, cases = split_batch(batch, self.keys)
+        if label is None:
+            raise ValueError("Expected labels in the batches, but got none: pass `label_key`, or images with labels.")
+        indices = batch.get("index") if isinstance(batch, dict) else None
+        self.dice.update(self._infer(image).max(dim=1).indices, label, cases, indices)
+
+    def _log_dice(self, stage: str) -> None:
+        dice = self.dice.compute()[1:]
+        self.dice.reset()
+        names = self.class_names[1:]
+        values = {f"{stage}/dice/{name}": value for name, value in zip(names, dice, strict=True) if not value.isnan()}
+        # The values are equal on all ranks; without `sync_dist` Lightning warns.
+        self.log_dict(values, sync_dist=True)
+        self.log(f"{stage}/dice", dice.nanmean(), prog_bar=True, sync_dist=True)
+
+    def _optimize(self, parameters: list[dict[str, Any]] | list[nn.Parameter]) -> Any:
+        optimizer = self.optimizer(parameters, lr=self.learning_rate)
+        return optimizer if self.lr_scheduler is None else ([optimizer], [self.lr_scheduler(optimizer)])
+
+
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Raise a `ValueError` unless a value is one of the choices of a `Literal` type."""
+    if value not in get_args(choices):
+        raise ValueError(f"Expected `{name}` to be one of {get_args(choices)}, but got {value!r}.")

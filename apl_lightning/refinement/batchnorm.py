@@ -1,0 +1,65 @@
+"""BatchNorm statistics on a new domain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import MethodType
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from apl_lightning._support.modes import evaluating
+from apl_lightning.heads import Inferer
+
+BatchNormMode = Literal["adapt", "frozen", "train"]
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """The BatchNorm layers of the network that track running statistics."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+
+
+def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], inferer: Inferer | None = None) -> None:
+    """Re-estimate the running statistics of all BatchNorm layers on `images` (AdaBN, Li et al., 2016).
+
+    Each statistic becomes its mean over the batches; the weights do not change.
+
+    Args:
+        model: Any network.
+        images: Batches (B, C, *S), preferably shuffled.
+        inferer: Runs the network on images, as MONAI's `SlidingWindowInferer`.
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning.refinement import adapt_batch_norm
+        >>> layer = torch.nn.BatchNorm2d(1)
+        >>> adapt_batch_norm(layer, [torch.full((2, 1, 4, 4), 3.0), torch.full((2, 1, 4, 4), 5.0)])
+        >>> layer.running_mean
+        tensor([4.])
+    """
+    layers = batch_norms(model)
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    with evaluating(model), torch.no_grad():
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # a cumulative mean
+            layer.train()
+            # Every rank sees all images, so a SyncBatchNorm need not communicate.
+            layer.forward = MethodType(_BatchNorm.forward, layer)  # type: ignore[method-assign]
+        try:
+            for batch in images:
+                model(batch) if inferer is None else inferer(batch, model)
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
+                del layer.forward
+
+
+def set_batch_norm_mode(model: nn.Module, mode: BatchNormMode) -> None:
+    """In a network in training mode, fix the statistics unless `mode` is `"train"`."""
+    for layer in batch_norms(model):
+        layer.train(mode == "train")

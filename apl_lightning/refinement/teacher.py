@@ -1,0 +1,47 @@
+"""The exponential moving average of a network."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+class Teacher(AveragedModel):
+    r"""An exponential moving average of a network (Mean Teacher, Tarvainen and Valpola, 2017).
+
+    After each step $\theta' \leftarrow \alpha \theta' + (1 - \alpha) \theta$, for parameters and BatchNorm statistics.
+    It is a torch `AveragedModel` without gradients that is always in evaluation mode.
+
+    Args:
+        student: The network to average.
+        decay: $\alpha$.
+
+    Raises:
+        ValueError: If `decay` is not in [0, 1).
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning.refinement import Teacher
+        >>> student = torch.nn.Linear(1, 1, bias=False)
+        >>> teacher = Teacher(student, decay=0.75)
+        >>> _ = torch.nn.init.constant_(teacher.module.weight, 0.0), torch.nn.init.constant_(student.weight, 1.0)
+        >>> teacher.update_parameters(student)
+        >>> teacher.module.weight.item()
+        0.25
+    """
+
+    def __init__(self, student: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"Expected `ema_decay` to be None or in [0, 1), but got {decay}.")
+        super().__init__(student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        self.requires_grad_(False)
+        self.n_averaged.fill_(1)  # the first update averages too: otherwise it copies the student
+        self.eval()
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def copy(self, student: nn.Module) -> None:
+        """Copy the student's state."""
+        self.module.load_state_dict(student.state_dict())

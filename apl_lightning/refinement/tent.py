@@ -1,0 +1,99 @@
+"""Tent (Wang et al., ICLR 2021): entropy minimisation of the affine parameters of BatchNorm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apl_lightning.data import split_batch
+from apl_lightning.heads import Inferer
+from apl_lightning.losses import entropy
+from apl_lightning.refinement.base import Optimizer, RefinementModule, Scheduler
+from apl_lightning.refinement.batchnorm import batch_norms
+
+
+class TentModule(RefinementModule):
+    r"""Minimise the entropy $-\sum_c p_c \log p_c$ of the main head; a baseline without pseudo labels or callback.
+
+    BatchNorm normalises with the statistics of each batch and updates its running statistics. Only its scales and
+    shifts are trained. Train on any loader of images. The arguments are those of
+    [`RefinementModule`][apl_lightning.refinement.RefinementModule] without `batch_norm`.
+
+    Raises:
+        ValueError: If the network has no BatchNorm with affine parameters.
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning import TentModule
+        >>> layers = [torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 5, 1)]
+        >>> module = TentModule(torch.nn.Sequential(*layers), num_classes=5)
+        >>> [group] = module.configure_optimizers().param_groups
+        >>> [tuple(parameter.shape) for parameter in group["params"]]  # scale and shift
+        [(8,), (8,)]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        *,
+        head: str | None = None,
+        aux: str = "auto",
+        example: Tensor | None = None,
+        network: str | None = None,
+        optimizer: Optimizer = torch.optim.Adam,
+        learning_rate: float = 3e-4,
+        ema_decay: float | None = None,
+        lr_scheduler: Scheduler | None = None,
+        inferer: Inferer | None = None,
+        image_key: str = "image",
+        label_key: str = "label",
+        case_key: str = "case",
+        return_probabilities: bool = False,
+    ) -> None:
+        super().__init__(
+            model,
+            num_classes,
+            class_names,
+            head=head,
+            aux=aux,
+            example=example,
+            network=network,
+            batch_norm="train",
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            ema_decay=ema_decay,
+            lr_scheduler=lr_scheduler,
+            inferer=inferer,
+            image_key=image_key,
+            label_key=label_key,
+            case_key=case_key,
+            return_probabilities=return_probabilities,
+        )
+        trained = {id(parameter) for parameter in self._affine()}
+        self.model.hold_constant(name for name, p in self.model.named_parameters() if id(p) not in trained)
+        if not trained:
+            raise ValueError(
+                "Expected `model` to have BatchNorm layers with scale and shift, which Tent trains, but "
+                f"{type(self.model.network).__name__} has none: use another method."
+            )
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """`entropy`, which is the `loss`, of a batch in any form."""
+        image, _, _ = split_batch(batch, self.keys)
+        main, _ = self.model(image)
+        loss = entropy(main).mean()
+        return {"entropy": loss, "loss": loss}
+
+    def configure_optimizers(self) -> Any:
+        """One optimiser for the scales and shifts."""
+        return self._optimize(self._affine())
+
+    def _affine(self) -> list[nn.Parameter]:
+        # Without the second head, which is not used.
+        layers = batch_norms(self.model.network)
+        return [parameter for layer in layers for parameter in (layer.weight, layer.bias) if parameter is not None]

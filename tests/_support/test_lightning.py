@@ -1,0 +1,176 @@
+"""Contracts of Lightning's parts that are not public API: each fails if Lightning changes what we rely on."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import Images
+from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from apl_lightning._support import lightning as door
+
+Make = Callable[..., pl.Trainer]
+
+
+class Module(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 1)
+
+    def training_step(self, batch: Tensor) -> Tensor:
+        loss: Tensor = self.layer(batch).mean()
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Ask(pl.Callback):
+    """Asks something before each batch, of the trainer and the module."""
+
+    def __init__(self, question: Callable[[pl.Trainer, pl.LightningModule], Any]) -> None:
+        self.question = question
+        self.answers: list[Any] = []
+
+    def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
+        self.answers.append(self.question(trainer, module))
+
+
+def answers(make: Make, question: Callable[[Any, Any], Any], **options: Any) -> list[Any]:
+    ask = Ask(question)
+    make(callbacks=[ask, *options.pop("callbacks", [])], **options).fit(Module(), DataLoader(Images(4), 2))
+    return ask.answers
+
+
+def test_attached_callbacks(trainer: Make) -> None:
+    assert door.attached_callbacks(Module()) == ()
+    (first, _) = answers(trainer, lambda _, module: [type(c) for c in door.attached_callbacks(module)])
+    assert Ask in first
+
+
+def test_autocast(trainer: Make) -> None:
+    def dtype(trainer: Any, module: Any) -> torch.dtype:
+        with door.autocast(trainer):
+            return module.layer(torch.rand(1, 1, 2, 2)).dtype
+
+    assert answers(trainer, dtype, precision="bf16-mixed") == [torch.bfloat16] * 2
+    assert answers(trainer, dtype) == [torch.float32] * 2
+
+
+def test_batches_started_counts_those_before_a_resume(trainer: Make, tmp_path: Any) -> None:
+    assert answers(trainer, lambda trainer, _: door.batches_started(trainer), max_epochs=2) == [1, 2, 1, 2]
+    started: list[int] = []
+
+    class Loader(DataLoader[Any]):
+        def __iter__(self) -> Any:
+            def lazily() -> Any:
+                started.append(door.batches_started(run))
+                yield from super(Loader, self).__iter__()
+
+            return lazily()
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            pass
+
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    run = trainer(callbacks=[Save()])
+    run.fit(Module(), Loader(Images(4), 2))
+    run = trainer()
+    run.fit(Module(), Loader(Images(4), 2), ckpt_path=tmp_path / "1.ckpt", weights_only=False)
+    assert started == [0, 1]
+
+
+def test_broadcast_and_to_device(trainer: Make) -> None:
+    assert answers(trainer, lambda trainer, _: door.broadcast(trainer, "value")) == ["value"] * 2
+    moved = answers(trainer, lambda trainer, module: door.to_device(trainer, torch.ones(1), module).device)
+    assert moved == [torch.device("cpu")] * 2
+
+
+def test_copy_without_trainer(trainer: Make) -> None:
+    module = Module()
+    trainer().fit(module, DataLoader(Images(2)))
+    copied: Any = door.copy_without_trainer(module)
+    assert module._trainer is not None
+    assert copied._trainer is None
+    assert torch.equal(copied.layer.weight, module.layer.weight)
+    assert isinstance(door.copy_without_trainer(nn.Linear(1, 1)), nn.Linear)
+
+
+def test_has_finished(trainer: Make) -> None:
+    assert answers(trainer, lambda trainer, _: door.has_finished(trainer)) == [False, False]
+    run = trainer()
+    run.fit(Module(), DataLoader(Images(2)))
+    assert door.has_finished(run)
+
+
+@pytest.mark.filterwarnings("ignore")  # Rich and Lightning warn about the terminal
+@pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
+def test_progress_bar(trainer: Make, bar: Any) -> None:
+    assert answers(trainer, lambda trainer, _: door.progress_bar(trainer)) == [None, None]
+    shown = bar()
+    found = answers(trainer, lambda trainer, _: door.progress_bar(trainer), callbacks=[shown], enable_progress_bar=True)
+    assert found == [shown, shown]
+    shown.disable()
+    hidden = trainer(callbacks=[shown], enable_progress_bar=True)
+    assert door.progress_bar(hidden) is None
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rich_progress_adds_a_task(trainer: Make) -> None:
+    bar = RichProgressBar()
+    assert door.rich_progress(bar) is None
+
+    def tasks(_trainer: Any, _module: Any) -> list[str]:
+        progress = door.rich_progress(bar)
+        task = progress.add_task("label pass", total=2)
+        progress.advance(task)
+        names = [entry.description for entry in progress.tasks]
+        progress.remove_task(task)
+        return names
+
+    assert all("label pass" in names for names in answers(trainer, tasks, callbacks=[bar], enable_progress_bar=True))
+
+
+def test_record_sigterm_stops_the_loop_and_is_passed_on(trainer: Make) -> None:
+    killed: list[int] = []
+
+    class Launcher:
+        def kill(self, number: int) -> None:
+            killed.append(number)
+
+    def record(trainer: Any, _module: Any) -> bool:
+        trainer.strategy._launcher = Launcher()
+        door.record_sigterm(trainer, signal.SIGTERM)
+        door.record_sigterm(trainer, signal.SIGTERM)
+        trainer.strategy._launcher = None
+        return bool(trainer.received_sigterm)
+
+    ask = Ask(record)
+    with pytest.raises(SIGTERMException):
+        trainer(callbacks=[ask]).fit(Module(), DataLoader(Images(4), 2))
+    assert ask.answers == [True], "the loop ends before the next batch"
+    assert killed == [signal.SIGTERM], "once"
+
+
+def test_refuse_sharded(trainer: Make) -> None:
+    door.refuse_sharded(trainer())
+
+    class FSDPStrategy(pl.strategies.SingleDeviceStrategy):
+        pass
+
+    with pytest.raises(ValueError, match="whole network on each device, but got FSDPStrategy"):
+        door.refuse_sharded(trainer(strategy=FSDPStrategy(), accelerator="auto", devices="auto"))

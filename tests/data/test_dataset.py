@@ -1,0 +1,175 @@
+"""Target images joined with their labels; what is wrong with a data set or a transform is said at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Images
+from monai.data import MetaTensor
+from monai.transforms import Compose, RandAffined, RandFlipd, RandGaussianNoised, RandSpatialCropSamplesd
+from torch.utils.data import Dataset, IterableDataset, Subset
+
+from apl_lightning import TargetDataset
+from apl_lightning.data import Keys
+from apl_lightning.data.joint_transforms import TARGET_KEYS, check_alignment
+
+
+def filled(dataset: Any, directory: Path, **options: Any) -> TargetDataset:
+    """A target data set in its round 0, whose label at each pixel is 1 where the image is bright."""
+    target = TargetDataset(dataset, directory, **options)
+    target.store.start(0)
+    with target.store.write(0, 2) as writer:
+        for index in range(len(target)):
+            image = target.read(index)["image"][0]
+            writer.add(index, (image > 0.5).long(), (image > 0.5).float())
+    target.store.join(0)
+    target.store.publish(0)
+    return target
+
+
+def test_sample_without_transform(tmp_path: Path, images: Images) -> None:
+    sample = filled(images, tmp_path)[2]
+    assert torch.equal(sample["image"], images[2])
+    assert torch.equal(sample["pseudo_label"], (images[2][0] > 0.5).long())
+    assert torch.equal(sample["weight"], (images[2][0] > 0.5).float())
+    assert (sample["index"], sample["round"]) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda image, label: image,
+        lambda image, label: (image, label),
+        lambda image, label: {"scan": image, "mask": label, "name": "x"},
+        lambda image, label: {"scan": MetaTensor(image)},
+        lambda image, label: image.numpy(),
+    ],
+)
+def test_forms_of_samples(tmp_path: Path, form: Callable[..., Any]) -> None:
+    labelled = Images(labelled=True)
+    samples = [form(*labelled[index]) for index in range(3)]
+    target = filled(samples, tmp_path, keys=Keys("scan", "mask"))
+    assert type(target[1]["image"]) is torch.Tensor
+    assert torch.equal(target[1]["image"], labelled[1][0])
+    assert "label" not in target[1], "a reference label never reaches training"
+    assert "mask" not in target[1]
+
+
+def test_subset_keeps_its_own_indices(tmp_path: Path, images: Images) -> None:
+    target = filled(Subset(images, [4, 1]), tmp_path)
+    assert len(target) == 2
+    assert torch.equal(target[0]["image"], images[4])
+
+
+def test_joint_transform_moves_all_three(tmp_path: Path) -> None:
+    flip = RandAffined(
+        keys=TARGET_KEYS, prob=1, rotate_range=1.0, mode=["nearest", "nearest", "nearest"], padding_mode="zeros"
+    )
+    for sample in (filled(Images(size=(24, 24)), tmp_path, transform=flip)[index] for index in range(6)):
+        bright = sample["image"][0] > 0.5
+        assert torch.equal(sample["pseudo_label"], bright.long())
+        assert torch.equal(sample["weight"], bright.float())
+
+
+def test_volumes_of_different_size_and_patches(tmp_path: Path) -> None:
+    volumes = [torch.rand(1, *size) for size in ((12, 10, 8), (9, 14, 11))]
+    crop = RandSpatialCropSamplesd(keys=TARGET_KEYS, roi_size=(8, 8, 8), num_samples=3, random_size=False)
+    target = filled(volumes, tmp_path, transform=crop)
+    patches = target[1]
+    assert len(patches) == 3
+    for patch in patches:
+        assert patch["image"].shape == (1, 8, 8, 8)
+        assert torch.equal(patch["pseudo_label"], (patch["image"][0] > 0.5).long())
+    assert filled(volumes, tmp_path / "whole")[1]["pseudo_label"].shape == (9, 14, 11)
+
+
+def intensity(keys: tuple[str, ...]) -> Any:
+    return Compose([RandGaussianNoised(keys=keys[:1], prob=1, std=0.3), RandFlipd(keys=TARGET_KEYS, prob=0.5)])
+
+
+def test_intensity_transforms_are_no_misalignment(tmp_path: Path, images: Images) -> None:
+    TargetDataset(images, tmp_path, transform=intensity(TARGET_KEYS))
+    for seed in range(20):
+        noise = RandGaussianNoised(keys=["image"], prob=1, std=1.0)
+        noise.set_random_state(seed)
+        TargetDataset(images, tmp_path, transform=noise)
+    TargetDataset(images, tmp_path, transform=lambda sample: {**sample, "image": 1 - sample["image"]})
+
+
+@pytest.mark.parametrize("axes", [(1,), (2,), (1, 2)])
+@pytest.mark.parametrize("size", [(16, 16), (64, 48), (24, 24, 24)])
+def test_every_flip_of_the_image_alone_is_found(size: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="move image, pseudo label and weight together"):
+        check_alignment(lambda sample: {**sample, "image": sample["image"].flip(axes)}, torch.rand(1, *size))
+    check_alignment(lambda sample: {key: value.flip(axes) for key, value in sample.items()}, torch.rand(1, *size))
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (RandFlipd(keys=["image"], prob=0.5, spatial_axis=1), "move image, pseudo label and weight together"),
+        (lambda s: {**s, "image": s["image"].rot90(1, (1, 2))}, "move image, pseudo label and weight together"),
+        (lambda s: {**s, "image": s["image"][:, 2:]}, r"keep .* alike, but got shapes \(1, 14, 16\), \(1, 16, 16\)"),
+        (lambda s: {"image": s["image"]}, "return a dictionary with .*'pseudo_label'"),
+        (lambda s: {**s, "pseudo_label": s["pseudo_label"] * 0.4}, "mode='nearest' for 'pseudo_label'"),
+    ],
+)
+def test_bad_transforms_are_explained(tmp_path: Path, images: Images, transform: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TargetDataset(images, tmp_path, transform=transform)
+
+
+def test_checks_leave_random_states_alone(tmp_path: Path, images: Images) -> None:
+    transform = RandFlipd(keys=TARGET_KEYS, prob=0.5)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), transform.R.get_state()[1].copy()
+    TargetDataset(images, tmp_path, transform=transform)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])
+    assert np.array_equal(transform.R.get_state()[1], states[2])
+
+
+class Random(Images):
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index) + torch.rand(())
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(Images())
+
+
+class Broken(Images):
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index) / (0 if index == 0 else 1)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "error", "message"),
+    [
+        (Random(), ValueError, "sample 0 differs when read twice.*pass them as `transform`"),
+        ([], ValueError, "at least one sample, but the data set is empty"),
+        (Stream(), TypeError, "map-style data set.*wrap the data set, not its loader"),
+        (Broken(), ValueError, "finite values in the image of sample 0"),
+        ([np.zeros((1, 4, 4), np.uint8)], TypeError, r"image of sample 0 to be a floating point .*uint8"),
+        ([{"scan": torch.rand(1, 4, 4)}], TypeError, r"the key 'image', but got the keys \['scan'\]: pass `image_key`"),
+        ([(torch.rand(1, 4, 4), torch.zeros(5, 5))], ValueError, r"label of sample 0 to have shape \(4, 4\)"),
+        (["scan.png"], TypeError, "Expected sample 0 to be a tensor.* but got str"),
+    ],
+)
+def test_bad_data_sets_are_explained(
+    tmp_path: Path, dataset: Dataset[Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        TargetDataset(dataset, tmp_path)
+
+
+def test_a_store_of_another_data_set_is_refused(tmp_path: Path, images: Images) -> None:
+    filled(images, tmp_path)
+    TargetDataset(Images(), tmp_path)
+    with pytest.raises(ValueError, match="holds those of another"):
+        TargetDataset(Images(size=(8, 8)), tmp_path)

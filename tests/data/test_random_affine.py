@@ -1,0 +1,66 @@
+"""The default joint transform."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from apl_lightning import RandomAffine
+from apl_lightning.data.joint_transforms import check_alignment, transform_jointly
+
+
+def sample(*size: int) -> dict[str, torch.Tensor]:
+    return {"image": torch.rand(2, *size), "pseudo_label": torch.randint(5, size), "weight": torch.rand(*size)}
+
+
+@pytest.mark.parametrize("size", [(16, 16), (12, 20), (8, 10, 6)])
+def test_no_movement_is_the_identity(size: tuple[int, ...]) -> None:
+    before = sample(*size)
+    (after,) = transform_jointly(RandomAffine(0, 0, 0), before)
+    for key, value in before.items():
+        torch.testing.assert_close(after[key], value, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (24, 40), (12, 16, 10)])
+def test_image_and_label_move_together(size: tuple[int, ...]) -> None:
+    check_alignment(RandomAffine(), torch.rand(1, *size))
+    before = sample(*size)
+    (after,) = transform_jointly(RandomAffine(), before)
+    assert not torch.equal(after["pseudo_label"], before["pseudo_label"])
+
+
+def test_a_rotation_keeps_shapes_in_an_oblong_image() -> None:
+    """A disc stays a disc: its area and its centre's distance from the middle do not change."""
+    rows, columns = torch.meshgrid(torch.arange(60) - 29.5, torch.arange(100) - 49.5, indexing="ij")
+    disc = (((rows - 5) ** 2 + (columns - 12) ** 2) < 100).long()
+    for _ in range(5):
+        turned = RandomAffine(degrees=90, scale=0, shift=0)(
+            {"image": disc[None].float(), "pseudo_label": disc[None], "weight": disc[None].float()}
+        )["pseudo_label"][0]
+        where = turned.nonzero().float()
+        assert len(where) == pytest.approx(math.pi * 100, rel=0.03)
+        distance = (where.mean(0) - torch.tensor([29.5, 49.5])).norm().item()
+        assert distance == pytest.approx(13, abs=0.3)
+        assert (where - where.mean(0)).norm(dim=1).max() < 10.8
+
+
+def test_what_comes_into_view_weighs_nothing() -> None:
+    before = {"image": torch.ones(1, 20, 20), "pseudo_label": torch.ones(20, 20), "weight": torch.ones(20, 20)}
+    for _ in range(5):
+        (after,) = transform_jointly(RandomAffine(degrees=0, scale=0, shift=0.5), before)
+        assert after["image"].min() == after["pseudo_label"].min() == 1
+        seen = after["weight"] > 0
+        columns, rows = seen.any(0).sum().item(), seen.any(1).sum().item()
+        assert seen.sum() == columns * rows, "a shifted frame is still a rectangle"
+        assert columns < 20 or rows < 20
+
+
+def test_seeded() -> None:
+    before = sample(16, 16)
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        draws.append(transform_jointly(RandomAffine(), before)[0]["image"])
+    assert torch.equal(*draws)

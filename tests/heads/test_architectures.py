@@ -1,0 +1,94 @@
+"""Two heads are found on every architecture that people bring, without being told where."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, CLASSES, END, PAGE, START, routing, row
+from monai.networks.nets.daf3d import DAF3D
+from torch import Tensor, nn
+
+from apl_lightning import HeadNotFoundError, add_dual_heads
+from apl_lightning.heads.outputs import logit_maps
+from apl_lightning.heads.find_classifier import example_input, find_main_output
+
+pytestmark = pytest.mark.usefixtures("two_threads")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_heads_are_found(name: str) -> None:
+    network = ARCHITECTURES[name]().eval()
+    model = add_dual_heads(network, CLASSES)
+    # A UperNet of Hugging Face does not pickle, with one head or two.
+    loaded = model if name == "Hugging Face UperNet" else pickle.loads(pickle.dumps(model))
+    image = example_input(network)
+
+    def main_of(net: nn.Module) -> Tensor:
+        with torch.no_grad():
+            maps = logit_maps(net(image), CLASSES)
+        return maps[find_main_output(network, CLASSES, image) if len(maps) > 1 else 0]
+
+    expected = main_of(network)
+    assert row(name, model) in PAGE.read_text(), "run `python tests/architectures.py`"
+    main, aux = model(image)
+    torch.testing.assert_close(main, expected, rtol=0, atol=0)
+    assert not torch.allclose(aux, expected, atol=1e-3 * expected.abs().max().item())
+
+    for twin in (copy.deepcopy(model), loaded):
+        assert torch.equal(twin(image).aux, aux)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(model(image).main, main_of(network), rtol=0, atol=0)
+
+    rebuilt = ARCHITECTURES[name]().eval()
+    rebuilt.load_state_dict(model.export().state_dict())
+    assert torch.equal(main_of(rebuilt), expected)
+    assert torch.equal(main_of(network), expected), "the network that came in is as it was"
+
+    routing(model, image)
+    for_heads, for_encoder = model.train().routed(image)
+    assert for_heads.main.shape == expected.shape, "in training the network answers as at test time"
+    sum(z.square().mean() for z in (*for_heads, *for_encoder)).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters()), "as DDP expects it"
+
+
+def test_the_page_lists_what_is_tested() -> None:
+    lines = PAGE.read_text().split(START)[1].split(END)[0].splitlines()
+    rows = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
+    assert rows[1:] == list(ARCHITECTURES)
+
+
+def test_compiled_network_gives_the_same_logits() -> None:
+    network = ARCHITECTURES["smp Unet"]().eval()
+    model, image = add_dual_heads(network, CLASSES), example_input(network)
+    compiled = torch.compile(model, backend="aot_eager")
+    with torch.no_grad():
+        for mine, expected in zip(compiled(image), model(image), strict=True):
+            torch.testing.assert_close(mine, expected)
+
+
+def test_shared_predictor_is_refused() -> None:
+    with pytest.raises(HeadNotFoundError, match=r"DAF3D '.*' is called \d+ times, and its results are joined"):
+        add_dual_heads(DAF3D(1, CLASSES), CLASSES, example=torch.randn(2, 1, 32, 32, 32))
+
+
+class Queries(nn.Module):
+    """Answers as Mask2Former does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(1, 10, 3, padding=1)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        masks = self.features(image)
+        return {
+            "class_queries_logits": masks.mean((2, 3))[..., None].expand(-1, -1, CLASSES + 1),
+            "masks_queries_logits": masks,
+        }
+
+
+def test_queries_are_refused() -> None:
+    with pytest.raises(ValueError, match="returns queries, .* needs a classifier per pixel"):
+        add_dual_heads(Queries(), CLASSES)

@@ -1,0 +1,151 @@
+"""Two heads on any network: the same logits, the same keys back, gradients where they belong."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from architectures import routing
+from conftest import CLASSES, TinyNet
+from torch import Tensor, nn
+
+from apl_lightning import HeadNotFoundError, add_dual_heads
+from apl_lightning.heads import warm_up_second_head
+
+
+def test_copies_are_independent(network: TinyNet) -> None:
+    model, image = add_dual_heads(network, CLASSES).eval(), torch.rand(2, 1, 16, 16)
+    expected = model(image)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(image).aux, expected.aux)
+        assert twin.second is not None
+        nn.init.zeros_(twin.second.weight)
+        assert not torch.equal(twin(image).aux, expected.aux), "the copy's hooks read the copy's second head"
+    assert torch.equal(model(image).aux, expected.aux)
+
+
+def test_half_precision_and_compile(network: TinyNet) -> None:
+    model, image = add_dual_heads(network, CLASSES).eval(), torch.rand(2, 1, 16, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(image).main.dtype == torch.bfloat16
+    compiled = torch.compile(model, backend="aot_eager")
+    torch.testing.assert_close(compiled(image).aux, model(image).aux)
+
+
+def test_frozen_head_moves_no_statistics() -> None:
+    class HeadWithNorm(TinyNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier = nn.Sequential(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, CLASSES, 1))
+
+    model = add_dual_heads(HeadWithNorm(), CLASSES, head="classifier").train()
+    before = model.network.get_submodule("classifier.1").num_batches_tracked.item()
+    model.routed(torch.rand(2, 1, 16, 16))
+    assert model.network.get_submodule("classifier.1").num_batches_tracked.item() == before + 1
+
+
+def test_own_second_output() -> None:
+    class TwoOutputs(TinyNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.early = nn.Conv2d(8, CLASSES, 1)
+
+        def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+            middle = self.encoder[:3](image)
+            return self.early(middle), self.classifier(self.encoder[3](middle))
+
+    network, image = TwoOutputs().eval(), torch.rand(2, 1, 16, 16)
+    model = add_dual_heads(network, CLASSES, main_output=1)
+    aux, main = network(image)
+    assert torch.equal(model(image).main, main)
+    assert torch.equal(model(image).aux, aux)
+    assert model.second is None
+    routing(model, image)
+    assert list(model.export().state_dict()) == list(network.state_dict())
+
+
+@pytest.mark.parametrize("aux", ["fresh", "encoder.2"])
+def test_cold_heads_warm_up_on_the_first(network: TinyNet, aux: str) -> None:
+    model, images = add_dual_heads(network, CLASSES, aux=aux).eval(), torch.rand(4, 1, 16, 16)
+    before = copy.deepcopy(model.state_dict())
+
+    def distance() -> float:
+        main, second = model(images)
+        return (main.softmax(1) - second.softmax(1)).abs().mean().item()
+
+    cold = distance()
+    assert not model.warm
+    warm_up_second_head(model, [images], steps=100)
+    assert model.warm
+    assert distance() < cold / 2
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"second.weight", "second.bias", "warm"}
+    routing(model, images)
+
+
+def test_average_of_linear_heads(network: TinyNet) -> None:
+    model, image = add_dual_heads(network, CLASSES).eval(), torch.rand(1, 1, 8, 8)
+    torch.testing.assert_close(model.export(average=True)(image), torch.stack(list(model(image))).mean(0))
+    with pytest.raises(ValueError, match="two heads of one linear layer each for average=True"):
+        add_dual_heads(network, CLASSES, aux="encoder.2").export(average=True)
+
+
+def test_mode_is_kept(network: TinyNet) -> None:
+    network.encoder[1].eval()
+    model = add_dual_heads(network, CLASSES)
+    assert model.training
+    assert not add_dual_heads(network.eval(), CLASSES).training
+
+
+class WithActivation(nn.Module):
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.network, self.activation = TinyNet(), activation
+
+    def forward(self, image: Tensor) -> Tensor:
+        result: Tensor = self.activation(self.network(image))
+        return result
+
+
+class AddsItsInput(WithActivation):
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
+
+    def forward(self, image: Tensor) -> Tensor:
+        return super().forward(image) + image
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "error", "message"),
+    [
+        (
+            TinyNet,
+            {"num_classes": 7},
+            ValueError,
+            r"\(B, 7, ...\) logits, but got \(2, 3, 64, 64\) .*pass num_classes=3",
+        ),
+        (TinyNet, {"num_classes": 1}, ValueError, "integer of at least 2, but got 1"),
+        (
+            TinyNet,
+            {"head": "decoder"},
+            ValueError,
+            "`head` to be the dotted path of a module of TinyNet, but got 'decoder'",
+        ),
+        (TinyNet, {"aux": "layer9"}, ValueError, "`aux` to be 'auto', .* or the dotted path .* but got 'layer9'"),
+        (TinyNet, {"aux": "own"}, ValueError, "two outputs with 3 channels for aux='own'"),
+        (TinyNet, {"main_output": 1}, ValueError, "`main_output` below 1"),
+        (lambda: WithActivation(nn.Softmax(dim=1)), {}, ValueError, r"behind a sigmoid or a softmax.*activation=None"),
+        (AddsItsInput, {}, HeadNotFoundError, "treat each image by itself behind its classifier 'network.classifier'"),
+        (lambda: WithActivation(nn.Sigmoid()), {}, ValueError, r"behind a sigmoid or a softmax.*activation=None"),
+        (lambda: torch.compile(TinyNet()), {}, TypeError, "compile what comes out"),
+        (lambda: nn.Linear(3, 3), {}, ValueError, "has none: pass `example`"),
+    ],
+)
+def test_bad_input_is_explained(
+    build: Callable[[], nn.Module], options: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        add_dual_heads(build(), **{"num_classes": CLASSES, **options})

@@ -1,0 +1,105 @@
+"""The network in a LightningModule is found, or named, or its absence is explained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import CLASSES, TinyNet
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from apl_lightning import APLModule, add_dual_heads
+from apl_lightning.heads.unwrap import plain_network
+
+
+class Project(pl.LightningModule):
+    """A network, a loss with weights and a metric; `forward` gives probabilities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = TinyNet()
+        self.loss = nn.CrossEntropyLoss(weight=torch.ones(CLASSES))
+        self.accuracy = MulticlassAccuracy(CLASSES)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.net(image).softmax(1)
+
+
+class WithoutForward(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = TinyNet()
+        self.perceptual = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3))
+
+
+class Student(Project):
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = copy.deepcopy(self.net)
+
+
+class Pieces(pl.LightningModule):
+    """A network itself: no part of it is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Conv2d(1, 6, 3, padding=1)
+        self.classifier = nn.Conv2d(6, CLASSES, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.classifier(self.encoder(image).relu())
+
+
+class TwoNetworks(WithoutForward):
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = copy.deepcopy(self.net)
+
+
+@pytest.mark.parametrize("build", [Project, WithoutForward, Student])
+def test_network_is_found(build: Callable[[], pl.LightningModule]) -> None:
+    project = build()
+    assert plain_network(project, CLASSES) is project.net
+    module = APLModule(project, CLASSES)
+    assert type(module.export()) is TinyNet
+    project.net.load_state_dict(module.export().state_dict())
+
+
+def test_module_that_is_a_network(trainer: Any) -> None:
+    project = Pieces()
+    trainer().strategy.connect(project)
+    project.trainer = trainer()
+    model = add_dual_heads(project, CLASSES)
+    assert model.head == "classifier"
+    assert type(model.export()) is Pieces
+    assert model.network._trainer is None
+
+
+def test_network_is_named() -> None:
+    project = TwoNetworks()
+    assert plain_network(project, CLASSES, "teacher") is project.teacher
+    assert type(APLModule(project, CLASSES, network="net").export()) is TinyNet
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "message"),
+    [
+        (TwoNetworks, {}, "one network that returns .* but found 'net' and 'teacher' among .*: name it, network='...'"),
+        (lambda: pl.LightningModule(), {}, "LightningModule to hold one network .* but found none among none"),
+        (Project, {"num_classes": 7}, r"one network that returns \(B, 7, ...\) logits, but found none among 'net'"),
+        (Project, {"network": "model"}, "name a part of Project, but got 'model': its parts are 'net', 'loss'"),
+    ],
+)
+def test_absence_is_explained(build: Callable[[], nn.Module], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        add_dual_heads(build(), **{"num_classes": CLASSES, **options})
+
+
+def test_frozen_network_is_explained() -> None:
+    with pytest.raises(ValueError, match=r"all its parameters are frozen: call `model.requires_grad_\(True\)`"):
+        add_dual_heads(TinyNet().requires_grad_(False), CLASSES)

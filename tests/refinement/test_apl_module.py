@@ -1,0 +1,204 @@
+"""Training: which parameters move, and everything that Lightning users expect to work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import CLASSES, Images, TinyNet
+from torch import nn
+from torch.nn import functional as F
+
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+from apl_lightning.losses import consistency_loss
+
+Make = Callable[..., pl.Trainer]
+
+
+def batch(count: int = 4) -> dict[str, torch.Tensor]:
+    return {
+        "image": torch.rand(count, 1, 16, 16),
+        "pseudo_label": torch.randint(CLASSES, (count, 16, 16)),
+        "weight": torch.rand(count, 16, 16),
+    }
+
+
+def state(parameters: list[nn.Parameter]) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def same(before: list[torch.Tensor], parameters: list[nn.Parameter]) -> bool:
+    return all(torch.equal(old, new) for old, new in zip(before, parameters, strict=True))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, partial(torch.optim.AdamW, weight_decay=0.1)])
+@pytest.mark.parametrize("only", ["consistency", "refinement"])
+def test_one_step_on_one_loss_leaves_the_other_side_alone(only: str, optimizer: Any) -> None:
+    other = {"consistency": "refinement_weight", "refinement": "consistency_weight"}[only]
+    module = APLModule(TinyNet(), CLASSES, optimizer=optimizer, learning_rate=0.1, weighting="none", **{other: 0.0})
+    heads, encoder = module.model.head_parameters(), module.model.encoder_parameters()
+    before = {"heads": state(heads), "encoder": state(encoder)}
+    step = module.configure_optimizers()
+    module.losses(batch())["loss"].backward()
+    step.step()
+    assert same(before["encoder"], encoder) == (only == "consistency")
+    assert same(before["heads"], heads) == (only == "refinement")
+
+
+def test_both_losses_in_one_pass_equal_two_optimisers() -> None:
+    """Algorithm 1 to the letter: two forward passes, two optimisers on disjoint sets, against one of each."""
+    options = {"optimizer": torch.optim.SGD, "learning_rate": 0.1, "head_rate": 1.0, "aux": "encoder.2"}
+    module = APLModule(TinyNet(), CLASSES, **options)
+    data = batch()
+    heads, encoder = module.model.head_parameters(), module.model.encoder_parameters()
+    main, aux = module.model(data["image"])
+    for_heads = torch.autograd.grad(consistency_loss(main, aux), heads)
+    main, aux = module.model(data["image"])
+    w = data["weight"]
+    losses = [(w * F.cross_entropy(z, data["pseudo_label"], reduction="none")).sum() / w.sum() for z in (main, aux)]
+    for_encoder = torch.autograd.grad(sum(losses) / 2, encoder)
+    module.losses(data)["loss"].backward()
+    for parameter, expected in zip(heads + encoder, for_heads + for_encoder, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> TargetDataModule:
+    return TargetDataModule(Images(6), Images(4, labelled=True), batch_size=2, store_dir=tmp_path / "labels")
+
+
+def test_logged_names(trainer: Make, data: TargetDataModule) -> None:
+    module = APLModule(TinyNet(), CLASSES, ["background", "liver", "spleen"])
+    fit = trainer(callbacks=[PseudoLabelCallback()])
+    fit.fit(module, data)
+    expected = {"train/loss", "train/consistency", "train/refinement", "val/dice", "val/dice/liver", "val/dice/spleen"}
+    expected |= {"pseudo/confidence", "pseudo/apart", "pseudo/agreement", "pseudo/im", "pseudo/snd"}
+    expected |= {f"pseudo/class_ratio/{name}" for name in ("background", "liver", "spleen")}
+    assert set(fit.callback_metrics) == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "bf16-mixed"},
+        {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5},
+        {"max_epochs": 2, "reload_dataloaders_every_n_epochs": 1},
+        {"fast_dev_run": True},
+        {"limit_train_batches": 1, "detect_anomaly": True},
+    ],
+)
+def test_trainer_options(trainer: Make, data: TargetDataModule, options: dict[str, Any]) -> None:
+    module = APLModule(TinyNet(), CLASSES, learning_rate=0.01)
+    before = state(list(module.model.parameters()))
+    trainer(callbacks=[PseudoLabelCallback()], **options).fit(module, data)
+    assert not same(before, list(module.model.parameters()))
+    assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+
+
+def test_accumulation_is_the_mean_of_its_batches(trainer: Make, data: TargetDataModule) -> None:
+    gradients = []
+    for options in ({"accumulate_grad_batches": 3}, {}):
+        torch.manual_seed(0)
+        module = APLModule(TinyNet(), CLASSES, optimizer=torch.optim.SGD, learning_rate=0.0)
+        collected: list[torch.Tensor] = []
+
+        class Collect(pl.Callback):
+            def on_before_optimizer_step(
+                self, trainer: Any, module: Any, optimizer: Any, into: list[Any] = collected
+            ) -> None:
+                into.append(module.model.network.encoder[0].weight.grad.clone())
+
+        trainer(callbacks=[PseudoLabelCallback(), Collect()], **options).fit(module, data)
+        gradients.append(torch.stack(collected).mean(0))
+        assert len(collected) == (1 if options else 3)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+# Dynamo looks at `.grad` while it traces Lightning's own `self.log`.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiled_module_trains(trainer: Make, data: TargetDataModule) -> None:
+    torch.manual_seed(0)
+    plain = APLModule(TinyNet(), CLASSES, learning_rate=0.01)
+    torch.manual_seed(0)
+    module = APLModule(TinyNet(), CLASSES, learning_rate=0.01)
+    for each in (plain, torch.compile(module, backend="aot_eager")):
+        torch.manual_seed(1)
+        trainer(callbacks=[PseudoLabelCallback()]).fit(each, data)
+    for expected, parameter in zip(plain.parameters(), module.parameters(), strict=True):
+        torch.testing.assert_close(parameter, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_checkpoint_gives_the_module_back(trainer: Make, data: TargetDataModule, tmp_path: Path) -> None:
+    module = APLModule(TinyNet(), CLASSES, ["background", "a", "b"], consistency_weight=0.3, learning_rate=0.01)
+    fit = trainer(callbacks=[PseudoLabelCallback()])
+    fit.fit(module, data)
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = APLModule.load_from_checkpoint(tmp_path / "last.ckpt", model=TinyNet())
+    assert loaded.consistency_weight == 0.3
+    assert loaded.class_names == ["background", "a", "b"]
+    image = torch.rand(1, 1, 16, 16)
+    assert torch.equal(loaded.eval()(image).aux, module.eval()(image).aux)
+
+
+def test_export_loads_into_the_plain_network(trainer: Make, data: TargetDataModule) -> None:
+    network = TinyNet()
+    module = APLModule(network, CLASSES, learning_rate=0.01)
+    trainer(callbacks=[PseudoLabelCallback()]).fit(module, data)
+    fresh = TinyNet()
+    fresh.load_state_dict(module.export().state_dict())
+    image = torch.rand(1, 1, 16, 16)
+    torch.testing.assert_close(fresh.eval()(image), module.eval()(image).main)
+    assert not torch.equal(fresh(image), network.eval()(image)), "the network that came in is not refined in place"
+
+
+def test_optimizer_and_scheduler(trainer: Make, data: TargetDataModule) -> None:
+    module = APLModule(
+        TinyNet(),
+        CLASSES,
+        optimizer=partial(torch.optim.SGD, momentum=0.9),
+        learning_rate=0.2,
+        lr_scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.1),
+    )
+    fit = trainer(callbacks=[PseudoLabelCallback()], max_epochs=2)
+    fit.fit(module, data)
+    (optimizer,) = fit.optimizers
+    assert optimizer.param_groups[0]["momentum"] == 0.9
+    # The encoder's and the heads', each divided by 10 twice.
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.002, 0.0002])
+
+
+def test_low_resolution_logits_are_brought_to_the_image() -> None:
+    class Coarse(TinyNet):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return super().forward(F.avg_pool2d(image, 4))
+
+    module = APLModule(Coarse(), CLASSES)
+    assert module(torch.rand(2, 1, 16, 24)).main.shape == (2, CLASSES, 16, 24)
+    assert module.model(torch.rand(2, 1, 16, 24)).main.shape == (2, CLASSES, 4, 6)
+    assert torch.isfinite(module.losses(batch())["loss"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 4}, r"\(B, 4, ...\) logits.*pass num_classes=3"),
+        ({"class_names": ["liver"]}, "3 `class_names`, background included"),
+        ({"weighting": "entropy"}, "`weighting` to be one of"),
+        ({"batch_norm": "sync"}, "`batch_norm` to be one of .*'adapt', 'frozen', 'train'.* but got 'sync'"),
+        ({"consistency_weight": -1.0}, "at least 0 and not both 0, but got -1.0"),
+        ({"consistency_weight": 0.0, "refinement_weight": 0.0}, "not both 0"),
+    ],
+)
+def test_bad_options_are_explained(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        APLModule(TinyNet(), **{"num_classes": CLASSES, **options})
+
+
+def test_validation_without_labels_is_explained(trainer: Make) -> None:
+    with pytest.raises(ValueError, match="evaluation samples to have a label, but sample 0 has none: pass `label_key`"):
+        trainer().validate(APLModule(TinyNet(), CLASSES), TargetDataModule(Images(), Images()), verbose=False)

@@ -1,0 +1,58 @@
+"""BatchNorm statistics: re-estimated on the target, held still, or followed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import CLASSES, TinyNet
+from torch import nn
+
+from apl_lightning import APLModule
+from apl_lightning.refinement.batchnorm import adapt_batch_norm, batch_norms, set_batch_norm_mode
+
+
+def test_adapted_statistics_are_those_of_the_images() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=0.3)).eval()
+    images = torch.rand(12, 1, 8, 8) * 5 + 2
+    with torch.no_grad():
+        features = network[0](images)
+    adapt_batch_norm(network, images.split(4))
+    layer = network[1]
+    torch.testing.assert_close(layer.running_mean, features.mean((0, 2, 3)))
+    batches = torch.stack([part.var((0, 2, 3)) for part in features.split(4)])
+    torch.testing.assert_close(layer.running_var, batches.mean(0))
+    assert layer.momentum == 0.3
+    assert not layer.training
+
+
+@pytest.mark.parametrize(("mode", "moves"), [("frozen", False), ("adapt", False), ("train", True)])
+def test_mode_in_training(mode: str, moves: bool) -> None:
+    module = APLModule(TinyNet(), CLASSES, batch_norm=mode)
+    layer = module.model.network.encoder[1]
+    module.eval()
+    module.train()
+    assert layer.training == moves
+    before = layer.running_mean.clone()
+    module.model.routed(torch.rand(2, 1, 8, 8))
+    assert torch.equal(layer.running_mean, before) != moves
+
+
+def test_only_adapt_touches_the_statistics_beforehand() -> None:
+    for mode, changes in (("frozen", False), ("adapt", True), ("train", False)):
+        module = APLModule(TinyNet(), CLASSES, batch_norm=mode)
+        module.prepare_refinement([torch.rand(4, 1, 8, 8) + 3])
+        assert bool(module.model.network.encoder[1].running_mean.any()) == changes
+
+
+def test_synchronised_layers_are_batch_norms_too() -> None:
+    plain, images = TinyNet(), [torch.rand(4, 1, 8, 8) for _ in range(3)]
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in synchronised.modules())
+    for network in (plain, synchronised):
+        adapt_batch_norm(network, images)
+        set_batch_norm_mode(network.train(), "adapt")
+    assert not any(layer.training for layer in batch_norms(synchronised))
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(synchronised.state_dict()[name], value)

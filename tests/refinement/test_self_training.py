@@ -1,0 +1,183 @@
+"""The frame of the peers: who learns from what, soft labels on their way to the loss, Tent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import CLASSES, Images, TinyNet
+from monai.transforms import RandFlipd
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from apl_lightning import (
+    APLModule,
+    PseudoLabelCallback,
+    RandomAffine,
+    SelfTrainingModule,
+    TargetDataModule,
+    TargetDataset,
+    TentModule,
+)
+from apl_lightning.denoisers import APL, CBST, CRST, DPL, IAST, Threshold
+from apl_lightning.labels.spool import Spool
+from apl_lightning.losses import weighted_cross_entropy
+from apl_lightning.denoisers import Predictor
+from apl_lightning.labels.target_images import ImageBatch
+from apl_lightning.data.joint_transforms import TARGET_KEYS
+
+Make = Callable[..., pl.Trainer]
+
+
+def batch() -> dict[str, Tensor]:
+    return {
+        "image": torch.rand(2, 1, 8, 8),
+        "pseudo_label": torch.randint(CLASSES, (2, 8, 8)),
+        "weight": torch.rand(2, 8, 8),
+    }
+
+
+def test_every_parameter_learns_from_the_labels_alone() -> None:
+    module = SelfTrainingModule(TinyNet(), CLASSES, batch_norm="frozen")
+    given = batch()
+    main, aux = module(given["image"])
+    expected = sum(weighted_cross_entropy(z, given["pseudo_label"], given["weight"]) for z in (main, aux)) / 2
+    losses = module.losses(given)
+    torch.testing.assert_close(losses["loss"], expected)
+    losses["loss"].backward()
+    [group] = module.configure_optimizers().param_groups
+    assert {id(p) for p in group["params"]} == {id(p) for p in module.parameters()}
+    assert all(p.grad is not None and p.grad.any() for p in module.model.head_parameters())
+    assert all(p.grad is not None for p in module.model.encoder_parameters())
+
+
+@pytest.mark.parametrize("kind", [APLModule, SelfTrainingModule])
+def test_the_loss_of_the_denoiser_takes_the_place_of_cross_entropy(kind: Any, trainer: Make, tmp_path: Path) -> None:
+    module = kind(TinyNet(), CLASSES, **({"consistency_weight": 0.0} if kind is APLModule else {}))
+    given = batch()
+    for denoiser, folder in ((IAST(), "labels"), (APL(), "more")):
+        data = TargetDataModule(Images(4), store_dir=tmp_path / folder, transform=None)
+        trainer(callbacks=[PseudoLabelCallback(denoiser)]).fit(module, data)
+        expected = denoiser.loss(*module.model(given["image"]), given["pseudo_label"], given["weight"])
+        torch.testing.assert_close(module.losses(given)["loss"], expected)
+
+
+def soft_dataset(folder: Path, **options: Any) -> tuple[TargetDataset, Tensor]:
+    target = TargetDataset(Images(2), folder, **options)
+    soft = torch.randn(CLASSES, 16, 16).softmax(0)
+    target.store.start(0)
+    with target.store.write(0, CLASSES) as writer:
+        for index in range(2):
+            writer.add(index, soft, torch.ones(16, 16))
+    target.store.join(0)
+    target.store.publish(0)
+    return target, soft
+
+
+def test_soft_labels_come_back_to_a_255th(tmp_path: Path) -> None:
+    target, soft = soft_dataset(tmp_path)
+    sample = target[1]
+    torch.testing.assert_close(sample["pseudo_label"], soft, atol=0.5 / 255 + 1e-6, rtol=0)
+    read = target.store.read(1)
+    assert torch.equal(read.classes, read.labels.argmax(0))
+
+
+@pytest.mark.parametrize("transform", [RandomAffine(), RandFlipd(TARGET_KEYS, prob=1.0, spatial_axis=1)])
+def test_soft_labels_move_with_the_image(tmp_path: Path, transform: Any) -> None:
+    sample = soft_dataset(tmp_path, transform=transform)[0][0]
+    assert sample["pseudo_label"].shape == (CLASSES, 16, 16)
+    assert sample["weight"].shape == (16, 16)
+    inside = sample["weight"] > 0.99
+    torch.testing.assert_close(sample["pseudo_label"].sum(0)[inside], torch.ones(int(inside.sum())), atol=0.01, rtol=0)
+
+
+def test_refinement_with_soft_labels(trainer: Make, tmp_path: Path) -> None:
+    module = SelfTrainingModule(TinyNet(), CLASSES)
+    data = TargetDataModule(Images(6, labelled=True), Images(2, labelled=True), store_dir=tmp_path)
+    fit = trainer(max_epochs=2, callbacks=[PseudoLabelCallback(CRST("lrent"))])
+    fit.fit(module, data)
+    assert {"pseudo/changed", "pseudo/dice", "val/dice"} <= set(fit.callback_metrics)
+    assert data.train_dataset[0]["pseudo_label"].shape == (CLASSES, 16, 16)
+
+
+@pytest.mark.parametrize("module", [APLModule, SelfTrainingModule])
+@pytest.mark.parametrize("denoiser", [Threshold(0.99999), CBST(), DPL(passes=2)], ids=lambda d: type(d).__name__)
+def test_a_batch_with_nothing_kept_trains_on(module: Any, denoiser: Any, trainer: Make, tmp_path: Path) -> None:
+    refined = module(TinyNet(), CLASSES)
+    data = TargetDataModule(Images(4), store_dir=tmp_path, batch_size=2)
+    trainer(max_epochs=2, callbacks=[PseudoLabelCallback(denoiser)]).fit(refined, data)
+    assert all(bool(torch.isfinite(p).all()) for p in refined.parameters())
+
+
+def test_what_memory_does_not_hold_comes_back_from_files_and_they_are_gone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batches = [ImageBatch([n], torch.rand(1, 1, 4, 4), [torch.ones(4, 4)], [""]) for n in range(3)]
+    observed = [(torch.rand(1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.long)) for _ in batches]
+    one = sum(tensor.nbytes for tensor in (*observed[0], torch.ones(4, 4)))
+    for memory, files in ((3 * one, 0), (3 * one - 1, 1), (0, 3)):
+        spool = Spool(tmp_path, 0, torch.device("cpu"), memory)
+        for batch, kept in zip(batches, observed, strict=True):
+            spool.put(batch, kept)
+        assert len(list(tmp_path.iterdir())) == files
+        back = list(spool)
+        assert [batch.indices for batch, _ in back] == [[0], [1], [2]]
+        assert all(batch.images.device.type == "meta" and bool(batch.references[0].all()) for batch, _ in back)
+        torch.testing.assert_close([tuple(kept) for _, kept in back], observed, rtol=0, atol=0)
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_resumed_run_goes_on_with_the_thresholds(trainer: Make, tmp_path: Path) -> None:
+    def fit(denoiser: IAST, epochs: int, name: str, resume: Path | None = None) -> None:
+        torch.manual_seed(0)
+        module = SelfTrainingModule(TinyNet(), CLASSES)
+        data = TargetDataModule(Images(6), store_dir=tmp_path / name)
+        run = trainer(max_epochs=epochs, callbacks=[PseudoLabelCallback(denoiser)])
+        run.fit(module, data, ckpt_path=resume)
+        run.save_checkpoint(tmp_path / f"{name}.ckpt")
+
+    whole, first, second = IAST(), IAST(), IAST()
+    fit(whole, 4, "whole")
+    fit(first, 2, "parted")
+    fit(second, 4, "parted", tmp_path / "parted.ckpt")
+    assert torch.equal(whole.thresholds, second.thresholds)
+    assert not torch.equal(first.thresholds, second.thresholds)
+
+
+def test_features_need_two_heads() -> None:
+    with pytest.raises(TypeError, match="DualHeadModel"):
+        Predictor(TinyNet()).features(torch.rand(1, 1, 8, 8))
+
+
+def test_features_are_those_of_whole_images() -> None:
+    with pytest.raises(ValueError, match="inferer"):
+        Predictor(APLModule(TinyNet(), CLASSES), lambda image, network: network(image)).features(torch.rand(1, 1, 8, 8))
+
+
+def test_tent_trains_scales_and_shifts_of_batch_norm(trainer: Make) -> None:
+    network = TinyNet()
+    module = TentModule(network, CLASSES, learning_rate=0.1)
+    trainer().fit(module, DataLoader(Images(8), batch_size=4))
+    refined = module.export()
+    moved = {name for name, p in network.named_parameters() if not torch.equal(p, refined.get_parameter(name))}
+    assert moved == {"encoder.1.weight", "encoder.1.bias"}
+    assert not torch.equal(refined.encoder[1].running_mean, network.encoder[1].running_mean)
+    assert all(p.requires_grad for p in refined.parameters())
+
+
+def test_tent_minimises_entropy_by_hand() -> None:
+    module = TentModule(TinyNet(), CLASSES)
+    image = torch.rand(2, 1, 8, 8)
+    losses = module.losses((image, torch.zeros(2, 8, 8)))
+    module.model.train()
+    p = module(image).main.softmax(1)
+    torch.testing.assert_close(losses["loss"], -(p * p.log()).sum(1).mean(), atol=1e-4, rtol=1e-4)
+
+
+def test_tent_needs_batch_norm() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Conv2d(4, CLASSES, 1))
+    with pytest.raises(ValueError, match="BatchNorm"):
+        TentModule(network, CLASSES)

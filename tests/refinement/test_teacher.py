@@ -1,0 +1,107 @@
+"""The teacher is the mean over the steps, labels in the student's place, and comes back from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import CLASSES, Images, TinyNet
+
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+from apl_lightning.refinement import Teacher
+
+Make = Callable[..., pl.Trainer]
+
+
+class Weights(pl.Callback):
+    """Notes the student's weights before the first step and after each."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
+        if not self.states:
+            self._note(module)
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        self._note(module)
+
+    def _note(self, module: Any) -> None:
+        self.states.append({name: value.clone() for name, value in module.model.state_dict().items()})
+
+
+def fit(
+    folder: Path, trainer: Make, callbacks: Any = (), epochs: int = 2, resume: Any = None, **options: Any
+) -> APLModule:
+    torch.manual_seed(0)
+    module = APLModule(TinyNet(), CLASSES, learning_rate=0.02, ema_decay=0.7, **options.pop("module", {}))
+    data = TargetDataModule(Images(6), batch_size=2, store_dir=folder / "labels")
+    run = trainer(max_epochs=epochs, callbacks=[PseudoLabelCallback(), *callbacks], **options)
+    run.fit(module, data, ckpt_path=resume)
+    run.save_checkpoint(folder / "last.ckpt")
+    return module
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_mean_over_steps(tmp_path: Path, trainer: Make, accumulate: int) -> None:
+    weights = Weights()
+    module = fit(tmp_path, trainer, [weights], accumulate_grad_batches=accumulate)
+    steps = [weights.states[0]] + [
+        after
+        for before, after in zip(weights.states, weights.states[1:], strict=False)
+        if not torch.equal(before["network.classifier.weight"], after["network.classifier.weight"])
+    ]
+    assert len(steps) == 1 + (6 if accumulate == 1 else 4)
+    expected = steps[0]
+    for state in steps[1:]:
+        expected = {name: 0.7 * expected[name] + 0.3 * state[name].float() for name in state}
+    assert module.teacher is not None
+    for name, value in module.teacher.module.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, expected[name], msg=name)
+
+
+def test_the_teacher_predicts_and_is_exported(tmp_path: Path, trainer: Make) -> None:
+    module = fit(tmp_path, trainer)
+    assert module.teacher is not None
+    image, refined = torch.rand(1, 1, 16, 16), module.export().eval()
+    module.eval()
+    torch.testing.assert_close(module(image).main, refined(image))
+    assert not torch.allclose(module.model(image).main, refined(image), atol=1e-4)
+    assert all(parameter.requires_grad for parameter in refined.parameters())
+    assert not any(parameter.requires_grad for parameter in module.teacher.parameters())
+
+
+def test_it_begins_as_the_prepared_student(trainer: Make) -> None:
+    module = APLModule(TinyNet(), CLASSES, aux="fresh")
+    module.prepare_refinement([torch.rand(4, 1, 16, 16) + 2])
+    assert module.teacher is not None
+    for name, value in module.teacher.module.state_dict().items():
+        assert torch.equal(value, module.model.state_dict()[name]), name
+
+
+def test_a_resumed_run_goes_on_with_its_teacher(tmp_path: Path, trainer: Make) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parted").mkdir()
+    whole = fit(tmp_path / "whole", trainer, epochs=3)
+    fit(tmp_path / "parted", trainer, epochs=1)
+    parted = fit(tmp_path / "parted", trainer, epochs=3, resume=tmp_path / "parted" / "last.ckpt")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parted.state_dict()[name]), name
+
+
+def test_without_a_teacher_the_student_predicts() -> None:
+    module = APLModule(TinyNet(), CLASSES, ema_decay=None).eval()
+    image = torch.rand(1, 1, 8, 8)
+    assert module.teacher is None
+    assert torch.equal(module(image).main, module.model(image).main)
+
+
+@pytest.mark.parametrize("decay", [1.0, -0.1])
+def test_bad_decay_is_named(decay: float) -> None:
+    with pytest.raises(ValueError, match="ema_decay"):
+        Teacher(TinyNet(), decay)

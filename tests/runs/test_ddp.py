@@ -1,0 +1,183 @@
+"""Two processes do what one does."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import CLASSES, Images, Slices, TinyNet
+from torch.nn.parallel import DistributedDataParallel
+
+from apl_lightning import (
+    APLModule,
+    PseudoLabelCallback,
+    PseudoLabelStore,
+    SelfTrainingModule,
+    TargetDataModule,
+    TentModule,
+)
+from apl_lightning.denoisers import BDL, CBST, CRST, DPL, IAST, UPL, Chebyshev, MRNet
+
+Make = Callable[..., pl.Trainer]
+
+
+class Record(pl.Callback):
+    """Writes what the parent cannot see: the weights and the metrics at the end of each rank."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        torch.save(
+            {"state": module.state_dict(), "metrics": metrics, "statistics": trainer.callbacks[0].statistics},
+            self.folder / f"rank{trainer.global_rank}.pt",
+        )
+
+
+def run(folder: Path, trainer: Make, devices: int, samples: int, epochs: int = 1, **options: Any) -> list[Any]:
+    """Fit on `devices` processes with a global batch of 4; returns what each rank recorded."""
+    folder.mkdir()
+    torch.manual_seed(0)
+    module = options.pop("kind", APLModule)(
+        TinyNet(),
+        CLASSES,
+        optimizer=torch.optim.SGD,
+        learning_rate=0.1,
+        **{"weighting": "none", **options.pop("module", {})},
+    )
+    data = TargetDataModule(
+        options.pop("train", None) or Images(samples, labelled=True),
+        Images(5, labelled=True),
+        batch_size=4 // devices,
+        transform=None,
+        store_dir=folder / "labels",
+    )
+    strategy = {} if devices == 1 else {"devices": devices, "strategy": "ddp_fork"}
+    callbacks = [PseudoLabelCallback(options.pop("denoiser", None), **options.pop("callback", {})), Record(folder)]
+    trainer(max_epochs=epochs, callbacks=callbacks, num_sanity_val_steps=0, **strategy, **options).fit(module, data)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(devices)]
+
+
+def labels(folder: Path) -> bytes:
+    """Every label and weight, by index, as the store reads them."""
+    (directory,) = (folder / "labels").iterdir()
+    identity = json.loads((directory / "store.json").read_text())
+    store = PseudoLabelStore(directory, identity["length"], identity["identity"])
+    return b"".join(
+        torch.cat([store.read(i).labels.float().flatten(), store.read(i).weights.flatten()]).numpy().tobytes()
+        for i in range(identity["length"])
+    )
+
+
+@pytest.mark.parametrize("samples", [64, 37, 1])
+def test_labels_are_those_of_one_process(tmp_path: Path, trainer: Make, samples: int) -> None:
+    """Even shares, uneven ones, and a rank without a sample."""
+    (one,) = run(tmp_path / "one", trainer, 1, samples, max_steps=1)
+    two = run(tmp_path / "two", trainer, 2, samples, max_steps=1)
+    assert labels(tmp_path / "one") == labels(tmp_path / "two")
+    for rank in two:
+        assert rank["statistics"] == pytest.approx(one["statistics"])
+
+
+@pytest.mark.parametrize(
+    "denoiser",
+    [BDL(), CBST(), CRST("lrent"), IAST(), DPL(passes=3), UPL(), Chebyshev(passes=3), MRNet()],
+    ids=lambda denoiser: type(denoiser).__name__,
+)
+def test_labels_of_every_method_are_those_of_one_process(tmp_path: Path, trainer: Make, denoiser: Any) -> None:
+    """Statistics are reduced over ranks, and dropout draws what it would have drawn."""
+    for folder, devices in (("one", 1), ("two", 2)):
+        run(tmp_path / folder, trainer, devices, 37, max_steps=1, denoiser=copy.deepcopy(denoiser))
+    assert labels(tmp_path / "one") == labels(tmp_path / "two")
+
+
+def test_small_components_are_those_of_one_process(tmp_path: Path, trainer: Make) -> None:
+    options = {"max_steps": 1, "train": Slices(9), "callback": {"largest_component_share": 0.0}}
+    found = [run(tmp_path / str(devices), trainer, devices, 9, **options) for devices in (1, 2)]
+    assert labels(tmp_path / "1") == labels(tmp_path / "2")
+    parts = [rank["statistics"]["pseudo/apart"] for ranks in found for rank in ranks]
+    assert parts[0] > 0.01
+    assert parts == [parts[0]] * 3
+
+
+def test_a_step_on_the_same_global_batch(tmp_path: Path, trainer: Make) -> None:
+    """The weighted mean is global: the ranks' weights differ, the gradient is that of the joint batch."""
+    (one,) = run(tmp_path / "one", trainer, 1, 4)
+    two = run(tmp_path / "two", trainer, 2, 4)
+    for rank in two:
+        for name, value in one["state"].items():
+            torch.testing.assert_close(rank["state"][name], value, atol=1e-6, rtol=1e-5, msg=name)
+        assert rank["metrics"]["val/dice"] == pytest.approx(one["metrics"]["val/dice"], abs=1e-9)
+
+
+@pytest.mark.parametrize("weighting", ["none", "confusion"])
+def test_weights_with_samples_that_ranks_cannot_share_evenly(tmp_path: Path, trainer: Make, weighting: str) -> None:
+    """Seven samples, joint batches of four: one of them fills up the last batch, and counts for nothing."""
+    (one,) = run(tmp_path / "one", trainer, 1, 7, epochs=3, module={"weighting": weighting})
+    two = run(tmp_path / "two", trainer, 2, 7, epochs=3, module={"weighting": weighting})
+    for rank in two:
+        for name, value in one["state"].items():
+            torch.testing.assert_close(rank["state"][name], value, atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("mode", ["adapt", "frozen"])
+def test_synchronised_batch_norm(tmp_path: Path, trainer: Make, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its statistics are held still, and re-estimated by every rank on all images: nothing is synchronised.
+
+    torch's DDP refuses the layer on CPUs, whether it synchronises or not; that check is all that is taken out.
+    """
+    monkeypatch.setattr(DistributedDataParallel, "_passing_sync_batchnorm_handle", lambda self, module: None)
+    options = {"module": {"batch_norm": mode}, "epochs": 2}
+    (one,) = run(tmp_path / "one", trainer, 1, 8, **options)
+    two = run(tmp_path / "two", trainer, 2, 8, sync_batchnorm=True, **options)
+    assert labels(tmp_path / "one") == labels(tmp_path / "two")
+    for name, value in one["state"].items():
+        torch.testing.assert_close(two[1]["state"][name], value, atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("kind", [SelfTrainingModule, TentModule])
+def test_the_other_modules_train_on_two_ranks(tmp_path: Path, trainer: Make, kind: Any) -> None:
+    """DDP waits for the gradient of every parameter that asks for one."""
+    first, second = run(tmp_path / "two", trainer, 2, 8, epochs=2, kind=kind)
+    for name, value in first["state"].items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.equal(value, second["state"][name]), name
+
+
+def test_validation_counts_padded_samples_once(tmp_path: Path, trainer: Make) -> None:
+    """Five samples on two ranks: the sampler gives one of them twice."""
+    (one,) = run(tmp_path / "one", trainer, 1, 4)
+    two = run(tmp_path / "two", trainer, 2, 4)
+    for rank in two:
+        for name in ("val/dice", "val/dice/1", "val/dice/2"):
+            assert rank["metrics"][name] == pytest.approx(one["metrics"][name], abs=1e-6)
+
+
+def test_batch_norm_that_differs_between_ranks(tmp_path: Path, trainer: Make) -> None:
+    """In training mode each rank has its own running statistics; labels come from those of rank 0."""
+    run(tmp_path / "two", trainer, 2, 8, epochs=2, module={"batch_norm": "train"})
+    assert labels(tmp_path / "two")
+
+
+class CorruptOnOneRank(Images):
+    """Sample 2 turns bad once the run has begun: it is in the share of rank 1."""
+
+    reads = 0
+
+    def __getitem__(self, index: int) -> Any:
+        self.reads += index == 2
+        image, label = super().__getitem__(index)
+        return image / (0 if index == 2 and self.reads > 3 else 1), label
+
+
+def test_an_error_on_one_rank_ends_all_with_its_message(tmp_path: Path, trainer: Make) -> None:
+    data = CorruptOnOneRank(4, labelled=True)
+    with pytest.raises(Exception, match=r"failed on ranks \[.*1\]: .*sample 2"):
+        run(tmp_path / "two", trainer, 2, 4, train=data)

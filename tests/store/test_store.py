@@ -1,0 +1,125 @@
+"""The store gives back what was written, whole rounds only, and touches nothing that is not its own."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from apl_lightning import PseudoLabelStore
+
+Sample = tuple[Tensor, Tensor]
+
+
+def make(shapes: list[tuple[int, ...]], classes: int = 5) -> list[Sample]:
+    return [(torch.randint(classes, shape), torch.rand(shape)) for shape in shapes]
+
+
+def fill(store: PseudoLabelStore, round: int, samples: list[Sample], ranks: int = 1, classes: int = 5) -> None:
+    store.start(round)
+    for rank in range(ranks):
+        with store.write(round, classes, rank) as writer:
+            for index in reversed(range(rank, len(samples), ranks)):
+                writer.add(index, *samples[index])
+    store.join(round)
+    store.publish(round)
+
+
+@pytest.mark.parametrize("shapes", [[(4, 5)] * 3, [(4, 5), (7, 2), (1, 1)], [(2, 3, 4), (5, 1, 2)]])
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+def test_round_trip(tmp_path: Path, shapes: list[tuple[int, ...]], ranks: int) -> None:
+    samples = make(shapes)
+    store = PseudoLabelStore(tmp_path, len(samples))
+    fill(store, 0, samples, ranks)
+    for index, (labels, weights) in enumerate(samples):
+        read = store.read(index)
+        assert torch.equal(read.labels, labels)
+        assert (read.weights - weights).abs().max() <= 0.5 / 255 + 1e-7
+        assert read.round == 0
+
+
+def test_two_bytes_a_pixel(tmp_path: Path) -> None:
+    fill(PseudoLabelStore(tmp_path, 10), 0, make([(32, 32)] * 10), ranks=2)
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.bin")) == 10 * 32 * 32 * 2
+
+
+@pytest.mark.parametrize("classes", [256, 257, 65535])
+def test_many_classes(tmp_path: Path, classes: int) -> None:
+    store = PseudoLabelStore(tmp_path, 1)
+    labels = torch.tensor([[0, classes - 1]])
+    fill(store, 0, [(labels, torch.ones(1, 2))], classes=classes)
+    assert torch.equal(store.read(0).labels, labels)
+
+
+def test_readers_follow_to_a_new_round(tmp_path: Path) -> None:
+    store, first, second = PseudoLabelStore(tmp_path, 2), make([(3, 3)] * 2), make([(3, 3)] * 2)
+    fill(store, 0, first)
+    reader = PseudoLabelStore(tmp_path, 2)
+    worker = pickle.loads(pickle.dumps(reader))
+    assert torch.equal(reader.read(1).labels, first[1][0])
+    fill(store, 1, second)
+    for each in (reader, worker):
+        assert torch.equal(each.read(1).labels, second[1][0])
+        assert each.read(1).round == 1
+    store.prune(keep={1})
+    assert not store.has(0)
+    assert torch.equal(reader.read(0).labels, second[0][0])
+
+
+def test_half_a_round_is_never_read(tmp_path: Path) -> None:
+    store, samples = PseudoLabelStore(tmp_path, 2), make([(3, 3)] * 2)
+    fill(store, 0, samples)
+    store.start(1)
+    with store.write(1, 5) as writer:
+        writer.add(0, *samples[0])
+    assert store.read(0).round == 0
+    with pytest.raises(RuntimeError, match="one label for each of 2 samples in round 1, but got 1 for 1 samples"):
+        store.join(1)
+    assert store.read(0).round == 0
+    fill(store, 1, samples)  # what was left is dropped
+    assert store.read(1).round == 1
+
+
+def test_no_round_yet(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="no round is there yet: train with `PseudoLabelCallback`"):
+        PseudoLabelStore(tmp_path, 1).read(0)
+
+
+def test_other_folders_are_left_alone(tmp_path: Path) -> None:
+    fill(PseudoLabelStore(tmp_path / "labels", 2, "ours"), 0, make([(3, 3)] * 2))
+    with pytest.raises(ValueError, match=r"\(3 samples, ours\).*those of another \(2 samples, ours\): name another"):
+        PseudoLabelStore(tmp_path / "labels", 3, "ours")
+    with pytest.raises(ValueError, match=r"holds those of another \(2 samples, ours\)"):
+        PseudoLabelStore(tmp_path / "labels", 2, "theirs")
+    thesis = tmp_path / "thesis" / "chapter.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("all my work")
+    with pytest.raises(ValueError, match="holds other files: name another folder"):
+        PseudoLabelStore(thesis.parent, 2)
+    assert thesis.read_text() == "all my work"
+
+
+def test_bad_values_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = PseudoLabelStore(tmp_path, 1)
+    with pytest.raises(ValueError, match="at most 65535 classes, but got 65536"):
+        store.write(0, 65536)
+    store.start(0)
+    with store.write(0, 5) as writer:
+        for weights in (torch.full((2, 2), 1.5), torch.full((2, 2), torch.nan), torch.rand(2, 3)):
+            with pytest.raises(ValueError, match=r"weights in \[0, 1\] for sample 0.*check the denoiser"):
+                writer.add(0, torch.zeros(2, 2), weights)
+
+        writer._file.close()
+
+        def full(_: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(writer, "_file", type("Full", (), {"write": staticmethod(full), "tell": int, "close": int}))
+        with pytest.raises(OSError, match=r"No space left .*\(2 bytes a pixel\).*another `store_dir`"):
+            writer.add(0, torch.zeros(2, 2), torch.ones(2, 2))
+    assert np.load(tmp_path / "round-000000" / "rank-00000.npz")["sample"].tolist() == [0]
