@@ -1,7 +1,7 @@
-"""The real abdomen: CHAOS MR and BTCV CT volumes as 2D slices, split by patient.
+"""Real abdomens: CHAOS MR and BTCV CT volumes as 2D slices, split by patient.
 
-A folder in this layout holds `meta.json` (label names, split by patient) and one `npz` a patient with
-`image` and `label`, both of shape (slices, rows, columns).
+The folder contains `meta.json` (label names, split by patient) and one `npz` per patient with `image` and `label`,
+both of shape (slices, rows, columns).
 """
 
 import json
@@ -36,16 +36,18 @@ def read_volume(path: Path, size: int) -> tuple[Tensor, Tensor]:
 class AbdomenSlices(Dataset[dict[str, object]]):
     """All slices of one split, as `{"image", "label", "case"}`.
 
-    Every slice of a target patient is used, not only those that hold an organ: to pick them would be to read
-    the target's labels.
+    All slices of a target patient are used. To select those with an organ would mean to read the target labels.
 
     Args:
         root: The folder with `meta.json`.
-        split: `source_train`, `source_val`, `target_adapt` or `target_val`.
+        split: `source_train`, `source_val`, `target_adapt`, `target_val` or `target_test`.
         size: Rows and columns of a slice.
-        labelled: Whether a sample carries its label; refinement gets `False`.
-        fraction: Part of the patients to read, at least one; for smoke tests.
+        labelled: Whether a sample has a label; refinement gets `False`.
+        fraction: The share of the patients to read, at least one; for smoke tests.
         every: Take every n-th slice only.
+
+    Raises:
+        ValueError: If the folder has no such split.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class AbdomenSlices(Dataset[dict[str, object]]):
     ) -> None:
         meta = json.loads((Path(root) / "meta.json").read_text())
         files = {case["id"]: Path(root) / case["file"] for case in meta["cases"]}
+        if split not in meta["split"]:
+            raise ValueError(f"Expected the split {split!r} in {root}/meta.json, but it has {list(meta['split'])}.")
         patients = meta["split"][split]
         patients = patients[: max(1, round(fraction * len(patients)))]
         volumes = [[part[::every] for part in read_volume(files[patient], size)] for patient in patients]

@@ -1,4 +1,4 @@
-"""The Dice of a plain network, by itself: nothing of the refinement has a part in it."""
+"""The Dice of a plain network, computed without any part of the refinement."""
 
 from typing import Any
 
@@ -20,16 +20,26 @@ def predict(network: nn.Module, dataset: Dataset[Any]) -> list[Tensor]:
 
 def organ_dice(predictions: list[Tensor], dataset: Any, class_names: list[str]) -> dict[str, float]:
     """Dice in % per organ (all slices of a patient together, mean over patients) and their `average`."""
-    dice = CaseDice(len(class_names))
-    for index, prediction in enumerate(predictions):
-        sample = dataset[index]
-        dice.update(prediction[None], sample["label"][None], [sample["case"]], [index])
-    values = (100 * dice.compute()[1:]).tolist()
+    values = (100 * _count(predictions, dataset, len(class_names)).compute()[1:]).tolist()
     return {**dict(zip(class_names[1:], values, strict=True)), "average": sum(values) / len(values)}
 
 
+def patient_dice(predictions: list[Tensor], dataset: Any, classes: int) -> dict[str, float]:
+    """Dice in % of each patient, averaged over its organs."""
+    cases = _count(predictions, dataset, classes).per_case()
+    return {case: 100 * float(dice[1:].nanmean()) for case, dice in cases.items()}
+
+
+def _count(predictions: list[Tensor], dataset: Any, classes: int) -> CaseDice:
+    dice = CaseDice(classes)
+    for index, prediction in enumerate(predictions):
+        sample = dataset[index]
+        dice.update(prediction[None], sample["label"][None], [sample["case"]], [index])
+    return dice
+
+
 def table(rows: dict[str, list[dict[str, float]]]) -> str:
-    """A Markdown table: a row a network, mean and (with several runs) standard deviation over its runs."""
+    """A Markdown table with one row per network: the mean over its runs and, with several runs, the deviation."""
     columns = list(next(iter(rows.values()))[0])
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, runs in rows.items():

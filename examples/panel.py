@@ -1,4 +1,4 @@
-"""A figure of cases (rows) by networks (columns)."""
+"""A figure with cases in rows and networks in columns."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from apl_lightning.visualize import overlay
 
 
 def save_panel(path: Path, images: list[Tensor], columns: dict[str, list[Tensor]]) -> None:
-    """Draw images (C, H, W) and, beside each, the labels (H, W) of every column over it.
+    """Draw images (C, H, W) and, beside each, the label maps (H, W) over it.
 
     Args:
         path: The PNG file.
-        images: One image a row.
-        columns: For each title, one label map a row.
+        images: One image per row.
+        columns: For each title, one label map per row.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = 1 + len(columns), len(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Callable
@@ -183,23 +184,62 @@ def test_labels_are_those_of_the_network_in_evaluation(tmp_path: Path, trainer: 
     assert callback.statistics["pseudo/confidence"] == pytest.approx(confidence / pixels, rel=1e-4)
 
 
+class Labels(pl.Callback):
+    """Reads all labels of each round from the store."""
+
+    def __init__(self) -> None:
+        self.rounds: list[Tensor] = []
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        store = trainer.train_dataloader.dataset.store
+        self.rounds.append(torch.stack([store.read(index).labels for index in range(store.length)]))
+
+
 def test_statistics(tmp_path: Path, trainer: Make) -> None:
     labelled = Images(4, labelled=True)
     data = TargetDataModule(labelled, batch_size=2, store_dir=tmp_path / "labels")
-    callback = PseudoLabelCallback()
-    module = APLModule(TinyNet(), CLASSES, learning_rate=0.05)
-    trainer(callbacks=[callback]).fit(module, data)
-    before = torch.stack([data.train_dataset.store.read(index).labels for index in range(4)])
-    trainer(callbacks=[callback], max_epochs=2).fit(module, data)
-    after = torch.stack([data.train_dataset.store.read(index).labels for index in range(4)])
-    labels = torch.stack(labelled.labels or [])
+    callback, seen = PseudoLabelCallback(), Labels()
+    trainer(callbacks=[callback, seen], max_epochs=2).fit(APLModule(TinyNet(), CLASSES, learning_rate=0.05), data)
+    before, after = seen.rounds
+    references = torch.stack(labelled.labels or [])
     found = callback.statistics
-    assert found["pseudo/changed"] >= 0
+    assert found["pseudo/changed"] == pytest.approx((before != after).float().mean().item())
+    assert found["pseudo/changed"] > 0
     for c in range(CLASSES):
         assert found[f"pseudo/class_ratio/{c}"] == pytest.approx((after == c).float().mean().item())
-    dice = [2 * ((after == c) & (labels == c)).sum() / ((after == c).sum() + (labels == c).sum()) for c in (1, 2)]
+    overlap = [((after == c) & (references == c)).sum() for c in (1, 2)]
+    sizes = [(after == c).sum() + (references == c).sum() for c in (1, 2)]
+    dice = [2 * both / size for both, size in zip(overlap, sizes, strict=True)]
     assert found["pseudo/dice"] == pytest.approx(torch.stack(dice).nanmean().item())
-    assert before.shape == after.shape
+
+
+def test_reading_state_changes_nothing(tmp_path: Path, trainer: Make) -> None:
+    """A checkpoint that is only looked at protects no round from being deleted; one that is saved does."""
+
+    class Look(pl.Callback):
+        def __init__(self, save: bool) -> None:
+            self.save = save
+
+        def _state(self, labels: PseudoLabelCallback) -> dict[str, Any]:
+            state = {**vars(labels), "snapshot": vars(labels.snapshot), "guard": vars(labels.guard)}
+            return {name: value for name, value in state.items() if name not in ("denoiser", "log", "log_dict")}
+
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            labels = trainer.callbacks[0]
+            before = copy.deepcopy(self._state(labels))
+            labels.state_dict(), labels.guard.complaints(labels.scores), labels.guard.doubts(labels.scores)
+            assert self._state(labels) == before
+            if self.save and trainer.current_epoch == 0:
+                trainer.save_checkpoint(tmp_path / "saved.ckpt")
+
+    for save, kept in ((False, ["round-000002"]), (True, ["round-000000", "round-000002"])):
+        data = TargetDataModule(Images(), store_dir=tmp_path / str(save))
+        callbacks = [PseudoLabelCallback(guard="restore"), Look(save)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="guard='restore'")
+            trainer(callbacks=callbacks, max_epochs=3).fit(APLModule(TinyNet(), CLASSES), data)
+        (folder,) = (tmp_path / str(save)).iterdir()
+        assert sorted(path.name for path in folder.glob("round-*")) == kept
 
 
 def test_a_frozen_submodule_stays_frozen(tmp_path: Path, trainer: Make) -> None:
@@ -220,6 +260,15 @@ def test_bad_predictions_name_the_sample(tmp_path: Path, trainer: Make) -> None:
     module = APLModule(Fragile(), CLASSES, example=torch.rand(2, 1, 8, 8), batch_norm="frozen")
     with pytest.raises(ValueError, match=r"network gave NaN for samples \[3\]"):
         trainer(callbacks=[PseudoLabelCallback()]).fit(module, data)
+
+
+def test_bad_weights_name_the_denoiser(tmp_path: Path, trainer: Make) -> None:
+    def divide_by_zero(p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:
+        return p_main.argmax(1), p_main[:, 0] * torch.nan
+
+    data = TargetDataModule(Images(3), store_dir=tmp_path / "labels")
+    with pytest.raises(ValueError, match=r"the denoiser gave NaN for samples \[0, 1, 2\]: check the denoiser"):
+        trainer(callbacks=[PseudoLabelCallback(divide_by_zero)]).fit(APLModule(TinyNet(), CLASSES), data)
 
 
 @pytest.mark.parametrize("bad", ["pseudo", "reference"])
@@ -246,17 +295,33 @@ def test_a_corrupt_sample_is_named(tmp_path: Path, trainer: Make) -> None:
         trainer(callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), data)
 
 
-@pytest.mark.parametrize("bar", [pl.callbacks.TQDMProgressBar, pl.callbacks.RichProgressBar])
-def test_progress_bar(bar: Any, tmp_path: Path, trainer: Make, capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar(tmp_path: Path, trainer: Make, capfd: pytest.CaptureFixture[str]) -> None:
     data = TargetDataModule(Images(), batch_size=2, store_dir=tmp_path / "labels")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Rich and Lightning about a terminal that is none
-        trainer(callbacks=[PseudoLabelCallback(), bar()], enable_progress_bar=True).fit(
-            APLModule(TinyNet(), CLASSES), data
-        )
-    printed = capfd.readouterr()
-    if bar is pl.callbacks.TQDMProgressBar:
-        assert "Pseudo labels, round 0" in printed.err
+    callbacks = [PseudoLabelCallback(), pl.callbacks.TQDMProgressBar()]
+    trainer(callbacks=callbacks, enable_progress_bar=True).fit(APLModule(TinyNet(), CLASSES), data)
+    assert "Pseudo labels, round 0" in capfd.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")  # Rich and Lightning warn about the terminal
+def test_rich_progress_bar(tmp_path: Path, trainer: Make) -> None:
+    from rich.progress import Progress
+
+    described: list[str] = []
+
+    class Bar(pl.callbacks.RichProgressBar):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            super().on_train_start(trainer, pl_module)
+            add = Progress.add_task
+
+            def add_task(description: str, **options: Any) -> Any:
+                described.append(description)
+                return add(self.progress, description, **options)
+
+            self.progress.add_task = add_task
+
+    data = TargetDataModule(Images(), batch_size=2, store_dir=tmp_path / "labels")
+    trainer(callbacks=[Bar(), PseudoLabelCallback()], enable_progress_bar=True).fit(APLModule(TinyNet(), CLASSES), data)
+    assert "Pseudo labels, round 0" in described
 
 
 def test_bad_options_are_explained() -> None:

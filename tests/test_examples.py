@@ -70,9 +70,11 @@ def test_abdomen(example: Any, tmp_path: Path, network: str, preset: str) -> Non
     for column in ("liver", "right kidney", "left kidney", "spleen", "average"):
         before, after, gain = (rows[name][0][column] for name in ("before", "after", "gain"))
         assert gain == pytest.approx(after - before)
-    assert json.loads((tmp_path / f"out/results-{preset}.json").read_text()) == rows
-    assert (tmp_path / f"out/panel-{preset}-0.png").exists()
+    assert json.loads((tmp_path / f"out/results-{preset}-target_val.json").read_text()) == rows
+    assert (tmp_path / f"out/picture-{preset}-target_val-0.png").exists()
     assert list((tmp_path / "out/refined-0/overlays").rglob("*.png"))
+    with pytest.raises(ValueError, match="the split 'target_test' in .*meta.json, but it has"):
+        example("abdomen").main([*options, "--report", "target_test"])
 
 
 def test_methods(example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,7 +170,7 @@ class _WrappedDataModule(TargetDataModule):
     def setup(self, stage: str) -> None:
         self._existing.trainer = self.trainer
         self._existing.setup(stage)
-        for name in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, (stage,)):
+        for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]:
             self._take(name, "batch_size" if name == "train" else "val_batch_size")
         super().setup(stage)
 

@@ -27,6 +27,7 @@ def criteria(rows: list[Row]) -> dict[str, list[float]]:
 def _healthy(rows: list[Row]) -> list[bool]:
     """Whether the guard has neither complaint nor doubt about a round; it compares each with the first."""
     guard = Guard("restore")
+    guard.start(rows[0] if rows else {})
     return [not (guard.complaints(row) or guard.doubts(row)) for row in rows]
 
 

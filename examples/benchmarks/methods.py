@@ -51,10 +51,10 @@ class Rounds(pl.Callback):
 
     def _note(self, trainer: pl.Trainer, module: Any, made: bool) -> None:
         start = time.perf_counter()
-        figures = self.labels.figures(trainer, module) if made else self.labels.measure(trainer, module)
+        scores = self.labels.scores if made else self.labels.measure(trainer, module)
         labels = {"pseudo/dice": self.labels.statistics["pseudo/dice"]} if made else {}
         self.dice = _dice(module.export(), self.held_out)
-        self.rows.append({**figures, **labels, "val/dice": self.dice["average"]})
+        self.rows.append({**scores, **labels, "val/dice": self.dice["average"]})
         self.seconds += time.perf_counter() - start
 
 

@@ -22,11 +22,11 @@ from apl_lightning.denoisers import (
     Chebyshev,
     DatasetDenoiser,
     MRNet,
+    Predictor,
     Threshold,
     denoise,
 )
 from apl_lightning.denoisers.confidence import class_logits, predicted
-from apl_lightning.denoisers import Predictor
 
 CLASSES = 4
 NEAR = 0.002  # how far a threshold from the histogram may be from that of the sorted list

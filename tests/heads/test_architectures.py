@@ -12,8 +12,8 @@ from monai.networks.nets.daf3d import DAF3D
 from torch import Tensor, nn
 
 from apl_lightning import HeadNotFoundError, add_dual_heads
-from apl_lightning.heads.outputs import logit_maps
 from apl_lightning.heads.find_classifier import example_input, find_main_output
+from apl_lightning.heads.outputs import logit_maps
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 

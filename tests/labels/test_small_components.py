@@ -15,8 +15,8 @@ from conftest import CLASSES, Slices, TinyNet
 from torch import Tensor
 
 from apl_lightning import APLModule, PseudoLabelCallback, PseudoLabelStore, TargetDataModule
-from apl_lightning.labels import SmallComponents, find_small_components
 from apl_lightning.denoisers import APL, CBST, CRST
+from apl_lightning.labels import SmallComponents, find_small_components
 
 Make = Callable[..., pl.Trainer]
 

@@ -23,12 +23,11 @@ from apl_lightning import (
     TargetDataset,
     TentModule,
 )
-from apl_lightning.denoisers import APL, CBST, CRST, DPL, IAST, Threshold
-from apl_lightning.labels.spool import Spool
-from apl_lightning.losses import weighted_cross_entropy
-from apl_lightning.denoisers import Predictor
-from apl_lightning.labels.target_images import ImageBatch
 from apl_lightning.data.joint_transforms import TARGET_KEYS
+from apl_lightning.denoisers import APL, CBST, CRST, DPL, IAST, Predictor, Threshold
+from apl_lightning.labels.spool import Spool
+from apl_lightning.labels.target_images import ImageBatch
+from apl_lightning.losses import weighted_cross_entropy
 
 Make = Callable[..., pl.Trainer]
 

@@ -1,0 +1,214 @@
+"""The tutorial of the documentation: refine a network, look at its labels, watch the guard, use the result.
+
+    python examples/tutorial.py --out docs/tutorial
+
+Draws abdomens as MR-like and CT-like images, so it needs no download. Takes about two minutes on one CPU core. Writes
+the pictures and tables that `docs/tutorial.md` shows; the page also shows the marked sections of this file.
+"""
+
+import argparse
+import csv
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pytorch_lightning as pl
+import torch
+from evaluation import organ_dice, predict, table
+from monai.networks.nets import UNet
+from panel import save_panel
+from phantom import CLASS_NAMES, Phantoms
+from pytorch_lightning.loggers import CSVLogger
+from source_training import SourceModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+from apl_lightning.visualize import overlay
+
+OPTIONS: dict[str, Any] = {"accelerator": "cpu", "enable_checkpointing": False, "enable_model_summary": False}
+TOO_HIGH = 5e-3  # a learning rate that makes refinement collapse
+
+
+# --8<-- [start:network]
+def build_network() -> nn.Module:
+    """A small 2D U-Net with five output channels."""
+    return UNet(
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=len(CLASS_NAMES),
+        channels=(16, 32, 64, 128),
+        strides=(2, 2, 2),
+        num_res_units=2,
+        norm="batch",
+    )
+
+
+def train_on_source(patients: int, epochs: int) -> nn.Module:
+    """Train a network on labelled MR images."""
+    network = build_network()
+    images = Phantoms("mr", patients, seed=1)
+    loader = DataLoader(images, batch_size=8, shuffle=True, drop_last=True)
+    trainer = pl.Trainer(max_epochs=epochs, logger=False, **OPTIONS)
+    trainer.fit(SourceModule(network), loader)
+    return network
+    # --8<-- [end:network]
+
+
+# --8<-- [start:refine]
+def refine(
+    network: nn.Module,
+    patients: int,
+    epochs: int,
+    folder: Path,
+    learning_rate: float = 2e-4,
+    guard: str = "warn",
+) -> tuple[APLModule, TargetDataModule]:
+    """Refine a copy of the network on unlabelled CT images."""
+    module = APLModule(
+        network,
+        num_classes=len(CLASS_NAMES),
+        class_names=CLASS_NAMES,
+        learning_rate=learning_rate,
+    )
+    data = TargetDataModule(
+        train=Phantoms("ct", patients, seed=2, labelled=False),
+        test=Phantoms("ct", 40, seed=3),
+        predict=Phantoms("ct", 40, seed=3, labelled=False),
+        batch_size=4,
+    )
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        callbacks=[PseudoLabelCallback(guard=guard)],
+        logger=CSVLogger(folder),
+        default_root_dir=folder,  # pseudo labels are stored here
+        **OPTIONS,
+    )
+    trainer.fit(module, data)
+    return module, data
+    # --8<-- [end:refine]
+
+
+# --8<-- [start:labels]
+def save_labels(path: Path, data: TargetDataModule, samples: list[int]) -> None:
+    """Draw target images with the pseudo labels and weights of the last round."""
+    dataset = data.train_dataset
+    figure, axes = plt.subplots(len(samples), 3, figsize=(7.2, 2.5 * len(samples)), squeeze=False)
+    for row, index in zip(axes, samples, strict=True):
+        image = dataset.read(index)["image"]
+        label = dataset.store.read(index)
+        row[0].imshow(image[0], cmap="gray")
+        row[1].imshow(overlay(image, label.labels))
+        row[2].imshow(label.weights, cmap="gray", vmin=0, vmax=1)
+    # --8<-- [end:labels]
+    for axis, title in zip(axes[0], ["target image", "pseudo label", "weight"], strict=True):
+        axis.set_title(title)
+    for axis in axes.flat:
+        axis.axis("off")
+    finish(figure, path)
+
+
+# --8<-- [start:use]
+def use(module: APLModule, data: TargetDataModule, path: Path) -> tuple[nn.Module, list[Tensor]]:
+    """Measure the Dice, predict label maps, export the plain network."""
+    trainer = pl.Trainer(logger=False, **OPTIONS)
+    trainer.test(module, data)  # prints test/dice and test/dice/<class>
+    labels = torch.cat(trainer.predict(module, data))  # (40, 96, 96)
+
+    torch.save(module.export().state_dict(), path)
+    refined = build_network()  # the plain network, without apl-lightning
+    refined.load_state_dict(torch.load(path, weights_only=True))
+    return refined, list(labels)
+    # --8<-- [end:use]
+
+
+def save_scores(path: Path, logs: dict[str, Path]) -> None:
+    """Draw what the guard watches over the rounds of each run, relative to the first round."""
+    titles = {"pseudo/im": "information maximisation", "pseudo/class_ratio/spleen": "pixels called spleen"}
+    limits = {"pseudo/im": 0.97, "pseudo/class_ratio/spleen": 1 / 1.6}
+    figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.8))
+    for axis, (name, title) in zip(axes, titles.items(), strict=True):
+        for run, log in logs.items():
+            values = read_log(log, name)
+            axis.plot([value / values[0] for value in values], marker="o", label=run)
+        axis.axhline(limits[name], color="gray", linestyle="--", label="limit of the guard")
+        axis.set(title=title, xlabel="round", xticks=range(len(values)), ylim=(0, None))
+    axes[0].set_ylabel("relative to round 0")
+    axes[1].legend()
+    finish(figure, path)
+
+
+def read_log(folder: Path, name: str) -> list[float]:
+    """A figure of each round from the CSV log of a run."""
+    (path,) = folder.rglob("metrics.csv")
+    return [float(row[name]) for row in csv.DictReader(path.read_text().splitlines()) if row.get(name)]
+
+
+def finish(figure: plt.Figure, path: Path) -> None:
+    """Write a figure."""
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def guard_messages(caught: Iterable[warnings.WarningMessage]) -> str:
+    """The warnings of the guard, one a paragraph."""
+    messages = (str(warning.message) for warning in caught)
+    return "\n\n".join(message for message in messages if "collapse" in message or "guard=" in message)
+
+
+def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
+    """Run the command line; returns the Dice of the three networks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/tutorial"))
+    parser.add_argument("--patients", type=int, default=200, help="of each look")
+    parser.add_argument("--source-epochs", type=int, default=14)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    pl.seed_everything(arguments.seed, workers=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        network = train_on_source(arguments.patients, arguments.source_epochs)
+        module, data = refine(network, arguments.patients, arguments.epochs, folder / "refined")
+        save_labels(arguments.out / "labels.png", data, samples=[0, 1, 2])
+        refined, labels = use(module, data, folder / "refined.pt")
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            restored, _ = refine(
+                network, arguments.patients // 2, arguments.epochs, folder / "collapsed", TOO_HIGH, guard="restore"
+            )
+        (arguments.out / "guard.txt").write_text(guard_messages(caught) + "\n")
+        runs = {"learning rate 2e-4": folder / "refined", f"learning rate {TOO_HIGH:g}": folder / "collapsed"}
+        save_scores(arguments.out / "guard.png", runs)
+
+    unseen = Phantoms("ct", 40, seed=3)
+    predictions = {
+        "source network": predict(network, unseen),
+        "refined": predict(refined, unseen),
+        "learning rate too high, restored": predict(restored.export(), unseen),
+    }
+    rows = {name: [organ_dice(maps, unseen, CLASS_NAMES)] for name, maps in predictions.items()}
+    print(f"\nDice (%) on 40 other CT patients:\n\n{table(rows)}")
+    (arguments.out / "dice.txt").write_text(table(rows) + "\n")
+    before, after = (rows[name][0]["average"] for name in ("source network", "refined"))
+    save_panel(
+        arguments.out / "dice.png",
+        [unseen[index]["image"] for index in range(3)],
+        {
+            f"before {before:.1f}": predictions["source network"][:3],
+            f"after {after:.1f}": labels[:3],
+            "reference": [unseen[index]["label"] for index in range(3)],
+        },
+    )
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Every denoiser is a `Denoiser`, a misspelt hook is an error, and a plain function is wrapped once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor, nn
+
+from apl_lightning import PseudoLabelCallback, denoisers
+from apl_lightning.denoisers import DatasetDenoiser, Denoiser, Predictor, as_denoiser, denoise
+from apl_lightning.losses import weighted_cross_entropy
+
+SHIPPED = ["APL", "BDL", "CBST", "CRST", "Chebyshev", "DPL", "IAST", "MRNet", "Threshold", "UPL"]
+
+
+def plain(p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:
+    weights, labels = p_main.max(dim=1)
+    return labels, weights
+
+
+class Plain(Denoiser):
+    def __call__(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:
+        return plain(p_main, p_aux)
+
+
+def test_hooks_have_defaults() -> None:
+    class Network(nn.Module):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return images, 2 * images
+
+    denoiser, images = Plain(), torch.randn(2, 3, 4, 4)
+    denoiser.begin(0, 3, torch.device("cpu"))
+    p_main, p_aux = denoiser.predict(Predictor(Network()), images)
+    torch.testing.assert_close(p_main, images.softmax(1))
+    torch.testing.assert_close(p_aux, (2 * images).softmax(1))
+    labels, weights = denoiser(p_main, p_aux)
+    expected = sum(weighted_cross_entropy(z, labels, weights) for z in (images, 2 * images)) / 2
+    torch.testing.assert_close(denoiser.loss(images, 2 * images, labels, weights), expected)
+    assert denoiser.state_dict() == {}
+    denoiser.load_state_dict({})
+
+
+def test_a_misspelt_hook_cannot_pass() -> None:
+    with pytest.raises(TypeError, match=r"among \['begin', 'load_state_dict', 'loss', 'predict'.* but got 'beginn'"):
+        type("Misspelt", (Plain,), {"beginn": lambda self, *_: None})
+    with pytest.raises(TypeError, match="but got 'observe'.*inherit from `DatasetDenoiser`"):
+        type("NoDataset", (Plain,), {"observe": lambda self, *_: ()})
+    with pytest.raises(TypeError, match="abstract"):
+        type("HalfDone", (DatasetDenoiser,), {"observe": lambda self, *_: ()})()
+    type("Helper", (Plain,), {"_helper": lambda self: None})
+
+
+def test_a_function_is_wrapped_once() -> None:
+    p = torch.rand(1, 3, 5).softmax(1)
+    callback = PseudoLabelCallback(plain)
+    assert isinstance(callback.denoiser, Denoiser)
+    assert as_denoiser(callback.denoiser) is callback.denoiser
+    for found, expected in zip(callback.denoiser(p, p), plain(p, p), strict=True):
+        assert torch.equal(found, expected)
+    assert torch.equal(denoise(plain, [(p, p)])[0][0], plain(p, p)[0])
+
+
+@pytest.mark.parametrize("method", [Plain, 3, "APL", type("Old", (), {"__call__": plain, "begin": plain})()])
+def test_anything_else_is_refused(method: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"a `Denoiser` or a plain function .* inherit from `apl_lightning.denoisers.Den"
+    ):
+        PseudoLabelCallback(method)
+
+
+def test_one_batch_is_a_data_set() -> None:
+    p = (torch.randn(2, 3, 6, 6) * 3).softmax(1)
+    for denoiser in (denoisers.CBST(), denoisers.BDL(), denoisers.IAST()):
+        denoiser.begin(0, 3, torch.device("cpu"))
+        labels, weights = denoiser(p, p)
+        [(expected, expected_weights)] = denoise(denoiser, [(p, p)])
+        assert torch.equal(labels, expected)
+        assert torch.equal(weights, expected_weights)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_jsonargparse_makes_every_denoiser(name: str) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PseudoLabelCallback, "labels")
+    config = parser.parse_object({"labels": {"denoiser": {"class_path": f"apl_lightning.denoisers.{name}"}}})
+    assert type(parser.instantiate(config).labels.denoiser) is getattr(denoisers, name)
+
+
+def test_mypy_accepts_every_denoiser(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    made = [f"PseudoLabelCallback(denoiser=denoisers.{name}())" for name in SHIPPED]
+    made.append("PseudoLabelCallback(denoiser=lambda p, q: (p.argmax(1), q[:, 0]))")
+    script.write_text("\n".join(["from apl_lightning import PseudoLabelCallback, denoisers", *made, ""]))
+    root = Path(__file__).parents[2]
+    options = ["--config-file", str(root / "pyproject.toml"), "--cache-dir", str(root / ".mypy_cache")]
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, str(script)], capture_output=True, text=True, cwd=root
+    )
+    assert checked.returncode == 0, checked.stdout

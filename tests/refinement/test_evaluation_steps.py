@@ -1,0 +1,116 @@
+"""`trainer.test` and `trainer.predict` for all modules, batch forms, and loaders with or without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import CLASSES, Images, TinyNet
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, default_collate
+
+from apl_lightning import APLModule, CaseDice, SelfTrainingModule, TargetDataModule, TentModule
+from apl_lightning.refinement import Prediction, RefinementModule
+
+Make = Callable[..., pl.Trainer]
+NAMES = ["background", "liver", "spleen"]
+FORMS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "tensor": lambda image, label: image,
+    "image and label": lambda image, label: (image, label),
+    "image alone in a tuple": lambda image, label: (image,),
+    "dictionary": lambda image, label: {"image": image, "label": label[None], "case": "patient"},
+    "unlabelled dictionary": lambda image, label: {"image": image},
+}
+
+
+def samples(form: str) -> list[Any]:
+    return [FORMS[form](image, label) for image, label in Images(5, labelled=True)]
+
+
+def expected_labels(module: Any) -> Tensor:
+    images = torch.stack([image for image, _ in Images(5, labelled=True)])
+    with torch.no_grad():
+        labels: Tensor = module.eval()(images).main.argmax(1)
+    return labels
+
+
+@pytest.mark.parametrize("kind", [APLModule, SelfTrainingModule, TentModule])
+@pytest.mark.parametrize("form", FORMS)
+def test_predict_returns_label_maps(trainer: Make, kind: Any, form: str) -> None:
+    module = kind(TinyNet(), CLASSES)
+    found: Any = trainer().predict(module, DataLoader(samples(form), 2, collate_fn=default_collate))
+    assert torch.equal(torch.cat(found), expected_labels(module))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_predict_with_the_data_module(trainer: Make, form: str) -> None:
+    module = APLModule(TinyNet(), CLASSES)
+    found: Any = trainer().predict(module, TargetDataModule(predict=samples(form), batch_size=2))
+    assert torch.equal(torch.cat(found), expected_labels(module))
+
+
+def test_probabilities_on_request(trainer: Make) -> None:
+    module = APLModule(TinyNet(), CLASSES, return_probabilities=True)
+    found: Any = trainer().predict(module, DataLoader(samples("tensor"), 5))
+    assert isinstance(found[0], Prediction)
+    assert torch.equal(found[0].labels, expected_labels(module))
+    torch.testing.assert_close(found[0].probabilities.sum(1), torch.ones(5, 16, 16))
+    assert torch.equal(found[0].probabilities.argmax(1), found[0].labels)
+
+
+def test_predict_uses_the_inferer(trainer: Make) -> None:
+    calls: list[tuple[int, ...]] = []
+
+    def tiles(image: Tensor, network: Any) -> Any:
+        calls.append(tuple(image.shape))
+        halves = [network(half) for half in image.chunk(2, dim=-1)]
+        return tuple(torch.cat(pair, dim=-1) for pair in zip(*halves, strict=True))
+
+    pointwise = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, CLASSES, 1))
+    module = APLModule(pointwise, CLASSES, inferer=tiles)
+    found: Any = trainer().predict(module, DataLoader(samples("tensor"), 5))
+    assert calls == [(5, 1, 16, 16)]
+    assert torch.equal(found[0], expected_labels(module))
+
+
+@pytest.mark.parametrize("kind", [APLModule, SelfTrainingModule, TentModule])
+@pytest.mark.parametrize("data_module", [True, False])
+def test_test_logs_the_dice(trainer: Make, kind: Any, data_module: bool) -> None:
+    module = kind(TinyNet(), CLASSES, NAMES)
+    labelled = Images(5, labelled=True)
+    dice = CaseDice(CLASSES)
+    dice.update(expected_labels(module), torch.stack([label for _, label in labelled]))
+    _, liver, spleen = dice.compute().tolist()
+    data = TargetDataModule(test=labelled, batch_size=2) if data_module else DataLoader(labelled, 2)
+    (found,) = trainer().test(module, data, verbose=False)
+    assert found == pytest.approx(
+        {"test/dice": (liver + spleen) / 2, "test/dice/liver": liver, "test/dice/spleen": spleen}
+    )
+
+
+def test_the_data_module_of_a_project_brings_test_and_prediction(trainer: Make) -> None:
+    class Data(pl.LightningDataModule):
+        def test_dataloader(self) -> Any:
+            return DataLoader(Images(5, labelled=True), 2)
+
+        def predict_dataloader(self) -> Any:
+            return DataLoader(Images(5), 2)
+
+    module = APLModule(TinyNet(), CLASSES)
+    wrapped = TargetDataModule.from_datamodule(Data())
+    assert "test/dice" in trainer().test(module, wrapped, verbose=False)[0]
+    predictions: Any = trainer().predict(module, wrapped)
+    assert torch.equal(torch.cat(predictions), expected_labels(module))
+
+
+def test_a_test_without_labels_is_explained(trainer: Make) -> None:
+    with pytest.raises(ValueError, match="Expected labels in the batches, but got none: pass `label_key`"):
+        trainer().test(APLModule(TinyNet(), CLASSES), DataLoader(Images(2)), verbose=False)
+
+
+def test_a_module_of_ones_own_needs_losses_and_an_optimizer() -> None:
+    with pytest.raises(TypeError, match="losses"):
+        RefinementModule(TinyNet(), CLASSES)  # type: ignore[abstract]
