@@ -15,17 +15,9 @@ class Preset(NamedTuple):
     data: Mapping[str, Any]
 
 
+_LOSSES = {"weighting": "confusion", "consistency_weight": 1.0, "refinement_weight": 1.0}
 PAPER = Preset(
-    module=MappingProxyType(
-        {
-            "batch_norm": "frozen",
-            "weighting": "confusion",
-            "consistency_weight": 1.0,
-            "refinement_weight": 1.0,
-            "head_rate": 1.0,
-            "ema_decay": None,
-        }
-    ),
+    module=MappingProxyType({"batch_norm": "frozen", **_LOSSES, "head_rate": 1.0, "ema_decay": None}),
     callback=MappingProxyType({"every_n_epochs": 1, "ignore_small_components": False}),
     data=MappingProxyType({"transform": None}),
 )

@@ -14,20 +14,9 @@ from apl_lightning._support.lightning import Callback, LightningModule, TensorBo
 from apl_lightning.data import TargetDataset
 
 # The ten colours of Tableau; background stays transparent.
-COLOURS = np.array(
-    [
-        (31, 119, 180),
-        (255, 127, 14),
-        (44, 160, 44),
-        (214, 39, 40),
-        (148, 103, 189),
-        (140, 86, 75),
-        (227, 119, 194),
-        (127, 127, 127),
-        (188, 189, 34),
-        (23, 190, 207),
-    ]
-)
+COLOURS = np.frombuffer(
+    bytes.fromhex("1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 7f7f7f bcbd22 17becf"), dtype=np.uint8
+).reshape(-1, 3)
 
 
 def grey(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -8,6 +8,7 @@ the pictures and tables that `docs/tutorial.md` shows; the page also shows the m
 
 import argparse
 import csv
+import textwrap
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,7 +31,6 @@ from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 from apl_lightning.visualize import overlay
 
 OPTIONS: dict[str, Any] = {"accelerator": "cpu", "enable_checkpointing": False, "enable_model_summary": False}
-TOO_HIGH = 5e-3  # a learning rate that makes refinement collapse
 
 
 # --8<-- [start:network]
@@ -93,16 +93,16 @@ def refine(
 
 
 # --8<-- [start:labels]
-def save_labels(path: Path, data: TargetDataModule, samples: list[int]) -> None:
-    """Draw target images with the pseudo labels and weights of the last round."""
+def save_labels(path: Path, data: TargetDataModule) -> None:
+    """Draw three images with pseudo label and weight of the last round."""
     dataset = data.train_dataset
-    figure, axes = plt.subplots(len(samples), 3, figsize=(7.2, 2.5 * len(samples)), squeeze=False)
-    for row, index in zip(axes, samples, strict=True):
+    figure, axes = plt.subplots(3, 3, figsize=(7.2, 7.5))
+    for index, row in enumerate(axes):
         image = dataset.read(index)["image"]
         label = dataset.store.read(index)
-        row[0].imshow(image[0], cmap="gray")
+        row[0].imshow(image[0].numpy(), cmap="gray")
         row[1].imshow(overlay(image, label.labels))
-        row[2].imshow(label.weights, cmap="gray", vmin=0, vmax=1)
+        row[2].imshow(label.weights.numpy(), cmap="gray", vmin=0, vmax=1)
     # --8<-- [end:labels]
     for axis, title in zip(axes[0], ["target image", "pseudo label", "weight"], strict=True):
         axis.set_title(title)
@@ -111,17 +111,40 @@ def save_labels(path: Path, data: TargetDataModule, samples: list[int]) -> None:
     finish(figure, path)
 
 
-# --8<-- [start:use]
-def use(module: APLModule, data: TargetDataModule, path: Path) -> tuple[nn.Module, list[Tensor]]:
-    """Measure the Dice, predict label maps, export the plain network."""
-    trainer = pl.Trainer(logger=False, **OPTIONS)
-    trainer.test(module, data)  # prints test/dice and test/dice/<class>
-    labels = torch.cat(trainer.predict(module, data))  # (40, 96, 96)
+# --8<-- [start:guard]
+def refine_too_fast(
+    network: nn.Module,
+    patients: int,
+    epochs: int,
+    folder: Path,
+) -> APLModule:
+    """Collapse, and return to an earlier round."""
+    module, _ = refine(
+        network,
+        patients,
+        epochs,
+        folder,
+        learning_rate=5e-3,
+        guard="restore",
+    )
+    return module
+    # --8<-- [end:guard]
 
+
+# --8<-- [start:use]
+def measure(module: APLModule, data: TargetDataModule) -> list[Tensor]:
+    """Print the Dice and return the label map of each image."""
+    trainer = pl.Trainer(logger=False, **OPTIONS)
+    trainer.test(module, data)  # test/dice and test/dice/<class>
+    return list(torch.cat(trainer.predict(module, data)))
+
+
+def export(module: APLModule, path: Path) -> nn.Module:
+    """Save the plain network, and load it without apl-lightning."""
     torch.save(module.export().state_dict(), path)
-    refined = build_network()  # the plain network, without apl-lightning
+    refined = build_network()
     refined.load_state_dict(torch.load(path, weights_only=True))
-    return refined, list(labels)
+    return refined
     # --8<-- [end:use]
 
 
@@ -155,9 +178,10 @@ def finish(figure: plt.Figure, path: Path) -> None:
 
 
 def guard_messages(caught: Iterable[warnings.WarningMessage]) -> str:
-    """The warnings of the guard, one a paragraph."""
-    messages = (str(warning.message) for warning in caught)
-    return "\n\n".join(message for message in messages if "collapse" in message or "guard=" in message)
+    """The first and the last warning of the guard, one paragraph each."""
+    messages = [str(warning.message) for warning in caught]
+    messages = [message for message in messages if "a collapse may have begun" in message or "guard='" in message]
+    return "\n\n".join(textwrap.fill(message, 76) for message in dict.fromkeys([*messages[:1], *messages[-1:]]))
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
@@ -176,16 +200,15 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
         folder = Path(temporary)
         network = train_on_source(arguments.patients, arguments.source_epochs)
         module, data = refine(network, arguments.patients, arguments.epochs, folder / "refined")
-        save_labels(arguments.out / "labels.png", data, samples=[0, 1, 2])
-        refined, labels = use(module, data, folder / "refined.pt")
+        save_labels(arguments.out / "labels.png", data)
+        labels = measure(module, data)
+        refined = export(module, folder / "refined.pt")
 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            restored, _ = refine(
-                network, arguments.patients // 2, arguments.epochs, folder / "collapsed", TOO_HIGH, guard="restore"
-            )
+            restored = refine_too_fast(network, arguments.patients // 2, arguments.epochs, folder / "collapsed")
         (arguments.out / "guard.txt").write_text(guard_messages(caught) + "\n")
-        runs = {"learning rate 2e-4": folder / "refined", f"learning rate {TOO_HIGH:g}": folder / "collapsed"}
+        runs = {"learning rate 2e-4": folder / "refined", "learning rate 5e-3": folder / "collapsed"}
         save_scores(arguments.out / "guard.png", runs)
 
     unseen = Phantoms("ct", 40, seed=3)

@@ -13,28 +13,6 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
-__all__ = [
-    "Callback",
-    "LightningDataModule",
-    "LightningModule",
-    "RichProgressBar",
-    "TensorBoardLogger",
-    "Trainer",
-    "WandbLogger",
-    "attached_callbacks",
-    "autocast",
-    "batches_started",
-    "broadcast",
-    "copy_without_trainer",
-    "has_finished",
-    "isolate_rng",
-    "progress_bar",
-    "record_sigterm",
-    "refuse_sharded",
-    "rich_progress",
-    "to_device",
-]
-
 T = TypeVar("T")
 
 # By name: importing them needs packages that may be missing.

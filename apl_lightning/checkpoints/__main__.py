@@ -1,6 +1,4 @@
-"""`python -m apl_lightning.checkpoints FILE ...` says what checkpoints are."""
-
-from __future__ import annotations
+"""Command line: `python -m apl_lightning.checkpoints FILE ...` identifies checkpoints."""
 
 import argparse
 import sys
@@ -10,13 +8,13 @@ from apl_lightning.checkpoints.identify import identify
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Describe each file; returns 1 if one cannot be read."""
+    """Print a description of each file and return the exit status, which is 1 if a file cannot be read."""
     parser = argparse.ArgumentParser(
         prog="python -m apl_lightning.checkpoints",
-        description="Say what files are: the system, the network, its classes, which keys are missing or left over.",
+        description="Identify checkpoints: the system, the network, its classes, and any missing or unexpected keys.",
     )
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="a .pth file, or a TensorFlow bundle (prefix or folder)"
+        "files", nargs="+", metavar="FILE", help=".pth file, or prefix or folder of a TensorFlow bundle"
     )
     status = 0
     for file in parser.parse_args(arguments).files:

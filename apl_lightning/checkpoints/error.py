@@ -1,7 +1,5 @@
-"""The error for files that cannot be used."""
-
-from __future__ import annotations
+"""The exception for checkpoint files that cannot be loaded."""
 
 
 class CheckpointError(ValueError):
-    """A file that is no checkpoint, a damaged one, or one of another network."""
+    """A file is not a checkpoint, is damaged, or contains a different network than requested."""

@@ -1,64 +1,63 @@
-"""Say in words what a checkpoint is."""
-
-from __future__ import annotations
+"""Describe the contents of a checkpoint."""
 
 from pathlib import Path
 
 from apl_lightning.checkpoints.loading import read_tensors
-from apl_lightning.checkpoints.match import Match, first_of, matches
+from apl_lightning.checkpoints.match import Match, matches, shorten
 
-_TWINS = {
-    "advent": "ADVENT and AdaptSegNet have the same keys: only you know which it is (4 dilations count, or 2).",
-    "synseg": "The fork without the last Tanh has the same keys: pass tanh=False for its files.",
-    "cyclegan": "SynSeg-Net's generators have the same keys; where A is the source, G_B goes from target to source.",
+_NOTES = {
+    "advent": "ADVENT and AdaptSegNet have the same keys, but use 4 and 2 dilations: select the system yourself.",
+    "synseg": "The fork without the final Tanh has the same keys: pass tanh=False for its files.",
+    "cyclegan": "SynSeg-Net's generators have the same keys. If A is the source, G_B translates target to source.",
 }
 
 
 def identify(path: str | Path) -> str:
-    """What a file is: the system, the network, its classes, and which keys are missing or left over.
+    """Describe a checkpoint: the system, the network, its classes, and any missing or unexpected keys.
 
     Args:
-        path: As in [`load`][apl_lightning.checkpoints.load].
+        path: The file, as in [`load`][apl_lightning.checkpoints.load].
 
     Returns:
-        Lines of text. If the file is none of the seven, they tell how far it is from the closest.
+        Lines of text. If no network matches, they describe the differences from the closest one.
 
     Raises:
-        CheckpointError: If the file is damaged or holds Python objects.
-        FileNotFoundError: If it is not there.
+        CheckpointError: If the file is damaged or contains Python objects.
+        FileNotFoundError: If the file does not exist.
     """
     tensors = read_tensors(path)
     found = matches(tensors)
-    perfect = [match for match in found if not match.faults]
+    perfect = [match for match in found if not match.num_faults]
     systems = {match.system for match in perfect if match.network.segmenter}
-    # SIFA's generator is the same in both versions: its segmenter, beside it, tells which.
+    # Both versions of SIFA have the same generator. Only the segmenter beside it identifies the version.
     perfect = [match for match in perfect if match.system in systems or match.system == "cyclegan" or not systems]
     if perfect:
-        return "\n".join(line for match in perfect for line in _description(Path(path), match))
-    lines = [f"{path}: {len(tensors)} tensors, no network of the seven systems"]
+        return "\n".join(line for match in perfect for line in _describe(Path(path), match))
+    lines = [f"{path}: {len(tensors)} tensors, but no network of the seven systems"]
     if not found:
-        names = list(tensors)
-        return "\n".join([*lines, f"  its keys: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"])
+        return "\n".join([*lines, f"  keys: {shorten(list(tensors), 8)}"])
     best = found[0]
-    lines.append(
-        f"  closest: {best.system}, {best.network.title} ({best.classes} output channels), {best.found} keys there"
-    )
-    lines += [f"  {what}: {first_of(names, 8)}" for what, names in best.kinds_of_faults()]
-    return "\n".join(lines)
+    title = f"{best.system}, {best.network.title} ({best.channels} output channels)"
+    lines.append(f"  closest network: {title}, {best.num_found} of its keys found")
+    return "\n".join([*lines, *(f"  {fault}" for fault in best.describe_faults(8))])
 
 
-def _description(path: Path, match: Match) -> list[str]:
-    what = "classes" if match.network.segmenter else "output channel(s)"
-    arguments = f"num_classes={match.classes}" if match.network.segmenter else ""
-    if not match.network.segmenter and match.system != "cyclegan":
-        arguments = "part='generator'"
-    call = ", ".join(filter(None, (repr(match.system), repr(str(path)), arguments)))
-    lines = [f"{path}: {match.system}, {match.network.title}, {match.classes} {what}", f"  load({call})"]
-    lines.append(f"  keys: {match.found} found, none missing, none left over")
+def _describe(path: Path, match: Match) -> list[str]:
+    arguments = [repr(match.system), repr(str(path))]
+    if match.network.segmenter:
+        arguments.append(f"num_classes={match.channels}")
+    elif match.system != "cyclegan":
+        arguments.append("part='generator'")
+    unit = "classes" if match.network.segmenter else "output channel(s)"
+    lines = [
+        f"{path}: {match.system}, {match.network.title}, {match.channels} {unit}",
+        f"  load({', '.join(arguments)})",
+        f"  keys: {match.num_found} found, none missing or unexpected",
+    ]
     if match.prefix:
-        lines.append(f"  prefix: {match.prefix!r}, will be stripped")
+        lines.append(f"  prefix: {match.prefix!r}, removed by load")
     if match.unused:
-        lines.append(f"  not used: {len(match.unused)}, such as {match.unused[0]}")
-    if match.system in _TWINS:
-        lines.append(f"  note: {_TWINS[match.system]}")
+        lines.append(f"  unused: {shorten(match.unused, 1)}")
+    if match.system in _NOTES:
+        lines.append(f"  note: {_NOTES[match.system]}")
     return lines

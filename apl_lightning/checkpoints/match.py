@@ -1,6 +1,4 @@
-"""Compare the tensors in a file with the networks that it might be."""
-
-from __future__ import annotations
+"""Compare the tensors in a file with the networks of the seven systems."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -10,53 +8,61 @@ from torch import Tensor
 
 from apl_lightning.checkpoints.systems import SYSTEMS, Network, Shapes
 
-# What old versions of torch did not save, and what never changes.
+# Keys that torch < 0.4.1 did not save, and constant bilinear kernels.
 _OPTIONAL = ("num_batches_tracked", "upscore2.w", "upscore_pool4.w", "upscore8.w")
 
 
 class Match(NamedTuple):
-    """How a file compares with one network of one system.
+    """The comparison of a file with one network of one system.
 
     Attributes:
-        system: As `load` calls it.
+        system: Name of the system in `load`.
         network: The kind of network.
-        prefix: What stands before its keys in the file.
-        classes: Channels of the output in the file.
-        found: How many of its keys are there.
-        missing: Its keys that are not.
-        left_over: Keys under the prefix that it has no place for.
-        unused: Keys under the prefix that are known to do nothing.
-        misshapen: Keys of another shape, with both shapes.
+        prefix: Prefix of the network's keys in the file.
+        channels: Number of output channels in the file.
+        num_found: Number of the network's keys in the file.
+        unused: Keys under the prefix that the network does not need.
+        faults: Keys that prevent loading, by the kind of fault.
     """
 
     system: str
     network: Network
     prefix: str
-    classes: int
-    found: int
-    missing: list[str]
-    left_over: list[str]
+    channels: int
+    num_found: int
     unused: list[str]
-    misshapen: list[str]
+    faults: dict[str, list[str]]
 
     @property
-    def faults(self) -> int:
-        """How many keys keep the file from being loaded."""
-        return len(self.missing) + len(self.left_over) + len(self.misshapen)
+    def num_faults(self) -> int:
+        """Number of keys that prevent loading."""
+        return sum(map(len, self.faults.values()))
 
-    def kinds_of_faults(self) -> list[tuple[str, list[str]]]:
-        """What is wrong, each kind with its keys."""
-        kinds = [("missing", self.missing), ("left over", self.left_over), ("of another shape", self.misshapen)]
-        return [(what, names) for what, names in kinds if names]
+    def describe_faults(self, limit: int) -> list[str]:
+        """Describe each kind of fault with at most `limit` keys."""
+        return [f"{kind}: {shorten(names, limit)}" for kind, names in self.faults.items() if names]
 
 
-def first_of(names: Sequence[str], most: int) -> str:
-    """The first names of a list, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def shorten(names: Sequence[str], limit: int) -> str:
+    """Join the first names and append the number of omitted names.
+
+    Examples:
+        >>> shorten(["conv1", "bn1", "conv2"], limit=2)
+        'conv1, bn1 and 1 more'
+    """
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def matches(tensors: Mapping[str, Tensor], system: str | None = None) -> list[Match]:
-    """All networks whose classifier is in the file, the best first."""
+    """Compare the tensors with all networks whose head they contain.
+
+    Args:
+        tensors: All tensors in the file, by name.
+        system: The only system to consider; `None` considers all.
+
+    Returns:
+        The comparisons, sorted by the number of faults.
+    """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     systems = SYSTEMS if system is None else {system: SYSTEMS[system]}
     found = [
@@ -64,9 +70,9 @@ def matches(tensors: Mapping[str, Tensor], system: str | None = None) -> list[Ma
         for name, networks in systems.items()
         for network in networks
         for prefix in _prefixes(shapes, network.head)
-        if (shapes[prefix + network.head][0] >= 2 if network.segmenter else shapes[prefix + network.head][0] in (1, 3))
+        if _plausible(network, shapes[prefix + network.head][0])
     ]
-    return sorted(found, key=lambda match: (match.faults, -match.found))
+    return sorted(found, key=lambda match: (match.num_faults, -match.num_found))
 
 
 def _prefixes(shapes: Shapes, head: str) -> Iterator[str]:
@@ -76,23 +82,22 @@ def _prefixes(shapes: Shapes, head: str) -> Iterator[str]:
             yield prefix
 
 
+def _plausible(network: Network, channels: int) -> bool:
+    return channels >= 2 if network.segmenter else channels in (1, 3)
+
+
 def _match(system: str, network: Network, prefix: str, shapes: Shapes) -> Match:
+    channels = shapes[network.head][0]
     with torch.device("meta"):
-        expected = {name: tuple(t.shape) for name, t in network.build(shapes).state_dict().items()}
+        expected = {name: tuple(t.shape) for name, t in network.build(channels, shapes).state_dict().items()}
     extra = [name for name in shapes if name not in expected]
     unused = [name for name in extra if name.endswith(network.unused) or name.startswith(network.unused)]
-    return Match(
-        system,
-        network,
-        prefix,
-        shapes[network.head][0],
-        found=sum(name in shapes for name in expected),
-        missing=[name for name in expected if name not in shapes and not name.endswith(_OPTIONAL)],
-        left_over=[name for name in extra if name not in unused],
-        unused=unused,
-        misshapen=[
-            f"{name} {shapes[name]} instead of {shape}"
-            for name, shape in expected.items()
-            if name in shapes and shapes[name] != shape
+    found = {name: shape for name, shape in expected.items() if name in shapes}
+    faults = {
+        "missing": [name for name in expected if name not in shapes and not name.endswith(_OPTIONAL)],
+        "unexpected": [name for name in extra if name not in unused],
+        "of a different shape": [
+            f"{name} {shapes[name]} instead of {shape}" for name, shape in found.items() if shapes[name] != shape
         ],
-    )
+    }
+    return Match(system, network, prefix, channels, len(found), unused, faults)

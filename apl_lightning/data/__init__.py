@@ -6,16 +6,3 @@ from apl_lightning.data.loader import LazyDataLoader, collate
 from apl_lightning.data.random_affine import RandomAffine
 from apl_lightning.data.sample_format import Keys, split_batch
 from apl_lightning.data.sampler import DrawnSample, EpochSampler
-
-__all__ = [
-    "DrawnSample",
-    "EpochSampler",
-    "EvaluationDataset",
-    "Keys",
-    "LazyDataLoader",
-    "RandomAffine",
-    "TargetDataModule",
-    "TargetDataset",
-    "collate",
-    "split_batch",
-]

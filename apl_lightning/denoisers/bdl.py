@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from apl_lightning.denoisers.confidence import logit, merge
 from apl_lightning.denoisers.histogram import ConfidenceHistogram
 
 
+@dataclass(eq=False)
 class BDL(DatasetDenoiser):
     r"""Weight 1 where $\max_c p_c \ge \theta_c$, with thresholds $\theta_c = \min(\mathrm{median}_c, \tau)$.
 
@@ -30,10 +33,11 @@ class BDL(DatasetDenoiser):
         [[0.0, 1.0, 1.0]]
     """
 
-    def __init__(self, tau: float = 0.9) -> None:
-        if not 0 < tau < 1:
-            raise ValueError(f"Expected `tau` between 0 and 1, but got {tau}.")
-        self.tau = tau
+    tau: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tau < 1:
+            raise ValueError(f"Expected `tau` between 0 and 1, but got {self.tau}.")
         self.thresholds = torch.empty(0)  # logits, (C,)
 
     def begin(self, round: int, num_classes: int, device: torch.device) -> None:

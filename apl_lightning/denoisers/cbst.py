@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from apl_lightning.denoisers.confidence import class_logits, merge
 from apl_lightning.denoisers.histogram import ConfidenceHistogram
 
 
+@dataclass(eq=False)
 class CBST(DatasetDenoiser):
     r"""Class-balanced self-training.
 
@@ -36,15 +39,13 @@ class CBST(DatasetDenoiser):
         [[0.0, 0.0, 1.0, 1.0]]
     """
 
-    def __init__(self, portion: float = 0.2, step: float = 0.05, largest: float = 0.5) -> None:
-        if not (0 < portion <= largest <= 1 and step >= 0):
-            raise ValueError(
-                "Expected 0 < `portion` <= `largest` <= 1 and `step` >= 0, but got "
-                f"portion={portion}, largest={largest}, step={step}."
-            )
-        self.portion = portion
-        self.step = step
-        self.largest = largest
+    portion: float = 0.2
+    step: float = 0.05
+    largest: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (0 < self.portion <= self.largest <= 1 and self.step >= 0):
+            raise ValueError(f"Expected 0 < `portion` <= `largest` <= 1 and `step` >= 0, but got {self}.")
         self.thresholds = torch.empty(0)  # logits, (C,); infinite for a class without a pixel
 
     def begin(self, round: int, num_classes: int, device: torch.device) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from apl_lightning.denoisers.confidence import merge
 from apl_lightning.denoisers.predictor import Predictor
 
 
+@dataclass(eq=False)
 class Chebyshev(Denoiser):
     r"""Weight 1 where $\frac{s^2}{s^2 + (p - 1/2)^2} < P$, with p and s² the mean and variance of $p_{\hat y}$.
 
@@ -32,25 +35,20 @@ class Chebyshev(Denoiser):
         >>> callback = PseudoLabelCallback(denoiser=Chebyshev(passes=4))
     """
 
-    def __init__(
-        self,
-        passes: int = 20,
-        dropout: float = 0.5,
-        smallest: float = 0.001,
-        largest: float = 0.05,
-        rounds: int = 4,
-    ) -> None:
-        if not (passes > 1 and 0 < dropout < 1 and 0 < smallest <= largest < 1 and rounds >= 1):
+    passes: int = 20
+    dropout: float = 0.5
+    smallest: float = 0.001
+    largest: float = 0.05
+    rounds: int = 4
+
+    def __post_init__(self) -> None:
+        ramp_fits = 0 < self.smallest <= self.largest < 1 and self.rounds >= 1
+        if not (self.passes > 1 and 0 < self.dropout < 1 and ramp_fits):
             raise ValueError(
                 "Expected `passes` > 1, `dropout` between 0 and 1, 0 < `smallest` <= `largest` < 1 and `rounds` >= 1, "
-                f"but got {passes}, {dropout}, {smallest}, {largest} and {rounds}."
+                f"but got {self}."
             )
-        self.passes = passes
-        self.dropout = dropout
-        self.smallest = smallest
-        self.largest = largest
-        self.rounds = rounds
-        self._bound = smallest
+        self._bound = self.smallest
 
     def begin(self, round: int, num_classes: int, device: torch.device) -> None:
         """Set the bound of this round."""

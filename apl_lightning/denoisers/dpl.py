@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,6 +15,7 @@ from apl_lightning.denoisers.confidence import merge
 from apl_lightning.denoisers.predictor import Predictor
 
 
+@dataclass(eq=False)
 class DPL(DatasetDenoiser):
     r"""Denoised pseudo labels by uncertainty and prototypes.
 
@@ -36,16 +39,16 @@ class DPL(DatasetDenoiser):
         >>> callback = PseudoLabelCallback(denoiser=DPL(passes=4))
     """
 
-    def __init__(self, passes: int = 10, dropout: float = 0.5, eta: float = 0.05, temperature: float = 2.0) -> None:
-        if not (passes > 1 and 0 < dropout < 1 and eta > 0 and temperature > 0):
+    passes: int = 10
+    dropout: float = 0.5
+    eta: float = 0.05
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not (self.passes > 1 and 0 < self.dropout < 1 and self.eta > 0 and self.temperature > 0):
             raise ValueError(
-                "Expected `passes` > 1, `dropout` between 0 and 1, `eta` > 0 and `temperature` > 0, but got "
-                f"{passes}, {dropout}, {eta} and {temperature}."
+                f"Expected `passes` > 1, `dropout` between 0 and 1, `eta` > 0 and `temperature` > 0, but got {self}."
             )
-        self.passes = passes
-        self.dropout = dropout
-        self.eta = eta
-        self.temperature = temperature
         self.prototypes = torch.empty(0)  # (C, F)
 
     def predict(self, predictor: Predictor, images: Tensor) -> tuple[Tensor, ...]:

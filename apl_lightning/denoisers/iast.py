@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from apl_lightning.denoisers.histogram import ConfidenceHistogram
 from apl_lightning.losses import entropy, joint_mean, mean_over_heads, weighted_cross_entropy
 
 
+@dataclass(eq=False)
 class IAST(DatasetDenoiser):
     r"""Weight 1 where $\max_c p_c \ge \theta_c$, with moving averages as thresholds.
 
@@ -43,24 +45,16 @@ class IAST(DatasetDenoiser):
         [[0.0, 1.0]]
     """
 
-    def __init__(
-        self,
-        alphas: Sequence[float] = (0.2, 0.25, 0.3),
-        beta: float = 0.9,
-        gamma: float = 8.0,
-        kept_weight: float = 0.1,
-        ignored_weight: float = 3.0,
-    ) -> None:
-        if not (alphas and all(0 < alpha < 1 for alpha in alphas) and 0 <= beta <= 1 and gamma >= 0):
-            raise ValueError(
-                "Expected `alphas` between 0 and 1, `beta` in [0, 1] and `gamma` >= 0, but got "
-                f"{tuple(alphas)}, {beta} and {gamma}."
-            )
-        self.alphas = tuple(alphas)
-        self.beta = beta
-        self.gamma = gamma
-        self.kept_weight = kept_weight
-        self.ignored_weight = ignored_weight
+    alphas: Sequence[float] = (0.2, 0.25, 0.3)
+    beta: float = 0.9
+    gamma: float = 8.0
+    kept_weight: float = 0.1
+    ignored_weight: float = 3.0
+
+    def __post_init__(self) -> None:
+        alphas_fit = self.alphas and all(0 < alpha < 1 for alpha in self.alphas)
+        if not (alphas_fit and 0 <= self.beta <= 1 and self.gamma >= 0):
+            raise ValueError(f"Expected `alphas` between 0 and 1, `beta` in [0, 1] and `gamma` >= 0, but got {self}.")
         self.thresholds = torch.empty(0)  # probabilities, (C,)
 
     def begin(self, round: int, num_classes: int, device: torch.device) -> None:

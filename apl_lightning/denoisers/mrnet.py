@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -15,6 +16,7 @@ from apl_lightning.denoisers.predictor import Predictor
 from apl_lightning.losses import joint_mean
 
 
+@dataclass(eq=False)
 class MRNet(Denoiser):
     r"""Labels averaged over scales and flips; the weights are recomputed, with gradient, in each training step.
 
@@ -40,14 +42,13 @@ class MRNet(Denoiser):
         1.0397
     """
 
-    def __init__(
-        self, scales: Sequence[float] = (1.0, 0.8), flips: Sequence[int] = (-1,), aux_weight: float = 0.5
-    ) -> None:
-        if not scales or not all(scale > 0 for scale in scales):
-            raise ValueError(f"Expected `scales` above 0, but got {tuple(scales)}.")
-        self.scales = tuple(scales)
-        self.flips = tuple(flips)
-        self.aux_weight = aux_weight
+    scales: Sequence[float] = (1.0, 0.8)
+    flips: Sequence[int] = (-1,)
+    aux_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.scales or not all(scale > 0 for scale in self.scales):
+            raise ValueError(f"Expected `scales` above 0, but got {tuple(self.scales)}.")
 
     def predict(self, predictor: Predictor, images: Tensor) -> tuple[Tensor, Tensor]:
         """The mean over the views, returned for both heads."""

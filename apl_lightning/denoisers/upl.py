@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from apl_lightning.denoisers.confidence import merge
 from apl_lightning.denoisers.predictor import Predictor
 
 
+@dataclass(eq=False)
 class UPL(Denoiser):
     r"""Uncertainty-aware pseudo labels from rotated views.
 
@@ -36,11 +39,12 @@ class UPL(Denoiser):
         [[[1.0, 0.0, 1.0, 1.0, 1.0]]]
     """
 
-    def __init__(self, views: int = 4, tau: float = 0.9) -> None:
-        if views < 1 or not 0 < tau < 1:
-            raise ValueError(f"Expected `views` of at least 1 and `tau` between 0 and 1, but got {views} and {tau}.")
-        self.views = views
-        self.tau = tau
+    views: int = 4
+    tau: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.views < 1 or not 0 < self.tau < 1:
+            raise ValueError(f"Expected `views` of at least 1 and `tau` between 0 and 1, but got {self}.")
 
     def predict(self, predictor: Predictor, images: Tensor) -> tuple[Tensor, Tensor]:
         """The mean over the views, returned for both heads."""

@@ -3,5 +3,3 @@
 from apl_lightning.guard.guard import Guard, GuardMode
 from apl_lightning.guard.snapshot import Snapshot
 from apl_lightning.guard.unsupervised_scores import UnsupervisedScores
-
-__all__ = ["Guard", "GuardMode", "Snapshot", "UnsupervisedScores"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 GuardMode = Literal["warn", "restore", "off"]
@@ -10,6 +11,7 @@ GuardMode = Literal["warn", "restore", "off"]
 _RATIO = "pseudo/class_ratio/"
 
 
+@dataclass(eq=False)
 class Guard:
     """Compares the scores of a network with those of the first round, before any training.
 
@@ -44,27 +46,18 @@ class Guard:
         ['soft neighbourhood density is 5.310, and was 5.300 in the first round: no sign of a gain']
     """
 
-    def __init__(
-        self,
-        mode: GuardMode,
-        drift: float = 1.6,
-        fade: float = 0.03,
-        agreement: float = 0.05,
-        density: float = 0.02,
-    ) -> None:
-        if mode not in get_args(GuardMode):
-            raise ValueError(f"Expected `guard` to be one of {get_args(GuardMode)}, but got {mode!r}.")
-        if not (drift > 1 and 0 < fade < 1 and agreement > 0):
-            raise ValueError(
-                "Expected `drift` > 1, `fade` between 0 and 1 and `agreement` > 0, but got "
-                f"{drift}, {fade} and {agreement}."
-            )
-        self.mode = mode
-        self.drift = drift
-        self.fade = fade
-        self.agreement = agreement
-        self.density = density
-        self.first: dict[str, float] = {}
+    mode: GuardMode
+    drift: float = 1.6
+    fade: float = 0.03
+    agreement: float = 0.05
+    density: float = 0.02
+    first: dict[str, float] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(GuardMode):
+            raise ValueError(f"Expected `guard` to be one of {get_args(GuardMode)}, but got {self.mode!r}.")
+        if not (self.drift > 1 and 0 < self.fade < 1 and self.agreement > 0):
+            raise ValueError(f"Expected `drift` > 1, `fade` between 0 and 1 and `agreement` > 0, but got {self}.")
 
     def start(self, scores: Mapping[str, float]) -> None:
         """Remember the scores of the first round."""

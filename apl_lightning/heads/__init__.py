@@ -5,5 +5,3 @@ from apl_lightning.heads.find_classifier import HeadNotFoundError
 from apl_lightning.heads.model import DualHeadModel, Inferer
 from apl_lightning.heads.second_head import Logits
 from apl_lightning.heads.warmup import warm_up_second_head
-
-__all__ = ["DualHeadModel", "HeadNotFoundError", "Inferer", "Logits", "add_dual_heads", "warm_up_second_head"]

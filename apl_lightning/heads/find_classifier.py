@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,11 +50,10 @@ def example_input(model: nn.Module) -> Tensor:
     )
 
 
-@dataclass
-class _Call:
+class _Call(NamedTuple):
     """How one module is used in one forward pass of the network."""
 
-    count: int = 0
+    times: int = 0
     channels_in: int | None = None
     channels_out: int | None = None
 
@@ -85,7 +82,7 @@ def find_classifier(model: nn.Module, num_classes: int, example: Tensor, output:
     def size(name: str) -> int:
         return sum(parameter.numel() for parameter in modules[name].parameters())
 
-    candidates = [name for name, call in calls.items() if name and call.count == 1 and call.channels_out == num_classes]
+    candidates = [name for name, call in calls.items() if name and call.times == 1 and call.channels_out == num_classes]
     candidates.sort(key=lambda name: (size(name), -name.count(".")))
     # A module that maps C channels to C is most likely a refinement behind the classifier (MONAI's last residual
     # unit); only a leaf, in a network whose features happen to have C channels, is a classifier.
@@ -94,9 +91,9 @@ def find_classifier(model: nn.Module, num_classes: int, example: Tensor, output:
     for name in heads + leaves:
         if _explains(modules[name], model, num_classes, example, output):
             return name
-    shared = [name for name, call in calls.items() if name and call.count > 1 and call.channels_out == num_classes]
+    shared = [name for name, call in calls.items() if name and call.times > 1 and call.channels_out == num_classes]
     if shared:
-        cause = f"{shared[0]!r} is called {calls[shared[0]].count} times, and its results are joined"
+        cause = f"{shared[0]!r} is called {calls[shared[0]].times} times, and its results are joined"
         cure = "a shared predictor cannot get a second head; choose an output with a classifier of its own"
     else:
         cause = "found none"
@@ -121,24 +118,15 @@ def find_main_output(model: nn.Module, num_classes: int, example: Tensor) -> int
 
 
 def _record_calls(modules: dict[str, nn.Module], model: nn.Module, example: Tensor) -> dict[str, _Call]:
-    calls = {name: _Call() for name, module in modules.items() if any(True for _ in module.parameters())}
+    calls = {module: _Call() for module in modules.values() if any(True for _ in module.parameters())}
 
-    def recorder(call: _Call) -> Callable[..., None]:
-        def record(_module: nn.Module, inputs: tuple[Any, ...], result: object) -> None:
-            call.count += 1
-            call.channels_in = _channels(inputs[0]) if inputs else None
-            call.channels_out = _channels(result)
+    def record(module: nn.Module, inputs: tuple[Any, ...], result: object) -> None:
+        channels_in = _channels(inputs[0]) if inputs else None
+        calls[module] = _Call(calls[module].times + 1, channels_in, _channels(result))
 
-        return record
-
-    handles = [modules[name].register_forward_hook(recorder(call)) for name, call in calls.items()]
-    try:
-        with evaluating(model), torch.no_grad():
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
+    with hooked(*calls, post=record), evaluating(model), torch.no_grad():
+        model(example)
+    return {name: calls[module] for name, module in modules.items() if module in calls}
 
 
 def _channels(value: object) -> int | None:

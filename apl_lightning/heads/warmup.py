@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain, islice, repeat
 
 import torch
 from torch import Tensor
@@ -28,19 +29,15 @@ def warm_up_second_head(model: DualHeadModel, images: Iterable[Tensor], steps: i
     parameters = list(model.second.parameters())
     optimizer = torch.optim.Adam(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total_iters=steps)
-    done = 0
+    repeated = chain.from_iterable(repeat(images))
     with evaluating(model), torch.enable_grad():
-        while done < steps:
-            for batch in images:
-                (main, aux), _ = model.routed(batch)
-                loss = F.cross_entropy(aux.float(), main.detach().float().softmax(dim=1))
-                gradients = torch.autograd.grad(loss, parameters)
-                for parameter, gradient in zip(parameters, gradients, strict=True):
-                    parameter.grad = gradient
-                optimizer.step()
-                schedule.step()
-                done += 1
-                if done == steps:
-                    break
+        for batch in islice(repeated, steps):
+            (main, aux), _ = model.routed(batch)
+            loss = F.cross_entropy(aux.float(), main.detach().float().softmax(dim=1))
+            gradients = torch.autograd.grad(loss, parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            schedule.step()
     optimizer.zero_grad()
     model.warm.fill_(True)

@@ -2,5 +2,3 @@
 
 from apl_lightning.labels.labelling import Labelling, target_dataset
 from apl_lightning.labels.small_components import LARGEST_COMPONENT_SHARE, SmallComponents, find_small_components
-
-__all__ = ["LARGEST_COMPONENT_SHARE", "Labelling", "SmallComponents", "find_small_components", "target_dataset"]

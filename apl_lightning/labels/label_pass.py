@@ -23,14 +23,9 @@ Predictions = Iterator[tuple[ImageBatch, tuple[Tensor, ...]]]
 def predict(
     batches: Iterable[ImageBatch], predictor: Predictor, denoiser: Denoiser, scores: UnsupervisedScores, seed: int
 ) -> Predictions:
-    """Predict batches as the denoiser does, and count the scores of the predictions.
+    """Predict this rank's batches with `denoiser.predict`, and count them in `scores`.
 
-    Args:
-        batches: This rank's images.
-        predictor: Runs the network, in evaluation mode and without gradients.
-        denoiser: Its `predict` decides how the network is run.
-        scores: Count the predictions.
-        seed: Dropout draws from (seed, batch), so that it does not depend on the rank.
+    Dropout draws from (seed, batch), so that it does not depend on the rank.
 
     Raises:
         ValueError: If the predictions contain NaN or infinity; the message names the samples.
@@ -52,19 +47,9 @@ def predict(
 def make_labels(
     predictions: Predictions, denoiser: Denoiser, writing: Callable[[], RoundWriter], recorder: Recorder, spool: Spool
 ) -> None:
-    """Denoise predictions, write labels and weights, and count them.
+    """Denoise the predictions of this rank and record labels and weights; `writing` opens its file of the round.
 
-    Shares may be uneven: there is no collective before all ranks are through theirs. All ranks call it.
-
-    Args:
-        predictions: What `predict` yields.
-        denoiser: Makes labels and weights.
-        writing: Opens this rank's file of the round.
-        recorder: Checks, writes and counts.
-        spool: Keeps what a `DatasetDenoiser` needs of each batch.
-
-    Raises:
-        ValueError: If labels or weights are not finite, not in their range, or do not match the images.
+    All ranks call it. Shares may be uneven: there is no collective before all ranks have finished theirs.
     """
     if not isinstance(denoiser, DatasetDenoiser):
         with all_or_none("Making pseudo labels"), writing() as writer:
@@ -81,12 +66,7 @@ def make_labels(
 
 
 class Recorder:
-    """Checks labels and weights, writes them and counts them.
-
-    Args:
-        store: Contains the round before.
-        statistics: Count the labels.
-    """
+    """Checks labels and weights, writes them, and counts them and their changes since the round in the store."""
 
     def __init__(self, store: PseudoLabelStore, statistics: LabelStatistics) -> None:
         self._store = store

@@ -26,15 +26,7 @@ from apl_lightning.labels.target_images import TargetImages
 
 
 class Labelling:
-    """The work of one round on one rank.
-
-    Args:
-        trainer: Trains on a `TargetDataset`.
-        module: Returns the logits of both heads.
-        inferer: Runs the module on images.
-        batch_size: Images predicted at once; by default 1 volume or 16 slices, on a CPU no more slices than have 2^17
-            pixels.
-    """
+    """The work of one round on one rank, for a trainer that trains on a `TargetDataset`."""
 
     def __init__(
         self, trainer: Trainer, module: LightningModule, inferer: Inferer | None, batch_size: int | None

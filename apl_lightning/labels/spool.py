@@ -12,14 +12,7 @@ from apl_lightning.labels.target_images import ImageBatch
 
 
 class Spool:
-    """Keeps tensors in memory, and in files when that is full.
-
-    Args:
-        folder: The folder of the files; each file is deleted after it is read.
-        rank: The rank that the files belong to.
-        device: The device on which the tensors are returned.
-        memory: The number of bytes that may stay in memory.
-    """
+    """Keeps tensors in memory, up to `memory` bytes, and then in files of `folder`; returns them on `device`."""
 
     def __init__(self, folder: Path, rank: int, device: torch.device, memory: int = 2**29) -> None:
         self._folder = folder

@@ -12,11 +12,7 @@ from apl_lightning.metrics import overlap_counts
 
 
 class LabelStatistics:
-    """Sums over the pixels of a round, reduced over ranks once at the end.
-
-    Args:
-        class_names: Names of the classes, background included.
-    """
+    """Sums over the pixels of a round, reduced over ranks once at the end."""
 
     def __init__(self, class_names: Sequence[str]) -> None:
         self._names = list(class_names)

@@ -26,17 +26,8 @@ class ImageBatch(NamedTuple):
 class TargetImages:
     """The untransformed target images in batches; can be iterated over repeatedly.
 
-    Batches are cut from the whole data set and then shared out, and their size is not that of training. So results
-    depend on neither the number of ranks nor the batch size of training.
-
-    Args:
-        dataset: The target images.
-        trainer: Moves images to the device; its training loader gives workers and pinning.
-        module: The module whose device is used.
-        batch_size: Images per batch.
-        rank: The rank whose share is read.
-        world_size: Number of shares; 1 reads all images.
-        order: Indices in the order wanted; that of the data set by default.
+    Batches are cut from the whole data set, in the given order, and then shared out among `world_size` ranks. Their
+    size is not that of training. So results depend on neither the number of ranks nor the batch size of training.
     """
 
     def __init__(

@@ -6,14 +6,3 @@ from apl_lightning.refinement.batchnorm import BatchNormMode, adapt_batch_norm
 from apl_lightning.refinement.self_training import SelfTrainingModule
 from apl_lightning.refinement.teacher import Teacher
 from apl_lightning.refinement.tent import TentModule
-
-__all__ = [
-    "APLModule",
-    "BatchNormMode",
-    "Prediction",
-    "RefinementModule",
-    "SelfTrainingModule",
-    "Teacher",
-    "TentModule",
-    "adapt_batch_norm",
-]

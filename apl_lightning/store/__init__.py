@@ -3,5 +3,3 @@
 from apl_lightning.store.round_files import PseudoLabel, RoundReader, RoundWriter
 from apl_lightning.store.store import PseudoLabelStore
 from apl_lightning.store.sync_nodes import complete_round
-
-__all__ = ["PseudoLabel", "PseudoLabelStore", "RoundReader", "RoundWriter", "complete_round"]

@@ -46,10 +46,7 @@ class RoundWriter:
         self._rank = rank
         self._data, self._table = rank_files(folder, rank)
         self._dtype = dtype
-        self._samples: list[int] = []
-        self._offsets: list[int] = []
-        self._shapes: list[tuple[int, ...]] = []
-        self._cases: list[str] = []
+        self._rows: list[tuple[int, int, tuple[int, ...], str]] = []  # sample, offset, shape, case
         self._planes = 0  # number of classes of soft labels
         self._file = self._data.open("wb")
 
@@ -74,10 +71,7 @@ class RoundWriter:
                 f"{tuple(labels.shape)} and {tuple(weights.shape)}, weights from {weights.min()} to {weights.max()}: "
                 "check the denoiser."
             )
-        self._samples.append(index)
-        self._offsets.append(self._file.tell())
-        self._shapes.append(tuple(shape))
-        self._cases.append(case)
+        self._rows.append((index, self._file.tell(), tuple(shape), case))
         self._planes = len(labels) if soft else 0
         with self._explained():
             self._file.write(_bytes(labels) if soft else labels.cpu().numpy().astype(self._dtype).tobytes())
@@ -92,14 +86,14 @@ class RoundWriter:
         with self._explained():
             self._file.close()
         if kind is None:
-            dimensions = len(self._shapes[0]) if self._shapes else 0
+            samples, offsets, shapes, cases = zip(*self._rows, strict=True) if self._rows else ((), (), (), ())
             np.savez(
                 self._table,
-                rank=np.full(len(self._samples), self._rank),
-                sample=np.array(self._samples, dtype=np.int64),
-                offset=np.array(self._offsets, dtype=np.int64),
-                shape=np.array(self._shapes, dtype=np.int64).reshape(len(self._shapes), dimensions),
-                case=np.array(self._cases, dtype=np.str_),
+                rank=np.full(len(samples), self._rank),
+                sample=np.array(samples, dtype=np.int64),
+                offset=np.array(offsets, dtype=np.int64),
+                shape=np.array(shapes, dtype=np.int64),
+                case=np.array(cases, dtype=np.str_),
                 dtype=self._dtype.name,
                 planes=self._planes,
             )

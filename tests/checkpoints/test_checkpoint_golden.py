@@ -1,4 +1,4 @@
-"""The networks of the seven systems give what the official code gave, from files as the systems write them."""
+"""Networks that are loaded from the systems' file formats reproduce outputs of the official code."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def test_official_outputs(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["advent", "sifa_v2", "synseg_fork_seg_ngf32"])
-def test_fill_is_the_documented_one(name: str) -> None:
+def test_weights_match_their_digest(name: str) -> None:
     golden = Golden(name)
     assert golden.digest() == golden.facts["fill"]["sha256"]

@@ -1,21 +1,22 @@
-"""DeepLabv2 as ADVENT and AdaptSegNet train it: ResNet-101 or VGG-16, with a sum of dilated convolutions on top."""
-
-from __future__ import annotations
+"""DeepLabv2 on ResNet-101 and VGG-16, as in ADVENT and AdaptSegNet."""
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from apl_lightning.checkpoints.raw_image import BGRPreprocess
-from apl_lightning.checkpoints.vgg import vgg_layers
+from apl_lightning.checkpoints.networks.raw_image import BGRPreprocess
+from apl_lightning.checkpoints.networks.vgg import vgg_layers
 
 _DILATIONS = (6, 12, 18, 24)
+# Output channels, number of convolutions and dilation of each stage.
+_VGG_STAGES = ((64, 2, 1), (128, 2, 1), (256, 3, 1), (512, 3, 1), (512, 3, 2), (1024, 2, 4))
 
 
 class DilatedClassifier(nn.Module):
-    """Class scores as the sum of 3 x 3 convolutions of growing dilation.
+    """Compute logits as the sum of 3 x 3 convolutions with dilations 6, 12, 18 and 24.
 
-    All four exist in every checkpoint. ADVENT sums them all; AdaptSegNet returns from inside its loop, so that only
-    the first two ever counted.
+    All checkpoints contain four branches. ADVENT adds all of them. In AdaptSegNet, a `return` inside the loop stops
+    after the first two.
     """
 
     def __init__(self, channels: int, num_classes: int, branches: int) -> None:
@@ -24,13 +25,13 @@ class DilatedClassifier(nn.Module):
         self.conv2d_list = nn.ModuleList(nn.Conv2d(channels, num_classes, 3, padding=d, dilation=d) for d in _DILATIONS)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (B, C, H, W) of features (B, D, H, W)."""
+        """Map features (B, channels, H, W) to logits (B, num_classes, H, W)."""
         scores = [branch(features) for branch in self.conv2d_list[: self.branches]]
         return torch.stack(scores).sum(dim=0)
 
 
 class _Bottleneck(nn.Module):
-    """The residual unit of Caffe's ResNet: the stride sits in the first 1 x 1 convolution."""
+    """The residual block of Caffe's ResNet, with the stride in the first 1 x 1 convolution."""
 
     def __init__(self, channels: int, width: int, stride: int, dilation: int, first: bool) -> None:
         super().__init__()
@@ -40,16 +41,14 @@ class _Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
-        self.relu = nn.ReLU(inplace=True)
         shortcut = (nn.Conv2d(channels, 4 * width, 1, stride=stride, bias=False), nn.BatchNorm2d(4 * width))
         self.downsample = nn.Sequential(*shortcut) if first else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
         y = self.bn3(self.conv3(y))
-        result: Tensor = self.relu(y + (x if self.downsample is None else self.downsample(x)))
-        return result
+        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
 
 
 def _stage(channels: int, width: int, blocks: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
@@ -59,17 +58,17 @@ def _stage(channels: int, width: int, blocks: int, stride: int = 1, dilation: in
 
 
 class DeepLabV2(BGRPreprocess, nn.Module):
-    """DeepLabv2 on ResNet-101, output stride 8, with one or two levels of class scores.
+    """DeepLabv2 on ResNet-101 with output stride 8 and one or two classifiers.
 
-    Two levels (ADVENT, AdaptSegNet): returns `(aux, main)`; `layer5` reads layer3, `layer6` reads layer4. One level:
-    returns `main`. Logits at an eighth of the image; the published evaluations upsample them bilinearly with
-    align_corners=True. The affine parameters of the batch norms do not train, as in both projects.
+    With two classifiers the network returns `(aux, main)`: `layer5` classifies the features of `layer3`, and `layer6`
+    those of `layer4`. With one classifier it returns `main`. The published evaluations upsample the logits bilinearly
+    with `align_corners=True`. The affine parameters of the batch norms are frozen, as in both projects.
 
     Args:
         num_classes: Channels of the logits.
-        branches: Dilated convolutions that count: 4 in ADVENT, 2 in AdaptSegNet.
-        levels: `("layer5", "layer6")` for two levels, or the name of the only classifier: `("layer6",)` in ADVENT,
-            `("layer5",)` in AdaptSegNet.
+        branches: Number of dilated convolutions in each classifier: 4 in ADVENT, 2 in AdaptSegNet.
+        levels: Names of the classifiers: `("layer5", "layer6")` for two, `("layer6",)` for one in ADVENT, and
+            `("layer5",)` for one in AdaptSegNet.
     """
 
     def __init__(self, num_classes: int, branches: int, levels: tuple[str, ...] = ("layer5", "layer6")) -> None:
@@ -90,7 +89,7 @@ class DeepLabV2(BGRPreprocess, nn.Module):
                 module.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits of a preprocessed image (B, 3, H, W)."""
+        """Map a preprocessed image (B, 3, H, W) to logits (B, num_classes, about H / 8, about W / 8)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
         middle = self.layer3(self.layer2(self.layer1(x)))
         main: Tensor = self.get_submodule(self.levels[-1])(self.layer4(middle))
@@ -98,7 +97,7 @@ class DeepLabV2(BGRPreprocess, nn.Module):
 
 
 class DeepLabVGG(BGRPreprocess, nn.Module):
-    """AdaptSegNet's DeepLab on VGG-16: no pool4 and pool5, dilated conv5, fc6 and fc7; logits at an eighth.
+    """AdaptSegNet's DeepLab on VGG-16, without the last two pooling layers and with output stride 8.
 
     Args:
         num_classes: Channels of the logits.
@@ -106,18 +105,10 @@ class DeepLabVGG(BGRPreprocess, nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        stages = (
-            ((64,) * 2, 1),
-            ((128,) * 2, 1),
-            ((256,) * 3, 1),
-            ((512,) * 3, 1),
-            ((512,) * 3, 2),
-            ((1024,) * 2, 4),
-        )
-        self.features = vgg_layers(stages, nn.MaxPool2d(2), pools=3)
+        self.features = vgg_layers(_VGG_STAGES, nn.MaxPool2d(2), num_pools=3)
         self.classifier = DilatedClassifier(1024, num_classes, branches=2)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits of a preprocessed image (B, 3, H, W)."""
+        """Map a preprocessed image (B, 3, H, W) to logits (B, num_classes, H // 8, W // 8)."""
         logits: Tensor = self.classifier(self.features(image))
         return logits

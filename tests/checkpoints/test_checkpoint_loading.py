@@ -1,11 +1,11 @@
-"""Files of the seven systems: what loads, what is refused and why, and how raw images become inputs."""
+"""Loading and identifying checkpoints, error messages for unusable files, and preprocessing of raw images."""
 
 from __future__ import annotations
 
 import io
 import math
 import random
-import subprocess
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ from apl_lightning.checkpoints import (
     load,
 )
 from apl_lightning.checkpoints.__main__ import main
-from apl_lightning.checkpoints.legacy_resize import legacy_resize
+from apl_lightning.checkpoints.networks.legacy_resize import legacy_resize
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -39,7 +39,7 @@ State = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
-    """A small state dict: SynSeg-Net's segmenter with 8 channels."""
+    """The state dict of a SynSeg-Net segmenter with 8 channels."""
     torch.manual_seed(0)
     return dict(ResnetGenerator(1, 5, width=8).state_dict())
 
@@ -50,7 +50,7 @@ def saved(path: Path, content: object, **options: Any) -> Path:
 
 
 def legacy(state: State) -> State:
-    """Files of torch 0.2 to 0.3 hold the statistics of instance norms, which were never used."""
+    """Add the running statistics of instance norms, which torch 0.2 and 0.3 saved but did not use."""
     norms = {f"model.{i}.running_mean": torch.ones(8) for i in (2, 5)}
     return {**state, **norms, "model.2.num_batches_tracked": torch.tensor(3)}
 
@@ -83,7 +83,7 @@ def test_wrappers_and_prefixes(state: State, tmp_path: Path, wrap: Callable[[Sta
         torch.testing.assert_close(tensor, state[name], atol=1e-3, rtol=1e-3)
 
 
-def test_variants_are_read_from_the_file(tmp_path: Path) -> None:
+def test_architecture_is_detected_from_the_file(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     for network in (ResnetGenerator(3, 4, 8, 6, dropout=True), ResnetGenerator(1, 4, 12, 9)):
         loaded = load("synseg", saved(path, network.state_dict()), num_classes=4)
@@ -96,10 +96,10 @@ def test_variants_are_read_from_the_file(tmp_path: Path) -> None:
     assert {key: list(value.shape) for key, value in DRN(5, (1, 1, 2, 2, 2, 2, 1, 1)).state_dict().items()} == golden
 
 
-def test_one_of_several_networks_is_named(state: State, tmp_path: Path) -> None:
+def test_prefix_selects_one_of_several_networks(state: State, tmp_path: Path) -> None:
     teacher = {key: value + 1 for key, value in state.items()}
     path = saved(tmp_path / "both.pth", {"model": state, "ema": teacher})
-    with pytest.raises(CheckpointError, match=r"holds several: pass prefix=, one of 'model\.' and 'ema\.'"):
+    with pytest.raises(CheckpointError, match=r"contains several: pass prefix='model\.' or prefix='ema\.'"):
         load("synseg", path)
     loaded = load("synseg", path, prefix="ema.").state_dict()
     assert all(torch.equal(loaded[key], teacher[key]) for key in state)
@@ -118,32 +118,45 @@ class Malicious:
     ("content", "options", "message"),
     [
         (b"", {}, "is empty: copy it again"),
-        (b"this is not a checkpoint at all", {}, "is damaged or something else"),
+        (b"this is not a checkpoint at all", {}, "is damaged or has another format"),
         (
             lambda s: {"weight": torch.ones(1), "evil": Malicious()},
             {},
-            "holds Python objects, .*weights_only=False.*state_dict",
+            "contains Python objects, .*weights_only=False.*state_dict",
         ),
-        (lambda s: nn.Linear(2, 2), {}, "holds Python objects, whose loading could run any code"),
-        (lambda s: {"epoch": 3}, {}, "holds dict without a tensor"),
+        (lambda s: nn.Linear(2, 2), {}, "contains Python objects, which can execute code when loaded"),
+        (lambda s: {"epoch": 3}, {}, "contains a dict without tensors"),
         (lambda s: s, {"num_classes": 7}, r"Expected 7 classes, but .* has 5 \(model.26.weight\): pass num_classes=5"),
         (
             lambda s: without(s, "model.1.bias"),
             {},
-            r"keys of 'synseg' \(.*9 blocks\), but in .* are model.1.bias missing",
+            r"keys of 'synseg' \(.*9 blocks\), but got .* with keys that are missing: model.1.bias\.",
         ),
-        (lambda s: {**s, "model.99.weight": torch.ones(1)}, {}, "are model.99.weight left over"),
-        (lambda s: {**s, "model.4.weight": torch.ones(1)}, {}, r"model.4.weight \(1,\) instead of .* of another shape"),
-        (lambda s: {**s, "model.1.bias": torch.full((8,), math.nan)}, {}, "NaN or infinity in model.1.bias"),
+        (lambda s: {**s, "model.99.weight": torch.ones(1)}, {}, "keys that are unexpected: model.99.weight"),
+        (
+            lambda s: {**s, "model.4.weight": torch.ones(1)},
+            {},
+            r"of a different shape: model.4.weight \(1,\) instead of",
+        ),
+        (
+            lambda s: {**s, "model.1.bias": torch.full((8,), math.nan)},
+            {},
+            "NaN or infinity in model.1.bias: use an earlier checkpoint",
+        ),
         (
             lambda s: s,
             {"system": "advent"},
-            "whose keys end in layer6.* but .* has model.1.weight, .* and 45 more|load it",
+            r"contains a ResNet generator as segmenter, .*: load it with load\('synseg'",
+        ),
+        (
+            lambda s: without(s, "model.26.weight", "model.26.bias"),
+            {},
+            "with the key model.23.weight or model.26.weight, but .* contains model.1.weight, .* and 43 more: run",
         ),
         (
             lambda s: DRN(5, (1, 1, 2, 2, 2, 2, 1, 1)).state_dict(),
             {},
-            r"holds a DRN-26 .*: load it with load\('cycada'",
+            r"contains a DRN-26 .*: load it with load\('cycada'",
         ),
     ],
 )
@@ -167,8 +180,8 @@ def test_truncated_anywhere(state: State, tmp_path: Path) -> None:
             load("synseg", path)
 
 
-def test_any_flipped_bit_is_seen(state: State, tmp_path: Path) -> None:
-    """In the present format, which has checksums: refused, or it was padding that flipped."""
+def test_flipped_bits_are_detected(state: State, tmp_path: Path) -> None:
+    """The zip format has checksums: loading fails unless the bit is in the padding."""
     data, path = saved(tmp_path / "whole.pth", state).read_bytes(), tmp_path / "net.pth"
     chance, refused = random.Random(0), 0
     for _ in range(100):
@@ -190,7 +203,7 @@ def test_any_flipped_bit_is_seen(state: State, tmp_path: Path) -> None:
         ("dann", {}, ValueError, r"`system` to be one of \['adaptsegnet', 'advent', .*but got 'dann'"),
         ("advent", {"tanh": False}, TypeError, r"options of 'advent' among \['prefix'\], but got \['tanh'\]"),
         ("sifa-v2", {"part": "decoder"}, ValueError, "`part` to be 'segmenter' or 'generator', but got 'decoder'"),
-        ("synseg", {}, FileNotFoundError, "there is no file"),
+        ("synseg", {}, FileNotFoundError, "the file .* does not exist"),
     ],
 )
 def test_wrong_arguments(system: str, options: State, error: type[Exception], message: str, tmp_path: Path) -> None:
@@ -198,23 +211,26 @@ def test_wrong_arguments(system: str, options: State, error: type[Exception], me
         load(system, tmp_path / "nothing.pth", **options)
 
 
-def test_what_a_file_is(state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_identify(state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = saved(tmp_path / "net.pth", {"state_dict": {f"module.{k}": v for k, v in legacy(state).items()}})
     assert main([str(path)]) == 0
     said = capsys.readouterr().out
-    assert f"{path}: synseg, ResNet generator as a segmenter, 9 blocks, 5 classes\n" in said
+    assert f"{path}: synseg, ResNet generator as segmenter, 9 blocks, 5 classes\n" in said
     assert f"load('synseg', '{path}', num_classes=5)" in said
-    assert "keys: 48 found, none missing, none left over" in said
-    assert "prefix: 'state_dict.module.', will be stripped" in said
-    assert "not used: 3, such as model.2.running_mean" in said
+    assert "keys: 48 found, none missing or unexpected" in said
+    assert "prefix: 'state_dict.module.', removed by load" in said
+    assert "unused: model.2.running_mean and 2 more" in said
 
     broken = saved(tmp_path / "broken.pth", {**without(state, "model.1.bias"), "extra": torch.ones(1)})
     text = identify(broken)
     assert "no network of the seven systems" in text
-    assert "closest: synseg, ResNet generator as a segmenter, 9 blocks (5 output channels), 47 keys there" in text
+    assert (
+        "closest network: synseg, ResNet generator as segmenter, 9 blocks (5 output channels), 47 of its keys found"
+        in text
+    )
     assert "missing: model.1.bias" in text
-    assert "left over: extra" in text
-    assert "its keys: weight" in identify(saved(tmp_path / "other.pth", {"weight": torch.ones(1)}))
+    assert "unexpected: extra" in text
+    assert "keys: weight" in identify(saved(tmp_path / "other.pth", {"weight": torch.ones(1)}))
 
     generator = saved(tmp_path / "latest_net_G_B.pth", ResnetGenerator(1, 1, 8).state_dict())
     assert "cyclegan, ResNet generator, 9 blocks, 1 output channel(s)" in identify(generator)
@@ -222,34 +238,61 @@ def test_what_a_file_is(state: State, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "advent, DeepLabv2 ResNet-101, two levels" in twins
     assert "adaptsegnet, DeepLabv2 ResNet-101, two levels" in twins
     assert main([str(tmp_path / "nothing.pth")]) == 1
-    assert "there is no file" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err
 
 
-def test_command(state: State, tmp_path: Path) -> None:
+def test_command(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = saved(tmp_path / "net.pth", state)
-    command = [sys.executable, "-m", "apl_lightning.checkpoints", str(path)]
-    assert "synseg" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    monkeypatch.setattr(sys, "argv", ["checkpoints", str(path)])
+    monkeypatch.delitem(sys.modules, "apl_lightning.checkpoints.__main__")
+    with pytest.raises(SystemExit, match="^0$"):
+        runpy.run_module("apl_lightning.checkpoints", run_name="__main__", alter_sys=True)
+    assert "synseg" in capsys.readouterr().out
 
 
-def test_what_a_bundle_is(tmp_path: Path) -> None:
+def test_identify_bundle(tmp_path: Path) -> None:
     golden = Golden("sifa_v2")
     text = identify(write_sifa(tmp_path, golden))
     assert "sifa-v2, SIFA-v2 segmenter, 5 classes" in text
     assert "part='generator'" in text
     assert "sifa-v1" not in text
-    with pytest.raises(CheckpointError, match=r"holds a SIFA-v2 segmenter .*load\('sifa-v2'"):
+    with pytest.raises(CheckpointError, match=r"contains a SIFA-v2 segmenter .*load\('sifa-v2'"):
         load("sifa-v1", tmp_path)
     arrays = {key: value for key, value in golden.arrays().items() if "r7/c1/Conv" not in key}
-    with pytest.raises(CheckpointError, match="are enc.model.10.layer.0.weight missing"):
+    with pytest.raises(CheckpointError, match=r"keys that are missing: enc.model.10.layer.0.weight\."):
         load("sifa-v2", write_bundle(tmp_path / "sifa-1", arrays))
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (5, 7)])
+def shallow_deeplab(branches: int, *levels: str) -> DeepLabV2:
+    """DeepLabv2 with 1 residual block in each stage, which saves most of the time."""
+    network = DeepLabV2(5, branches, levels or ("layer5", "layer6"))
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        setattr(network, stage, getattr(network, stage)[:1])
+    return network
+
+
+def narrow_fcn8s() -> FCN8s:
+    """FCN-8s with 8 channels in all layers except for the inputs of the score layers, which saves most of the time."""
+    network = FCN8s(5)
+    channels = 3
+    for index, layer in enumerate(network.vgg):
+        if isinstance(layer, nn.Conv2d):
+            width = {14: 256, 21: 512}.get(index, 8)
+            network.vgg[index] = nn.Conv2d(channels, width, 3, padding=1)
+            channels = width
+    network.vgg_head[0], network.vgg_head[3] = nn.Conv2d(8, 8, 7), nn.Conv2d(8, 8, 1)
+    network.scores.last = nn.Conv2d(8, 5, 1)
+    return network
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (5, 7)])
 @pytest.mark.parametrize("factor", [1, 2, 8])
-def test_legacy_resize_is_the_written_rule(size: tuple[int, int], factor: int) -> None:
+def test_legacy_resize_matches_a_loop_over_pixels(size: tuple[int, int], factor: int) -> None:
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     expected = torch.zeros(2, 3, size[0] * factor, size[1] * factor, dtype=torch.float64)
     for i in range(size[0] * factor):
@@ -267,20 +310,22 @@ def test_legacy_resize_is_the_written_rule(size: tuple[int, int], factor: int) -
 @pytest.mark.parametrize(
     ("build", "head", "own"),
     [
-        (lambda: DeepLabV2(5, 4), "layer6", "layer5"),
-        (lambda: DeepLabV2(5, 2, ("layer5",)), "layer5", None),
+        (lambda: shallow_deeplab(4), "layer6", "layer5"),
+        (lambda: shallow_deeplab(2, "layer5"), "layer5", None),
         (lambda: DRN(5, (1, 1, 2, 2, 2, 2, 1, 1)), "fc", None),
-        (lambda: FCN8s(5), "scores", None),
+        (narrow_fcn8s, "scores", None),
         (lambda: ResnetGenerator(1, 5, 8), "model.26", None),
         (lambda: SIFA(5, in_channels=3), "seg.model.0.layer.0", None),
         (lambda: SIFA(5, lower=True), "seg.model.0.layer.0", "seg_ll.model.0.layer.0"),
         (lambda: Translated(ResnetGenerator(1, 1, 8), ResnetGenerator(1, 5, 8)), "segmenter.model.26", None),
     ],
 )
-def test_heads_of_the_systems(build: Callable[[], nn.Module], head: str, own: str | None) -> None:
+def test_dual_heads(build: Callable[[], nn.Module], head: str, own: str | None) -> None:
     network = build().eval()
     model = add_dual_heads(network, 5)
-    assert (model.head, model._own) == (head, own)
+    assert model.head == head
+    second_head = model.second if own is None else model.network.get_submodule(own)
+    assert model._second_head.parts(model.network) == [second_head]
     image = torch.randn(1, 3 if isinstance(network, DeepLabV2 | DRN | FCN8s) or "3, 16" in repr(network) else 1, 64, 64)
     with torch.no_grad():
         output = network(image)
@@ -297,18 +342,18 @@ def test_heads_of_the_systems(build: Callable[[], nn.Module], head: str, own: st
         assert set(network.state_dict()) == set(Golden("cycada_fcn8s").facts["keys"])
 
 
-def test_unused_branches_and_norms_of_the_two_deeplabs() -> None:
-    advent, adapt = (add_dual_heads(DeepLabV2(5, branches).eval(), 5) for branches in (4, 2))
-    held = {name for name, p in adapt.named_parameters() if not p.requires_grad} - {
+def test_frozen_parameters_of_deeplab() -> None:
+    advent, adapt = (add_dual_heads(shallow_deeplab(branches).eval(), 5) for branches in (4, 2))
+    frozen = {name for name, p in adapt.named_parameters() if not p.requires_grad} - {
         name for name, p in advent.named_parameters() if not p.requires_grad
     }
     branches = [f"network.layer{level}.conv2d_list.{i}" for level in (5, 6) for i in (2, 3)]
-    assert held == {f"{branch}.{kind}" for branch in branches for kind in ("weight", "bias")}
+    assert frozen == {f"{branch}.{kind}" for branch in branches for kind in ("weight", "bias")}
     assert all(p.requires_grad for name, p in adapt.export().named_parameters() if "conv2d_list" in name)
     assert not any(p.requires_grad for name, p in adapt.export().named_parameters() if ".bn" in name)
 
 
-def test_translator_stays_frozen_and_changes_the_range() -> None:
+def test_translator_is_frozen_and_rescales_images() -> None:
     generator = ResnetGenerator(1, 1, 8, dropout=True)
     segmenter = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 5, 1))
     image = torch.rand(1, 1, 32, 32)
@@ -326,14 +371,14 @@ def test_translator_stays_frozen_and_changes_the_range() -> None:
     with torch.no_grad():
         grey = (generator(image) + 1) / 2
         torch.testing.assert_close(Translated(generator, drn)(image), drn(drn.preprocess(grey)))
-    with pytest.raises(ValueError, match="Expected `value_range`, .* as it has no `preprocess`"):
+    with pytest.raises(ValueError, match="Expected `value_range`, but got None and Sequential has no `preprocess`"):
         Translated(generator, segmenter)
 
 
 # --- raw images -------------------------------------------------------------------------------------------------------
 
 
-def test_preprocess_follows_the_official_conventions() -> None:
+def test_preprocess_matches_the_official_code() -> None:
     rgb = torch.tensor([[[10]], [[20]], [[30]]], dtype=torch.uint8)
     deeplab = DeepLabV2(5, 4).preprocess(rgb)
     expected = torch.tensor([30 - 104.00698793, 20 - 116.66876762, 10 - 122.67891434])
@@ -362,9 +407,9 @@ def test_preprocess_follows_the_official_conventions() -> None:
         (torch.zeros(4, 4), ValueError, r"shape \(C, H, W\) or \(B, C, H, W\) with 1 or 3 channels, but got \(4, 4\)"),
         (torch.zeros(2, 4, 4), ValueError, "with 1 or 3 channels"),
         (torch.full((1, 4, 4), 200.0), ValueError, r"uint8 or floats in \[0, 1\], but got .* in \[200, 200\]"),
-        (torch.full((1, 4, 4), math.nan), ValueError, "holds NaN or infinity"),
+        (torch.full((1, 4, 4), math.nan), ValueError, "got NaN or infinity"),
         (torch.zeros(1, 4, 4, dtype=torch.int16), ValueError, "uint8 or floats"),
-        (torch.zeros(3, 4, 4), ValueError, r"1 channel\(s\) or 1, but got shape \(3, 4, 4\): choose one"),
+        (torch.zeros(3, 4, 4), ValueError, r"1 channel\(s\) or 1, but got shape \(3, 4, 4\): select one"),
     ],
 )
 def test_bad_images_are_explained(image: Any, error: type[Exception], message: str) -> None:
@@ -373,7 +418,9 @@ def test_bad_images_are_explained(image: Any, error: type[Exception], message: s
 
 
 def test_bad_sifa_arguments() -> None:
-    with pytest.raises(ValueError, match=r"`bounds` to be two rising z-scores, but got \(3, 1\)"):
+    with pytest.raises(ValueError, match=r"`bounds` to be two increasing z-scores, but got \(3, 1\)"):
         SIFA(5, bounds=(3, 1))
-    with pytest.raises(ValueError, match="sides that 8 divides"):
+    with pytest.raises(ValueError, match="height and width of `image` to be multiples of 8"):
         SIFA(5)(torch.zeros(1, 1, 60, 64))
+    with pytest.raises(ValueError, match=r"1 channel\(s\) or 1, but got shape \(3, 8, 8\): select one"):
+        SIFA(5).preprocess(torch.zeros(3, 8, 8))

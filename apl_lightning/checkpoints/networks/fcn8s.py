@@ -1,22 +1,25 @@
-"""FCN-8s on VGG-16, CyCADA's second network (Long et al., CVPR 2015)."""
+"""FCN-8s on VGG-16, the second network in CyCADA (Long et al., CVPR 2015)."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apl_lightning.checkpoints.raw_image import ImageNetPreprocess
-from apl_lightning.checkpoints.vgg import vgg_layers
+from apl_lightning.checkpoints.networks.raw_image import ImageNetPreprocess
+from apl_lightning.checkpoints.networks.vgg import vgg_layers
 
-# The names of the score layers in the checkpoint, which has no common module for them.
-_OFFICIAL = {"scores.last.": "vgg_head.6.", "scores.": ""}
+_VGG_STAGES = ((64, 2, 1), (128, 2, 1), (256, 3, 1), (512, 3, 1), (512, 3, 1))
+# CyCADA's checkpoints do not group the score layers in one module.
+_OFFICIAL_NAMES = {
+    "scores.last.": "vgg_head.6.",
+    **{f"scores.{name}.": f"{name}." for name in ("score_pool3", "score_pool4", "upscore2", "upscore_pool4")},
+}
 
 
 class _Bilinear(nn.Module):
-    """Upsampling of each class by itself with a fixed bilinear kernel."""
+    """Upsample each class separately with a fixed bilinear kernel."""
 
     def __init__(self, factor: int, num_classes: int) -> None:
         super().__init__()
@@ -37,7 +40,7 @@ def _crop(scores: Tensor, offset: int, reference: Tensor) -> Tensor:
 
 
 class _Scores(nn.Module):
-    """The three score layers and their fusion: one classifier that reads features of three depths."""
+    """The three score layers and their fusion, as one classifier of features at three depths."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -55,10 +58,10 @@ class _Scores(nn.Module):
 
 
 class FCN8s(ImageNetPreprocess, nn.Module):
-    """VGG-16 with skip connections from pool3 and pool4; logits (B, C, H, W) at the size of the image.
+    """VGG-16 with skip connections from pool3 and pool4, which returns logits at the size of the image.
 
-    Its state dict has the keys of CyCADA's; inside, the three score layers are one module, `scores`, so that a second
-    classifier can be set beside them.
+    The state dict has CyCADA's keys. In the network, the module `scores` contains the three score layers, so that
+    APL can add a second classifier with the same inputs.
 
     Args:
         num_classes: Channels of the logits.
@@ -66,8 +69,7 @@ class FCN8s(ImageNetPreprocess, nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        widths = ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
-        self.vgg = vgg_layers(((stage, 1) for stage in widths), nn.MaxPool2d(2, ceil_mode=True))
+        self.vgg = vgg_layers(_VGG_STAGES, nn.MaxPool2d(2, ceil_mode=True))
         head = (nn.Conv2d(512, 4096, 7), nn.Conv2d(4096, 4096, 1))
         self.vgg_head = nn.Sequential(*(m for conv in head for m in (conv, nn.ReLU(inplace=True), nn.Dropout2d())))
         self.scores = _Scores(num_classes)
@@ -76,7 +78,7 @@ class FCN8s(ImageNetPreprocess, nn.Module):
         self._register_load_state_dict_pre_hook(_from_official)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits of a preprocessed image (B, 3, H, W)."""
+        """Map a preprocessed image (B, 3, H, W) to logits (B, num_classes, H, W)."""
         padded = F.pad(image, (99, 99, 99, 99))
         pool3 = self.vgg[:17](padded)
         pool4 = self.vgg[17:24](pool3)
@@ -84,18 +86,17 @@ class FCN8s(ImageNetPreprocess, nn.Module):
         return _crop(self.upscore8(self.scores(fc7, pool4, pool3)), 31, image)
 
 
-def _renamed(state: dict[str, Any], prefix: str, names: list[tuple[str, str]]) -> None:
+def _rename(state: dict[str, Any], prefix: str, names: Mapping[str, str]) -> None:
     for key in list(state):
-        for old, new in names:
+        for old, new in names.items():
             if key.startswith(prefix + old):
                 state[prefix + new + key.removeprefix(prefix + old)] = state.pop(key)
                 break
 
 
 def _to_official(_module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-    _renamed(state, prefix, list(_OFFICIAL.items()))
+    _rename(state, prefix, _OFFICIAL_NAMES)
 
 
 def _from_official(state: dict[str, Any], prefix: str, *_: Any) -> None:
-    layers = ("score_pool3.", "score_pool4.", "upscore2.", "upscore_pool4.")
-    _renamed(state, prefix, [("vgg_head.6.", "scores.last."), *((name, f"scores.{name}") for name in layers)])
+    _rename(state, prefix, {official: name for name, official in _OFFICIAL_NAMES.items()})

@@ -1,4 +1,4 @@
-"""Every row of the paper's table is a path that works: from the system's file through two epochs to a refined file."""
+"""Checkpoints of each system in the paper's table can be loaded, refined for two epochs, saved and loaded again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from apl_lightning.checkpoints import Translated, load
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
-# The row, the system as `load` calls it, the file whose keys the refined network must have.
+# The name of the system in `load` for each row of the table.
 ROWS = {
     "CycleGAN": "synseg",
     "SynSeg-Net": "synseg",
@@ -37,8 +37,8 @@ FIXTURES = {
 }
 
 
-def brought(row: str, folder: Path) -> nn.Module:
-    """The network that a user of this system comes with."""
+def pretrained(row: str, folder: Path) -> nn.Module:
+    """Load the network that users of this system start from."""
     system = ROWS[row]
     golden = Golden(FIXTURES[system])
     if system.startswith("sifa"):
@@ -55,8 +55,8 @@ def brought(row: str, folder: Path) -> nn.Module:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_two_epochs(row: str, tmp_path: Path, trainer: Callable[..., pl.Trainer]) -> None:
-    network = brought(row, tmp_path)
-    raw = torch.rand(4, 1, 64, 64)
+    network = pretrained(row, tmp_path)
+    raw = torch.rand(4, 1, 32, 32)
     images: Any = list(network.preprocess(raw))
     module = APLModule(network, num_classes=5)
     data = TargetDataModule(train=images, batch_size=2)
@@ -69,9 +69,9 @@ def test_two_epochs(row: str, tmp_path: Path, trainer: Callable[..., pl.Trainer]
 
     refined, before = module.export().state_dict(), network.state_dict()
     assert list(refined) == list(before)
-    moved = {name for name in refined if not torch.equal(refined[name], before[name])}
-    assert any("weight" in name for name in moved)
-    assert not any(name.startswith("generator.") for name in moved)
+    changed = {name for name in refined if not torch.equal(refined[name], before[name])}
+    assert any("weight" in name for name in changed)
+    assert not any(name.startswith("generator.") for name in changed)
     path = tmp_path / "refined.pth"
     torch.save(refined, path)
     options = {"prefix": "segmenter."} if row == "CycleGAN" else {}

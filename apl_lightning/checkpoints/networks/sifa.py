@@ -1,37 +1,27 @@
-"""SIFA's segmenter (Chen et al., AAAI 2019 and TMI 2020), as in TensorFlow and in the PyTorch port."""
-
-from __future__ import annotations
+"""The segmentation network of SIFA (Chen et al., AAAI 2019 and TMI 2020) and of its PyTorch port."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apl_lightning.checkpoints.legacy_resize import legacy_resize
-from apl_lightning.checkpoints.raw_image import check_image
+from apl_lightning.checkpoints.networks.legacy_resize import legacy_resize
+from apl_lightning.checkpoints.networks.raw_image import check_image, repeat_channel
 
-# The names of the encoder's blocks in the TensorFlow code, in order: c convolution, r residual, d dilated.
+# TensorFlow's names of the encoder blocks, in order: c convolution, r residual block, d dilated residual block.
 ENCODER_BLOCKS = "c1 r1 pool1 r2 pool2 r3 r4 pool3 r5 r6 r7 r8 r9 r10 r11 r12 d1 d2 c2 c3".split()  # noqa: SIM905
-_WIDTHS = {
-    "r1": 16,
-    "r2": 32,
-    "r3": 64,
-    "r4": 64,
-    "r5": 128,
-    "r6": 128,
-    **dict.fromkeys(("r7", "r8", "r9", "r10"), 256),
-}
+# Output channels of each block; 512 if not listed.
+_WIDTHS = {"c1": 16, "r1": 16, "r2": 32, "r3": 64, "r4": 64, "r5": 128, "r6": 128}
+_WIDTHS |= dict.fromkeys(("r7", "r8", "r9", "r10"), 256)
 _DROPOUT = 0.25
 
 
-def _convolution(
-    channels: int, width: int, bias: bool, eps: float, kernel: int = 3, dilation: int = 1
-) -> list[nn.Module]:
+def _conv(channels: int, width: int, bias: bool, eps: float, kernel: int = 3, dilation: int = 1) -> list[nn.Module]:
     padding = dilation * (kernel // 2)
-    convolution = nn.Conv2d(channels, width, kernel, padding=padding, dilation=dilation, bias=bias)
-    return [convolution, nn.Dropout(_DROPOUT), nn.BatchNorm2d(width, eps=eps)]
+    conv = nn.Conv2d(channels, width, kernel, padding=padding, dilation=dilation, bias=bias)
+    return [conv, nn.Dropout(_DROPOUT), nn.BatchNorm2d(width, eps=eps)]
 
 
 class _Layer(nn.Module):
-    """Convolution, dropout, batch norm and ReLU; the sequence is called `layer` in the port's checkpoints."""
+    """A sequence of modules, named `layer` as in the checkpoints of the PyTorch port."""
 
     def __init__(self, *modules: nn.Module) -> None:
         super().__init__()
@@ -43,32 +33,32 @@ class _Layer(nn.Module):
 
 
 class _Residual(_Layer):
-    """Two convolutions and a shortcut that widens by zero channels on both sides."""
+    """Two convolutions and a shortcut, which is zero-padded if the number of channels increases."""
 
     def __init__(self, channels: int, width: int, bias: bool, eps: float, dilation: int = 1) -> None:
-        first = _convolution(channels, width, bias, eps, dilation=dilation)
-        super().__init__(*first, nn.ReLU(inplace=True), *_convolution(width, width, bias, eps, dilation=dilation))
-        self.margin = (width - channels) // 2
+        first = _conv(channels, width, bias, eps, dilation=dilation)
+        super().__init__(*first, nn.ReLU(inplace=True), *_conv(width, width, bias, eps, dilation=dilation))
+        self.padding = (width - channels) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.layer(x) + F.pad(x, (0, 0, 0, 0, self.margin, self.margin)))
+        return F.relu(self.layer(x) + F.pad(x, (0, 0, 0, 0, self.padding, self.padding)))
 
 
 class _Encoder(nn.Module):
-    """Returns the features before the dilated blocks, and the last ones."""
+    """Return the features before the dilated blocks and the final features."""
 
     def __init__(self, in_channels: int, bias: bool, eps: float) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = in_channels
         for block in ENCODER_BLOCKS:
-            width = 16 if block == "c1" else _WIDTHS.get(block, 512)
             if block.startswith("pool"):
                 layers.append(nn.MaxPool2d(2))
                 continue
+            width = _WIDTHS.get(block, 512)
             if block.startswith("c"):
                 kernel = 7 if block == "c1" else 3
-                layers.append(_Layer(*_convolution(channels, width, bias, eps, kernel), nn.ReLU(inplace=True)))
+                layers.append(_Layer(*_conv(channels, width, bias, eps, kernel), nn.ReLU(inplace=True)))
             else:
                 layers.append(_Residual(channels, width, bias, eps, dilation=2 if block.startswith("d") else 1))
             channels = width
@@ -81,7 +71,7 @@ class _Encoder(nn.Module):
 
 
 class _Segmenter(nn.Module):
-    """1 x 1 class scores, eight times enlarged."""
+    """A 1 x 1 classifier and bilinear upsampling by 8."""
 
     def __init__(self, num_classes: int, bias: bool, legacy: bool) -> None:
         super().__init__()
@@ -96,19 +86,22 @@ class _Segmenter(nn.Module):
 
 
 class SIFA(nn.Module):
-    """The encoder and the segmenter that SIFA runs on target images; logits at the size of the image.
+    """SIFA's encoder and segmenter for target images, which return logits at the size of the image.
 
-    Version 1 (and the PyTorch port) returns `main`. Version 2 returns `(main, aux)`: a second segmenter reads the
-    features before the dilated blocks.
+    Version 1 and the PyTorch port return `main`. Version 2 returns `(main, aux)`, where a second segmenter computes
+    `aux` from the features before the dilated blocks.
 
     Args:
         num_classes: Channels of the logits.
-        in_channels: 3 in version 1 (the same slice three times), 1 in version 2 and in the port.
-        lower: Whether the second segmenter exists (version 2).
-        port: The conventions of the PyTorch port (biases, eps 1e-5, half-pixel resize) instead of TensorFlow's
-            (no biases, eps 1e-3, its legacy resize).
-        bounds: The z-scores that become -1 and 1 in `preprocess`. The official data uses (-1.8, 4.4) for MR and
+        in_channels: 3 in version 1 (three copies of one slice), 1 in version 2 and in the port.
+        lower: Add the second segmenter (version 2).
+        port: Follow the PyTorch port (biases, eps 1e-5, half-pixel centres) instead of TensorFlow (no biases, eps
+            1e-3, `legacy_resize`).
+        bounds: The z-scores that `preprocess` maps to -1 and 1. SIFA's data set uses (-1.8, 4.4) for MR and
             (-2.8, 3.2) for CT.
+
+    Raises:
+        ValueError: If `bounds` are not two increasing numbers.
     """
 
     def __init__(
@@ -121,7 +114,7 @@ class SIFA(nn.Module):
     ) -> None:
         super().__init__()
         if len(bounds) != 2 or not bounds[0] < bounds[1]:
-            raise ValueError(f"Expected `bounds` to be two rising z-scores, but got {bounds}.")
+            raise ValueError(f"Expected `bounds` to be two increasing z-scores, but got {bounds}.")
         self.in_channels = in_channels
         self.bounds = (float(bounds[0]), float(bounds[1]))
         self.enc = _Encoder(in_channels, bias=port, eps=1e-5 if port else 1e-3)
@@ -129,27 +122,27 @@ class SIFA(nn.Module):
         self.seg_ll = _Segmenter(num_classes, bias=port, legacy=not port) if lower else None
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits of a preprocessed image (B, in_channels, H, W), H and W multiples of 8.
+        """Map a preprocessed image (B, in_channels, H, W) to logits (B, num_classes, H, W).
 
         Raises:
-            ValueError: If the image has another size.
+            ValueError: If H or W is not a multiple of 8.
         """
         if image.shape[2] % 8 or image.shape[3] % 8:
-            raise ValueError(f"Expected `image` with sides that 8 divides, but got {tuple(image.shape)}: pad it.")
+            raise ValueError(
+                f"Expected the height and width of `image` to be multiples of 8, but got {tuple(image.shape)}: pad it."
+            )
         lower, features = self.enc(image)
         main: Tensor = self.seg(features)
         return main if self.seg_ll is None else (main, self.seg_ll(lower))
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """Raw intensities (C, H, W), or the slices (B, C, H, W) of one volume, as this network takes them.
+        """Normalize all values to z-scores together, then map `bounds` to [-1, 1].
 
-        The whole tensor is z-scored, then `bounds` are mapped to [-1, 1]: give all slices of a volume at once.
+        Args:
+            image: Raw intensities, as one slice (C, H, W) or all slices (B, C, H, W) of one volume.
         """
         check_image(image)
         z = image.float()
         z = (z - z.mean()) / z.std(correction=0).clamp(min=1e-8)
         low, high = self.bounds
-        scaled = (z - low) / (high - low) * 2 - 1
-        return (
-            scaled if scaled.shape[-3] == self.in_channels else scaled.expand(*z.shape[:-3], self.in_channels, -1, -1)
-        )
+        return repeat_channel((z - low) / (high - low) * 2 - 1, self.in_channels)

@@ -1,4 +1,4 @@
-"""A frozen translator in front of a segmenter: target image -> source style -> class scores."""
+"""A segmentation network behind a frozen image translator."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 
 class Translated(nn.Module):
-    r"""CycleGAN's second wiring: S(G(x)), with G from target to source and S trained on the source.
+    """Translate target images to the source domain, then segment them with a network that was trained on the source.
 
-    G stays as it is: it takes no gradient, and is in evaluation mode always. Its images lie in [-1, 1]; S gets them in
-    its own range: `low + (G(x) + 1) / 2 (high - low)`, or what its `preprocess` makes of them.
+    The generator is frozen: it has no gradient and always stays in evaluation mode. Its output in [-1, 1] is rescaled
+    to `value_range`, or rescaled to [0, 1] and passed to the segmenter's `preprocess`.
 
     Args:
-        generator: The translator from target to source (B, C, H, W) -> (B, C', H, W) in [-1, 1]; where A is the source,
-            CycleGAN's `G_B`.
-        segmenter: Any segmentation network.
-        value_range: The values that the segmenter takes for black and white; (-1, 1) changes nothing. If `None`, the
-            segmenter's own `preprocess` is used.
+        generator: Translator from target (B, C, H, W) to source (B, C', H, W), with values in [-1, 1]. This is
+            CycleGAN's `G_B` if A is the source.
+        segmenter: Segmentation network.
+        value_range: Values of black and white in the segmenter's training images. `None` uses the segmenter's
+            `preprocess`.
 
     Raises:
         ValueError: If `value_range` is `None` and the segmenter has no `preprocess`.
@@ -39,8 +39,8 @@ class Translated(nn.Module):
         super().__init__()
         if value_range is None and not hasattr(segmenter, "preprocess"):
             raise ValueError(
-                f"Expected `value_range`, the values of black and white that {type(segmenter).__name__} was trained "
-                "on, as it has no `preprocess`: pass (0, 1) or (-1, 1), say."
+                f"Expected `value_range`, but got None and {type(segmenter).__name__} has no `preprocess`: pass the "
+                "values of black and white in its training images, such as (0, 1) or (-1, 1)."
             )
         self.generator = generator.requires_grad_(False)
         self.segmenter = segmenter
@@ -54,17 +54,17 @@ class Translated(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> Any:
-        """What the segmenter makes of the translated image."""
+        """Return the segmenter's output for the translation of a preprocessed target image (B, C, H, W)."""
         with torch.no_grad():
-            grey = ((self.generator(image) + 1) / 2).clamp(0, 1)
+            unit = ((self.generator(image) + 1) / 2).clamp(0, 1)
             if self.value_range is None:
-                translated = self.segmenter.preprocess(grey)  # type: ignore[operator] # checked in __init__
+                translated = self.segmenter.preprocess(unit)  # type: ignore[operator] # checked in __init__
             else:
                 low, high = self.value_range
-                translated = low + grey * (high - low)
+                translated = low + unit * (high - low)
         return self.segmenter(translated)
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """A raw image as the generator takes it."""
+        """Apply the generator's `preprocess` to a raw image (C, H, W) or (B, C, H, W)."""
         prepared: Tensor = self.generator.preprocess(image)  # type: ignore[operator]
         return prepared

@@ -1,6 +1,4 @@
-"""SIFA's TensorFlow variables under the names and in the layout of our network."""
-
-from __future__ import annotations
+"""Read SIFA's TensorFlow variables with the names and the memory layout of the PyTorch networks."""
 
 import re
 from pathlib import Path
@@ -8,20 +6,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from apl_lightning.checkpoints.bundle import Bundle
-from apl_lightning.checkpoints.sifa import ENCODER_BLOCKS
+from apl_lightning.checkpoints.files.tensorflow_bundle import Bundle
+from apl_lightning.checkpoints.networks import ENCODER_BLOCKS
 
-# Where `layer` holds the convolution and the batch norm of the first and second half of a residual block.
+# Indices of the convolution and the batch norm in `layer`, for the two halves of a residual block.
 _HALVES = {"c1": (0, 2), "c2": (4, 6)}
 _NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 _CONVOLUTION = {"weights": "weight", "biases": "bias"}
 
 
 def read_sifa_bundle(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of SIFA's target segmenter (`enc.`, `seg.`, `seg_ll.`) and generator (`g_A.`) in a checkpoint.
+    """Read SIFA's target segmenter (`enc.`, `seg.`, `seg_ll.`) and generator (`g_A.`) from a bundle.
 
-    Left out: discriminators, the decoder, what belongs to the optimiser, and the biases of the dilated blocks, which
-    the official graph never adds.
+    Skips the discriminators, the decoder and the optimizer state. Also skips the biases of the dilated blocks, which
+    the official graph does not use.
+
+    Args:
+        path: Prefix of the files, one of the files, or the folder.
+
+    Raises:
+        FileNotFoundError: If the index does not exist.
+        CheckpointError: If a file is damaged or missing.
     """
     bundle = Bundle(path)
     names = {name: key for name in bundle.entries if (key := _key(name)) is not None}
@@ -29,7 +34,7 @@ def read_sifa_bundle(path: str | Path) -> dict[str, Tensor]:
 
 
 def _key(name: str) -> str | None:
-    """Our name of a variable, or `None` if the network has no place for it."""
+    """Convert the name of a variable to a key of the state dict, or to `None` if the networks do not use it."""
     if name.endswith(("/Adam", "/Adam_1")):
         return None
     match name.split("/"):
@@ -67,5 +72,5 @@ def _generator_key(rest: list[str]) -> str | None:
 
 
 def _torch_layout(tensor: Tensor, name: str) -> Tensor:
-    """Kernels lie as (H, W, in, out), those of transposed convolutions as (H, W, out, in); torch turns both round."""
+    """Convert kernels (H, W, in, out) to (out, in, H, W), and transposed (H, W, out, in) to (in, out, H, W)."""
     return tensor.permute(3, 2, 0, 1).contiguous() if name.endswith("weights") and tensor.ndim == 4 else tensor

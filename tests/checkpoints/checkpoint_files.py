@@ -1,4 +1,4 @@
-"""Checkpoints as the seven systems write them, filled by the rule of the golden fixtures."""
+"""Write checkpoints in the formats of the seven systems, with the reproducible weights of the golden fixtures."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from apl_lightning.checkpoints.crc32c import masked_crc32c
+from apl_lightning.checkpoints.files.leveldb import masked_crc32c
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 Arrays = dict[str, NDArray[Any]]
 
 
 def fill(key: str, shape: tuple[int, ...], gain: float, seed: int = 1) -> NDArray[Any]:
-    """The tensor of one name: drawn in float64 from a generator of its own, by the first rule that fits."""
+    """Draw the values of one tensor in float64, with a random generator that is seeded by its name.
+
+    The name and the shape select the distribution; the first rule that matches is used.
+    """
     generator = np.random.default_rng(zlib.crc32(f"{seed}:{key}".encode()))
     if key.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
@@ -36,7 +39,7 @@ def fill(key: str, shape: tuple[int, ...], gain: float, seed: int = 1) -> NDArra
 
 
 def image(shape: tuple[int, ...], seed: int = 1) -> Tensor:
-    """Smooth noise in [-1, 1], a multiple of 1/1024 everywhere: two box means of 5 x 5 over normal noise."""
+    """Return smooth noise in [-1, 1] in steps of 1/1024: normal noise after two 5 x 5 box filters."""
     noise = np.random.default_rng(zlib.crc32(f"{seed}:image".encode())).normal(size=shape)
     for axis in (-2, -1, -2, -1):
         noise = sum(np.roll(noise, shift, axis) for shift in (-2, -1, 0, 1, 2)) / 5.0
@@ -44,7 +47,7 @@ def image(shape: tuple[int, ...], seed: int = 1) -> Tensor:
 
 
 class Golden:
-    """One fixture: its facts, its outputs, its filled tensors."""
+    """A golden fixture: its metadata, the outputs of the official network, and its weights."""
 
     def __init__(self, name: str) -> None:
         self.facts = json.loads((GOLDEN / f"{name}.json").read_text())
@@ -89,7 +92,7 @@ def _message(*fields: tuple[int, int | bytes]) -> bytes:
 
 
 def block(entries: dict[bytes, bytes]) -> bytes:
-    """A block of a LevelDB table: sorted entries that share beginnings with the one before, and one restart point."""
+    """Encode a block of a LevelDB table with sorted, prefix-compressed entries and one restart point."""
     data, previous = b"", b""
     for key, value in sorted(entries.items()):
         shared = next((i for i, (a, b) in enumerate(zip(key, previous, strict=False)) if a != b), len(previous))
@@ -98,8 +101,11 @@ def block(entries: dict[bytes, bytes]) -> bytes:
     return data + struct.pack("<II", 0, 1)
 
 
-def table(blocks: list[bytes], named: int = 1) -> bytes:
-    """A LevelDB table of data blocks that are not checked for sense, each named so often, with right checksums."""
+def table(blocks: list[bytes], references: int = 1) -> bytes:
+    """Encode a LevelDB table with correct checksums from data blocks, which may be invalid.
+
+    The index refers to each block `references` times; valid tables have one reference.
+    """
     data = b""
 
     def append(content: bytes) -> bytes:
@@ -110,7 +116,7 @@ def table(blocks: list[bytes], named: int = 1) -> bytes:
         return handle
 
     handles = [append(content) for content in blocks]
-    index = append(block({f"{i:08d}".encode(): handle for i, handle in enumerate(handles * named)}))
+    index = append(block({f"{i:08d}".encode(): handle for i, handle in enumerate(handles * references)}))
     footer = (append(block({})) + index).ljust(40, b"\0")
     return data + footer + struct.pack("<Q", 0xDB4775248B80FB57)
 
@@ -128,7 +134,7 @@ HEADER = _message((1, 1), (3, _message((1, 1))))
 
 
 def write_bundle(prefix: Path, arrays: Arrays) -> Path:
-    """A V2 checkpoint as TensorFlow's Saver writes it."""
+    """Write a V2 checkpoint like TensorFlow's `Saver` and return its prefix."""
     entries, offset = {b"": HEADER}, 0
     with prefix.with_name(f"{prefix.name}.data-00000-of-00001").open("wb") as file:
         for name in sorted(arrays):
@@ -137,12 +143,12 @@ def write_bundle(prefix: Path, arrays: Arrays) -> Path:
             entries[name.encode()] = entry(arrays[name], offset, data)
             offset += len(data)
     prefix.with_name(f"{prefix.name}.index").write_bytes(table([block(entries)]))
-    prefix.with_name("checkpoint").write_text(f'model_checkpoint_path: "/home/somebody/{prefix.name}"\n')
+    prefix.with_name("checkpoint").write_text(f'model_checkpoint_path: "/absolute/path/{prefix.name}"\n')
     return prefix
 
 
 def write_sifa(folder: Path, golden: Golden) -> Path:
-    """SIFA's bundle: the segmenter, the generator, the other networks, and what the optimiser keeps."""
+    """Write a bundle like SIFA: the segmenter, the generator, the other networks and the optimizer state."""
     arrays = {**golden.arrays(), **golden.arrays("keys_g_A")}
     arrays |= {name: np.zeros(shape, np.float32) for name, shape in golden.facts["also"].items()}
     slots = [name for name in arrays if name.endswith(("c1/Conv/weights", "gamma"))]

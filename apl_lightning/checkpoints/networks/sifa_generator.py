@@ -1,0 +1,63 @@
+"""SIFA's generator from source to target images (Chen et al., AAAI 2019 and TMI 2020)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class _Layer(nn.Module):
+    """A convolution with TensorFlow's SAME padding, then instance norm.
+
+    With stride 2, SAME padding adds one row and column after the image, and transposed convolutions remove them.
+    """
+
+    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = nn.InstanceNorm2d(conv.out_channels, eps=1e-6, affine=True)
+        before, after = (conv.kernel_size[0] // 2,) * 2 if conv.stride[0] == 1 else (0, 1)
+        self.padding = (before, after, before, after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.conv, nn.ConvTranspose2d):
+            y: Tensor = self.norm(self.conv(x)[:, :, :-1, :-1])
+        else:
+            y = self.norm(self.conv(F.pad(x, self.padding)))
+        return y
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c1 = _Layer(nn.Conv2d(128, 128, 3))
+        self.c2 = _Layer(nn.Conv2d(128, 128, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.c2(F.relu(self.c1(x))))
+
+
+class SIFAGenerator(nn.Module):
+    """SIFA's `g_A`, which translates source images to the target domain.
+
+    Args:
+        in_channels: 3 in version 1, which translates the middle channel; 1 in version 2.
+    """
+
+    def __init__(self, in_channels: int = 1) -> None:
+        super().__init__()
+        self.c1 = _Layer(nn.Conv2d(in_channels, 32, 7))
+        self.c2 = _Layer(nn.Conv2d(32, 64, 3, stride=2))
+        self.c3 = _Layer(nn.Conv2d(64, 128, 3, stride=2))
+        self.blocks = nn.ModuleList(_Block() for _ in range(9))
+        self.c4 = _Layer(nn.ConvTranspose2d(128, 64, 3, stride=2))
+        self.c5 = _Layer(nn.ConvTranspose2d(64, 32, 3, stride=2))
+        self.c6 = nn.Conv2d(32, 1, 7, padding=3)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map a source image (B, in_channels, H, W) to (B, 1, H, W) in [-1, 1]; H and W are multiples of 4."""
+        x = F.relu(self.c3(F.relu(self.c2(F.relu(self.c1(image))))))
+        for block in self.blocks:
+            x = block(x)
+        residual = self.c6(F.relu(self.c5(F.relu(self.c4(x)))))
+        middle = image.shape[1] // 2
+        return torch.tanh(image[:, middle : middle + 1] + residual)
