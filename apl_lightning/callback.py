@@ -1,7 +1,5 @@
 """Schedules, checkpoints and logs rounds of pseudo labels."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from typing import Any

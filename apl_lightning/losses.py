@@ -1,7 +1,5 @@
 """The two losses of APL, as functions of logits, labels and weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal, get_args
 

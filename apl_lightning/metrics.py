@@ -1,7 +1,5 @@
 """Dice per class and case."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Pictures of pseudo labels: to Weights & Biases, to TensorBoard, or to PNG files."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -92,14 +92,21 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]
 
 
 def save_picture(path: Path, predictions: dict[str, list[Tensor]], held_out: AbdomenSlices) -> None:
-    """Draw the slice with most organ pixels of the first patient; the titles have the Dice of its whole volume."""
-    patient = held_out.cases[0]
-    slices = [index for index, case in enumerate(held_out.cases) if case == patient]
-    shown = max(slices, key=lambda index: int((held_out[index]["label"] > 0).sum()))
-    columns = {
-        f"{name}: Dice {patient_dice(labels, held_out, len(CLASS_NAMES))[patient]:.1f}": [labels[shown]]
-        for name, labels in predictions.items()
+    """Draw one slice of the patient whose gain is closest to the mean gain; the titles have the Dice of its volume.
+
+    It is the slice in which the smallest organ is largest.
+    """
+    dice = {name: patient_dice(labels, held_out, len(CLASS_NAMES)) for name, labels in predictions.items()}
+    gains = {patient: dice["after"][patient] - before for patient, before in dice["before"].items()}
+    mean = sum(gains.values()) / len(gains)
+    patient = min(gains, key=lambda patient: abs(gains[patient] - mean))
+    sizes = {
+        index: torch.bincount(held_out[index]["label"].flatten(), minlength=len(CLASS_NAMES))[1:].min()
+        for index, case in enumerate(held_out.cases)
+        if case == patient
     }
+    shown = max(sizes, key=lambda index: sizes[index])
+    columns = {f"{name}: Dice {dice[name][patient]:.1f}": [labels[shown]] for name, labels in predictions.items()}
     save_panel(path, [held_out[shown]["image"]], {**columns, "reference": [held_out[shown]["label"]]})
 
 

@@ -29,5 +29,5 @@ def save_panel(path: Path, images: list[Tensor], columns: dict[str, list[Tensor]
     for axis in axes.flat:
         axis.axis("off")
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 
 
 # What leaves gigabytes in the process: a fork of it takes a second, and the tests of killed runs fork a hundred times.
-LARGE = ("test_architectures", "test_checkpoints", "test_checkpoints_golden", "test_refine_systems")
+LARGE = ("test_architectures", "test_checkpoint_loading", "test_checkpoint_golden", "test_checkpoint_refine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,5 @@
 """The largest connected component of a mask."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

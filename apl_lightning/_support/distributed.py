@@ -1,7 +1,5 @@
 """Communication between processes; with a single process every function returns at once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

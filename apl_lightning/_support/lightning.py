@@ -1,7 +1,5 @@
 """The one door to Lightning: its classes, and a named function for everything of it that is not public API."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager

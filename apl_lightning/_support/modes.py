@@ -1,7 +1,5 @@
 """Modes of a network for the length of a block."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

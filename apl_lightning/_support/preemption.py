@@ -1,7 +1,5 @@
 """SIGTERM, as a scheduler sends it: every rank stops before its next batch, and none waits for another."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from typing import Any

@@ -1,7 +1,5 @@
 """A progress bar of its own for the label pass."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 

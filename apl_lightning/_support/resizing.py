@@ -1,7 +1,5 @@
 """Pixel values at another spatial size, in 1D, 2D and 3D."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor

@@ -4,8 +4,6 @@ The augmentation of a sample is drawn from (seed, epoch, index), the dropout of 
 So results depend on neither the number of workers nor an interruption.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Labels are class indices (B, *S) or soft (B, C, *S): the weights beside them show which."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 

@@ -1,7 +1,5 @@
 """The loaders of a refinement run: target images for training, labelled images for validation and test."""
 
-from __future__ import annotations
-
 import secrets
 from datetime import datetime
 from functools import partial
@@ -81,7 +79,7 @@ class TargetDataModule(LightningDataModule):
         self._target: TargetDataset | None = None
 
     @staticmethod
-    def from_datamodule(existing: LightningDataModule, **options: Any) -> TargetDataModule:
+    def from_datamodule(existing: LightningDataModule, **options: Any) -> "TargetDataModule":
         """Wrap the data module of an existing project.
 
         Args:

@@ -1,7 +1,5 @@
 """Target images joined with their pseudo labels, and images for evaluation."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import Any

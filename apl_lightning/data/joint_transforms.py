@@ -1,7 +1,5 @@
 """Joint transforms move image, pseudo label and weight together; a check proves it."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any

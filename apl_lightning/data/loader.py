@@ -1,7 +1,5 @@
 """The training loader: workers start late, and samples are stacked with the round of their labels."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

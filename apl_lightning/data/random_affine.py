@@ -1,7 +1,5 @@
 """The default joint transform."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Samples and batches as projects have them: a tensor, (image, label), or a dictionary."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The order of samples in an epoch, on each rank, also after a resume."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any, cast

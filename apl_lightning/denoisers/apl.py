@@ -1,7 +1,5 @@
 """Adaptive Pseudo Labeling: merge both heads and weight each pixel by its margin."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

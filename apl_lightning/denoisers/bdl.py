@@ -1,7 +1,5 @@
 """BDL (Li et al., CVPR 2019): keep the more confident half of each class."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """CBST (Zou et al., ECCV 2018): keep the same portion of every class, larger in each round."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

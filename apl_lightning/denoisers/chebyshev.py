@@ -1,7 +1,5 @@
 """Chebyshev confidence (2024): keep the pixels whose label another dropout pass can hardly change."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

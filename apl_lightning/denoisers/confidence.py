@@ -1,7 +1,5 @@
 """Confidence of predictions as logits, which do not saturate."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """CRST (Zou et al., ICCV 2019): CBST with a regulariser against over-confidence."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """DPL (Chen et al., MICCAI 2021): keep the pixels that are stable under dropout and close to their class prototype."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

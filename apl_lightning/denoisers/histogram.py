@@ -1,7 +1,5 @@
 """Histograms of the confidence of each class over a data set."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

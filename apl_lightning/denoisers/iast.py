@@ -1,7 +1,5 @@
 """IAST (Mei et al., ECCV 2020): thresholds that slowly follow the confidence of each class."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

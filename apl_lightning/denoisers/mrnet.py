@@ -1,7 +1,5 @@
 """MRNet (Zheng and Yang, IJCV 2021): the divergence of two heads as a learnt uncertainty."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product

@@ -1,7 +1,5 @@
 """How a denoiser runs the network: plain passes, passes with dropout, features."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any

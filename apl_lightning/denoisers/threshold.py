@@ -1,7 +1,5 @@
 """Pseudo-Label (Lee, 2013): keep the pixels above a fixed confidence."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """UPL-SFDA (Wu et al., TMI 2023): keep confident pixels of the mean over views, in one component a class."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

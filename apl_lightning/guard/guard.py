@@ -1,7 +1,5 @@
 """Detect without target labels that a network gets worse."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args

@@ -1,7 +1,5 @@
 """The weights of the last good round, on disk."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """Scores of a network on images without labels, from its predictions alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

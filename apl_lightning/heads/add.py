@@ -1,7 +1,5 @@
 """Add a second classifier to any segmentation network, without changes to its code."""
 
-from __future__ import annotations
-
 import copy
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Find the classifier of a network by running it on an example."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Hooks on a classifier that compute both heads on its features and route the gradients."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

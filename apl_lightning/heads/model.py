@@ -1,7 +1,5 @@
 """A network with two heads."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -53,7 +51,7 @@ class DualHeadModel(nn.Module):
         self.training = network.training
         network.training = False
 
-    def train(self, mode: bool = True) -> DualHeadModel:
+    def train(self, mode: bool = True) -> "DualHeadModel":
         """Set the mode of all layers; the network's own `training` flag stays `False`.
 
         Networks with deep supervision read that flag to decide what they return. Here they always return what they
@@ -99,7 +97,7 @@ class DualHeadModel(nn.Module):
                 parameter.requires_grad_(False)
                 self._held.append(name)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> DualHeadModel:
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DualHeadModel":
         """A copy without the graphs of tensors that some networks keep from a forward pass (MONAI's DynUNet)."""
         for module in self.modules():
             for tensor in tensors_in(vars(module)):

@@ -1,7 +1,5 @@
 """Build the module of a second head: a perturbed copy, a re-initialised copy, or a reader of another layer."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

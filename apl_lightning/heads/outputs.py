@@ -1,7 +1,5 @@
 """The tensors in a network's output, in any nest of tuples, lists and dicts."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 

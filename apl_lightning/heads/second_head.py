@@ -1,7 +1,5 @@
 """The three kinds of second head: a module beside the classifier, the network's own output, a reader of a layer."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple

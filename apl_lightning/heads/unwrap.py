@@ -1,7 +1,5 @@
 """The plain network in what the user passes: a network, or a LightningModule that contains one."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Verify on an example that two heads compute what they should, before anything is trained."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

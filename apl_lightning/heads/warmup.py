@@ -1,7 +1,5 @@
 """Train a new second head on the predictions of the first one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import chain, islice, repeat
 

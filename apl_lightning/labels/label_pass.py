@@ -1,7 +1,5 @@
 """One pass over the target images: predict, denoise, write."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -44,27 +42,6 @@ def predict(
         yield batch, made
 
 
-def make_labels(
-    predictions: Predictions, denoiser: Denoiser, writing: Callable[[], RoundWriter], recorder: Recorder, spool: Spool
-) -> None:
-    """Denoise the predictions of this rank and record labels and weights; `writing` opens its file of the round.
-
-    All ranks call it. Shares may be uneven: there is no collective before all ranks have finished theirs.
-    """
-    if not isinstance(denoiser, DatasetDenoiser):
-        with all_or_none("Making pseudo labels"), writing() as writer:
-            for batch, made in predictions:
-                recorder.add(batch, *denoiser(*made), writer)
-        return
-    with all_or_none("Predicting the target images"):
-        for batch, made in predictions:
-            spool.put(batch, denoiser.observe(*made))
-    denoiser.settle()
-    with all_or_none("Making pseudo labels"), writing() as writer:
-        for batch, observed in spool:
-            recorder.add(batch, *denoiser.decide(*observed), writer)
-
-
 class Recorder:
     """Checks labels and weights, writes them, and counts them and their changes since the round in the store."""
 
@@ -90,6 +67,27 @@ class Recorder:
             reference = batch.references[place]
             if reference is not None:
                 self._statistics.diagnose(hard[place], reference)
+
+
+def make_labels(
+    predictions: Predictions, denoiser: Denoiser, writing: Callable[[], RoundWriter], recorder: Recorder, spool: Spool
+) -> None:
+    """Denoise the predictions of this rank and record labels and weights; `writing` opens its file of the round.
+
+    All ranks call it. Shares may be uneven: there is no collective before all ranks have finished theirs.
+    """
+    if not isinstance(denoiser, DatasetDenoiser):
+        with all_or_none("Making pseudo labels"), writing() as writer:
+            for batch, made in predictions:
+                recorder.add(batch, *denoiser(*made), writer)
+        return
+    with all_or_none("Predicting the target images"):
+        for batch, made in predictions:
+            spool.put(batch, denoiser.observe(*made))
+    denoiser.settle()
+    with all_or_none("Making pseudo labels"), writing() as writer:
+        for batch, observed in spool:
+            recorder.add(batch, *denoiser.decide(*observed), writer)
 
 
 def _check(labels: Tensor, weights: Tensor, batch: ImageBatch, classes: int) -> None:

@@ -1,7 +1,5 @@
 """What a rank does with the target images: prepare the network, label its share, measure the network."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Find the components of a class apart from its largest one in a patient: their pixels lose their weight."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 

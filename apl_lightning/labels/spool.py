@@ -1,7 +1,5 @@
 """What a denoiser keeps of each batch until it has seen the whole data set."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

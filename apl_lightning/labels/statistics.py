@@ -1,7 +1,5 @@
 """Statistics of a round of pseudo labels, for the log."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """The untransformed target images, in batches that depend on the data set alone."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 

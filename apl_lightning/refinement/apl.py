@@ -1,7 +1,5 @@
 """Adaptive Pseudo Labeling as a LightningModule: the heads learn to agree, the encoder learns from the labels."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

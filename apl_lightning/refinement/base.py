@@ -1,7 +1,5 @@
 """What APL, self-training and Tent have in common: the network, its optimiser, and evaluation."""
 
-from __future__ import annotations
-
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -118,7 +116,7 @@ class RefinementModule(LightningModule, ABC):
         main, aux = self.model(image) if self.teacher is None else self.teacher(image)
         return Logits(resize_to(main, image), resize_to(aux, image))
 
-    def train(self, mode: bool = True) -> RefinementModule:
+    def train(self, mode: bool = True) -> "RefinementModule":
         """Set training mode, with BatchNorm as in `batch_norm`."""
         super().train(mode)
         if mode:

@@ -1,7 +1,5 @@
 """BatchNorm statistics on a new domain."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from types import MethodType
 from typing import Literal

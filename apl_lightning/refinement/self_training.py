@@ -1,7 +1,5 @@
 """Self-training: every parameter learns from the pseudo labels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

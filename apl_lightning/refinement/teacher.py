@@ -1,6 +1,7 @@
 """The exponential moving average of a network."""
 
-from __future__ import annotations
+from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -33,15 +34,20 @@ class Teacher(AveragedModel):
     def __init__(self, student: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"Expected `ema_decay` to be None or in [0, 1), but got {decay}.")
-        super().__init__(student, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        super().__init__(student, multi_avg_fn=partial(_ema_update, decay), use_buffers=True)
         self.requires_grad_(False)
         self.n_averaged.fill_(1)  # the first update averages too: otherwise it copies the student
         self.eval()
 
-    def train(self, mode: bool = True) -> Teacher:
+    def train(self, mode: bool = True) -> "Teacher":
         """Stay in evaluation mode."""
         return super().train(False)
 
     def copy(self, student: nn.Module) -> None:
         """Copy the student's state."""
         self.module.load_state_dict(student.state_dict())
+
+
+def _ema_update(decay: float, *arguments: Any) -> None:
+    # A function of the module: torch's closure cannot be pickled, as `ddp_spawn` does.
+    get_ema_multi_avg_fn(decay)(*arguments)

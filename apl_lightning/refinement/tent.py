@@ -1,7 +1,5 @@
 """Tent (Wang et al., ICLR 2021): entropy minimisation of the affine parameters of BatchNorm."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The files of one round: a data file and a table of contents for each rank, and an index that joins the tables."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,7 +75,7 @@ class RoundWriter:
             self._file.write(_bytes(labels) if soft else labels.cpu().numpy().astype(self._dtype).tobytes())
             self._file.write(_bytes(weights))
 
-    def __enter__(self) -> RoundWriter:
+    def __enter__(self) -> "RoundWriter":
         return self
 
     def __exit__(

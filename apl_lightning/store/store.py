@@ -1,7 +1,5 @@
 """Pseudo labels and weights on disk, by sample index and round."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Nodes without a shared disk exchange the files of a round."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

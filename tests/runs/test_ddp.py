@@ -45,13 +45,10 @@ def run(folder: Path, trainer: Make, devices: int, samples: int, epochs: int = 1
     """Fit on `devices` processes with a global batch of 4; returns what each rank recorded."""
     folder.mkdir()
     torch.manual_seed(0)
-    module = options.pop("kind", APLModule)(
-        TinyNet(),
-        CLASSES,
-        optimizer=torch.optim.SGD,
-        learning_rate=0.1,
-        **{"weighting": "none", **options.pop("module", {})},
-    )
+    kind, more = options.pop("kind", APLModule), options.pop("module", {})
+    if kind is APLModule:
+        more = {"weighting": "none", **more}
+    module = kind(TinyNet(), CLASSES, optimizer=torch.optim.SGD, learning_rate=0.1, **more)
     data = TargetDataModule(
         options.pop("train", None) or Images(samples, labelled=True),
         Images(5, labelled=True),

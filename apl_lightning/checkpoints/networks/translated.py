@@ -1,7 +1,5 @@
 """A segmentation network behind a frozen image translator."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -47,7 +45,7 @@ class Translated(nn.Module):
         self.value_range = value_range
         self.train(segmenter.training)
 
-    def train(self, mode: bool = True) -> Translated:
+    def train(self, mode: bool = True) -> "Translated":
         """Set the mode of the segmenter; the generator stays in evaluation mode."""
         super().train(mode)
         self.generator.eval()
