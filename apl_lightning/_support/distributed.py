@@ -65,15 +65,9 @@ def share_state(module: nn.Module) -> None:
 
 @contextmanager
 def all_or_none(task: str) -> Iterator[None]:
-    """Run a block on all ranks; an error on one rank is raised on every rank.
+    """Run a block on all ranks; an error on one rank is raised on every rank as a `RuntimeError` that names `task`.
 
     No rank waits for one that has failed. All ranks must reach every other collective in the block.
-
-    Args:
-        task: What the block does, for the message.
-
-    Raises:
-        RuntimeError: If a rank fails; with a single process the error itself.
     """
     error = None
     try:

@@ -63,11 +63,7 @@ def record_sigterm(trainer: Trainer, number: int) -> None:
 
 
 def refuse_sharded(trainer: Trainer) -> None:
-    """Raise where each process holds only a part of the network.
-
-    Raises:
-        ValueError: Under FSDP, DeepSpeed and ModelParallel.
-    """
+    """Raise a `ValueError` if each process holds only a part of the network: FSDP, DeepSpeed and ModelParallel."""
     name = type(trainer.strategy).__name__
     if _SHARDED & {base.__name__ for base in type(trainer.strategy).__mro__}:
         raise ValueError(

@@ -23,10 +23,6 @@ def stop_at_next_batch(trainer: Trainer) -> None:
 
 
 def raise_if_stopped(trainer: Trainer) -> None:
-    """End a long pass early.
-
-    Raises:
-        RuntimeError: If this rank has received SIGTERM.
-    """
+    """End a long pass early with a `RuntimeError` if this rank has received SIGTERM."""
     if trainer.received_sigterm:
         raise RuntimeError("SIGTERM: stopped. Resume from the last checkpoint, ckpt_path='last'.")

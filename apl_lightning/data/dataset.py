@@ -82,11 +82,7 @@ class TargetDataset(Dataset[Any]):
         return read_sample(self.dataset[index], self.keys, index)
 
     def read_named(self, index: int) -> dict[str, Any]:
-        """As `read`; an error names the sample.
-
-        Raises:
-            RuntimeError: If the data set cannot read it.
-        """
+        """As `read`, with a `RuntimeError` that names the sample if the data set cannot read it."""
         try:
             return self.read(index)
         except Exception as error:
@@ -114,11 +110,6 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
 
     A sample without a case is its own case. With `index`, a sample that a distributed sampler gives to two ranks
     counts once.
-
-    Args:
-        dataset: A map-style data set.
-        keys: The keys of samples that are dictionaries.
-        labelled: Whether every sample must have a label.
     """
 
     def __init__(self, dataset: Dataset[Any], keys: Keys, labelled: bool) -> None:

@@ -30,10 +30,8 @@ class LazyDataLoader(DataLoader[Any]):
 def collate(samples: list[Any]) -> Any:
     """Stack samples; a list of samples (from a transform that draws several patches) is flattened first.
 
-    `round` stays a list of integers, so that checking it does not synchronise with a GPU.
-
-    Raises:
-        ValueError: If the images differ in size.
+    `round` stays a list of integers: checking it does not synchronise with a GPU. Images of different sizes are a
+    `ValueError`.
     """
     items = [item for sample in samples for item in (sample if isinstance(sample, list) else [sample])]
     if len(shapes := {tuple(item["image"].shape) for item in items}) > 1:

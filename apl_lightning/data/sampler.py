@@ -9,13 +9,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 @dataclass(frozen=True)
 class DrawnSample:
-    """A sample of an epoch.
-
-    Attributes:
-        index: Its index in the data set.
-        epoch: The epoch.
-        repeated: Whether it appears a second time, only to fill the last batch.
-    """
+    """A sample of an epoch; `repeated` if it appears a second time, only to fill the last batch."""
 
     index: int
     epoch: int

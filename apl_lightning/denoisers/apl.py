@@ -44,15 +44,7 @@ class APL(Denoiser):
             raise ValueError(f"Expected `temperature` to be above 0, but got {self.temperature}.")
 
     def __call__(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:
-        """Denoise one batch.
-
-        Args:
-            p_main: Probabilities of D_m, (B, C, *S), float32.
-            p_aux: Probabilities of D_a, (B, C, *S), float32.
-
-        Returns:
-            Labels (B, *S), int64, and weights (B, *S) in [0, 1].
-        """
+        """Labels (B, *S), int64, and weights (B, *S) in [0, 1] from the probabilities of both heads, (B, C, *S)."""
         merged = (self._soften(p_main) + self.aux_weight * self._soften(p_aux)) / (1 + self.aux_weight)
         largest, labels = merged.max(dim=1)
         second = merged.scatter(1, labels[:, None], -1).amax(dim=1)

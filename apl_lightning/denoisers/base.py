@@ -44,13 +44,7 @@ class Denoiser(ABC):
                 )
 
     def begin(self, round: int, num_classes: int, device: torch.device) -> None:  # noqa: B027 - optional
-        """Start a round; called on all ranks.
-
-        Args:
-            round: 0 for the first round.
-            num_classes: Number of classes, background included.
-            device: Where predictions are.
-        """
+        """Start a round, 0 for the first one; called on all ranks."""
 
     def predict(self, predictor: Predictor, images: Tensor) -> tuple[Tensor, ...]:
         """Run the network on images (B, C, *S): one plain pass by default.
@@ -69,13 +63,9 @@ class Denoiser(ABC):
         """
 
     def loss(self, main: Tensor, aux: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        """What training minimises on the labels: by default the weighted cross-entropy, averaged over both heads.
+        """What training minimises on labels and weights, from the logits of both heads, (B, C, *S).
 
-        Args:
-            main: Logits of D_m, (B, C, *S).
-            aux: Logits of D_a, (B, C, *S).
-            labels: (B, *S), or soft labels (B, C, *S).
-            weights: (B, *S).
+        By default the weighted cross-entropy, averaged over both heads.
         """
         return mean_over_heads(lambda logits: weighted_cross_entropy(logits, labels, weights), main, aux)
 
@@ -123,11 +113,7 @@ class _FunctionDenoiser(Denoiser):
 
 
 def as_denoiser(method: Denoiser | Callable[..., LabelsAndWeights]) -> Denoiser:
-    """A denoiser, or a plain callable `(p_main, p_aux) -> (labels, weights)` wrapped as one.
-
-    Raises:
-        TypeError: If `method` is not callable, or has hooks without being a `Denoiser`.
-    """
+    """A denoiser, or a plain function `(p_main, p_aux) -> (labels, weights)` wrapped as one; else a `TypeError`."""
     if isinstance(method, Denoiser):
         return method
     hooks = [name for name in dir(DatasetDenoiser) if not name.startswith("_") and hasattr(method, name)]
@@ -145,11 +131,8 @@ def denoise(
 ) -> list[LabelsAndWeights]:
     """Apply a denoiser to existing predictions, as the label pass does.
 
-    Args:
-        denoiser: The method.
-        batches: For each batch what `Denoiser.predict` returns: the probabilities of both heads, (B, C, *S), and
-            whatever else the method needs.
-        round: The number of the round.
+    Each batch is what `Denoiser.predict` returns: the probabilities of both heads, (B, C, *S), and whatever else the
+    method needs.
 
     Examples:
         >>> import torch

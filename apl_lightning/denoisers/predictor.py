@@ -14,13 +14,7 @@ _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 class Predictor:
-    """A network in evaluation mode, for a denoiser.
-
-    Args:
-        module: Returns the logits of both heads, (B, C, *S) each.
-        inferer: Runs the module on images, as MONAI's `SlidingWindowInferer`.
-        precision: Makes the context of a forward pass, for example autocast.
-    """
+    """A network with two heads in evaluation mode, run by an inferer and in a precision context."""
 
     def __init__(
         self,
@@ -44,12 +38,7 @@ class Predictor:
         return main.float().softmax(dim=1), aux.float().softmax(dim=1)
 
     def with_dropout(self, images: Tensor, rate: float) -> Logits:
-        """Logits of one pass with dropout; a network without dropout layers gets it on the features of its classifier.
-
-        Args:
-            images: (B, C, *S).
-            rate: Dropout rate for networks without dropout layers.
-        """
+        """Logits of one pass with dropout; without dropout layers, on the features of the classifier."""
         layers = [module for module in self._module.modules() if isinstance(module, _DROPOUT) and module.p > 0]
         drop = self._on_features(lambda features: F.dropout(features, rate)) if not layers else _training(layers)
         with drop:

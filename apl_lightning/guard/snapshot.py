@@ -9,10 +9,7 @@ from apl_lightning._support.files import replacing
 
 
 class Snapshot:
-    """Keeps the state of a module.
-
-    Each round has its own file, so that a run resumed from an older checkpoint finds the state of that checkpoint.
-    """
+    """Keeps the state of a module. Each round has its own file, so a resumed run finds that of its checkpoint."""
 
     def __init__(self) -> None:
         self.reset()

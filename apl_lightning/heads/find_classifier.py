@@ -57,19 +57,10 @@ class _Call(NamedTuple):
 
 
 def find_classifier(model: nn.Module, num_classes: int, example: Tensor, output: int = 0) -> str:
-    """Name the module that turns features into the class scores of one of the network's outputs.
+    """The dotted path of the module that turns features into the class scores of a logit map of the network.
 
     It is the smallest module that is called once, returns `num_classes` channels from another number of channels, and
     on which alone the output depends: if its result is held constant, no other parameter gets a gradient.
-
-    Args:
-        model: Any segmentation network.
-        num_classes: Channels of the logits.
-        example: A batch that the network accepts, (B, C, *S).
-        output: Index of the logit map to explain.
-
-    Returns:
-        The dotted path of the module.
 
     Raises:
         HeadNotFoundError: If there is no such module.

@@ -11,9 +11,6 @@ class GradientHooks:
     """Hooks on a classifier that also run its sibling and, if `routed`, separate the gradients of the two losses.
 
     An object and not a closure, so that deepcopy and pickle copy it.
-
-    Args:
-        sibling: The second head, run on the same features; `None` runs the classifier alone.
     """
 
     def __init__(self, sibling: nn.Module | None) -> None:

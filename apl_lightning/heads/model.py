@@ -21,18 +21,12 @@ class DualHeadModel(nn.Module):
     and join the results along the batch. The rest of the network (an upsampling, say) carries them to the output, where
     they are split again. The network inside keeps its state-dict keys.
 
-    Args:
-        network: The network; hooks are registered on its classifier.
-        num_classes: Channels of the logits.
-        head: Dotted path of the main classifier in `network`.
-        second_head: The kind of second head.
-        warm: Whether the second head is trained already; a cold one is warmed up before the first round.
-
     Attributes:
         network: The network, with hooks on its classifier.
         second: The module of the second head; `None` if the network has its own.
         num_classes: Channels of the logits.
         head: Dotted path of the main classifier in `network`.
+        warm: Whether the second head is trained already; a cold one is warmed up before the first round.
     """
 
     def __init__(

@@ -31,11 +31,7 @@ def reinitialised(head: nn.Module) -> nn.Module:
 
 
 def reader(network: nn.Module, num_classes: int, path: str, example: Tensor) -> nn.Module:
-    """A new 1 x 1 classifier for the features of the layer at `path`.
-
-    Raises:
-        ValueError: If the layer does not return features (B, C, *S).
-    """
+    """A new 1 x 1 classifier for the features of the layer at `path`."""
     tap = FeatureTap()
     with hooked(network.get_submodule(path), post=tap), evaluating(network), torch.no_grad():
         network(example)

@@ -18,13 +18,7 @@ class Logits(NamedTuple):
 
 
 class SecondHead(ABC):
-    """How the auxiliary logits are made and told apart from the main ones.
-
-    Args:
-        module: The module that is added to the network, if any.
-        main_output: Which of the network's logit maps is the main one.
-        sibling: What runs on the features of the main classifier, beside it.
-    """
+    """How the auxiliary logits are made, and split from the main ones; `module` is added to the network."""
 
     def __init__(self, module: nn.Module | None, main_output: int, sibling: nn.Module | None = None) -> None:
         self.module = module
@@ -49,12 +43,7 @@ class SecondHead(ABC):
 
 
 class CopiedHead(SecondHead):
-    """A module that reads the features of the classifier; its logits pass through the rest of the network too.
-
-    Args:
-        module: The second classifier.
-        main_output: Which of the network's logit maps is the main one.
-    """
+    """A module that reads the features of the classifier; its logits pass through the rest of the network too."""
 
     def __init__(self, module: nn.Module, main_output: int) -> None:
         super().__init__(module, main_output, sibling=module)
@@ -66,12 +55,7 @@ class CopiedHead(SecondHead):
 
 
 class OwnHead(SecondHead):
-    """The network's second output.
-
-    Args:
-        path: Dotted path of the classifier of that output.
-        main_output: Which of the network's two logit maps is the main one.
-    """
+    """The network's second output, with its own classifier at a dotted path."""
 
     def __init__(self, path: str, main_output: int) -> None:
         super().__init__(None, main_output)
@@ -98,13 +82,7 @@ class OwnHead(SecondHead):
 
 
 class TappedHead(SecondHead):
-    """A module that reads the features of another layer; its logits are resized to those of the main head.
-
-    Args:
-        module: The second classifier.
-        path: Dotted path of the layer.
-        main_output: Which of the network's logit maps is the main one.
-    """
+    """A module that reads the features of the layer at a path; its logits are resized to those of the main head."""
 
     def __init__(self, module: nn.Module, path: str, main_output: int) -> None:
         super().__init__(module, main_output)

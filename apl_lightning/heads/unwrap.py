@@ -11,16 +11,11 @@ from apl_lightning.heads.outputs import logit_maps
 
 
 def plain_network(model: nn.Module, num_classes: int, name: str | None = None) -> nn.Module:
-    """The network in `model`, not copied.
+    """The network in `model`, not copied; `name` is its dotted path if it must not be found automatically.
 
     A LightningModule (of either package) usually holds its network as an attribute, beside losses, metrics or a
     teacher. The network is the part that receives the image and returns class scores. If the layers of the
     LightningModule itself do that, it is the network.
-
-    Args:
-        model: A network, or a LightningModule.
-        num_classes: Channels of the logits.
-        name: Dotted path of the network in `model`; found automatically if `None`.
 
     Raises:
         TypeError: If the network is compiled.

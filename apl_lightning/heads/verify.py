@@ -11,18 +11,11 @@ from apl_lightning.heads.model import DualHeadModel
 
 
 def verify_heads(model: DualHeadModel, example: Tensor, plain: Tensor) -> list[str]:
-    """Check that the main head gives the network's own output, as logits, and that gradients go where they belong.
-
-    Some networks own parameters that their output does not depend on (AdaptSegNet's last two dilations, heads of
-    deep supervision): DDP would wait for their gradients for ever.
-
-    Args:
-        model: The network with two heads.
-        example: A batch of images.
-        plain: What the network returns for it without the second head.
+    """Check that the main head gives `plain`, the network's own logits, and that gradients go where they belong.
 
     Returns:
-        The names of the parameters that no loss reaches.
+        The names of the parameters that no loss reaches: AdaptSegNet's last two dilations, heads of deep supervision.
+        DDP would wait for their gradients for ever.
 
     Raises:
         HeadNotFoundError: If the heads cannot be computed side by side in this network.

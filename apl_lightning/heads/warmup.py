@@ -15,13 +15,7 @@ def warm_up_second_head(model: DualHeadModel, images: Iterable[Tensor], steps: i
     """Fit the second head to the probabilities of the first one, with fixed features.
 
     Minimises the cross-entropy between p_m (fixed) and p_a with Adam, with a linear decay of the learning rate to 0.
-    Only the parameters of `model.second` change.
-
-    Args:
-        model: A network with two heads.
-        images: Batches (B, C, *S) of target images, repeated until `steps` are done.
-        steps: Optimiser steps.
-        lr: The initial learning rate.
+    Only the parameters of `model.second` change. The batches of images (B, C, *S) are repeated until `steps` are done.
     """
     assert model.second is not None, "only a new module can be cold"
     parameters = list(model.second.parameters())

@@ -23,10 +23,8 @@ def predict(
 ) -> Predictions:
     """Predict this rank's batches with `denoiser.predict`, and count them in `scores`.
 
-    Dropout draws from (seed, batch), so that it does not depend on the rank.
-
-    Raises:
-        ValueError: If the predictions contain NaN or infinity; the message names the samples.
+    Dropout draws from (seed, batch), so it does not depend on the rank. NaN or infinity is a `ValueError` that names
+    the samples.
     """
     for batch in batches:
         torch.manual_seed(derived_seed(seed, batch.indices[0]))
@@ -51,11 +49,7 @@ class Recorder:
         self._is_first_round = store.current is None
 
     def add(self, batch: ImageBatch, labels: Tensor, weights: Tensor, writer: RoundWriter) -> None:
-        """Write and count the labels and weights of a batch.
-
-        Raises:
-            ValueError: If they do not match the images, or are not in their range.
-        """
+        """Write and count the labels and weights of a batch; a `ValueError` if they do not match the images."""
         _check(labels, weights, batch, self._statistics.num_classes)
         labels, weights = labels.cpu(), weights.cpu()
         hard = hard_labels(labels, weights)

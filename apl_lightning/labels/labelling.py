@@ -49,11 +49,7 @@ class Labelling:
             prepare(_Images(images, self._trainer))
 
     def label(self, denoiser: Denoiser, round: int, seed: int) -> tuple[dict[str, float], dict[str, float]]:
-        """Label this rank's share and write it to the store.
-
-        Returns:
-            Over all ranks, the statistics of the round for the log, and the scores of the network.
-        """
+        """Label this rank's share; returns the statistics for the log and the scores of the network, over all ranks."""
         store, rank, statistics = self.dataset.store, self._trainer.global_rank, LabelStatistics(self._names)
         scores = UnsupervisedScores(self._names)
         denoiser.begin(round, statistics.num_classes, self._module.device)
@@ -105,10 +101,9 @@ class _Images:
 
 
 def predicted_at_once(size: Sequence[int], device: torch.device) -> int:
-    """How many images of spatial size (*S) a label pass predicts at once.
+    """How many images of spatial size (*S) a label pass predicts at once: 1 volume, or 16 slices.
 
-    1 volume, or 16 slices. On a CPU at most as many slices as have 2^17 pixels: two slices of 256 x 256 at a time take
-    a third less time each than 16.
+    On a CPU at most as many slices as have 2^17 pixels: two of 256 x 256 at a time take a third less time each than 16.
     """
     most = _at_most(size)
     return min(most, max(1, 2**17 // math.prod(size))) if device.type == "cpu" else most
@@ -119,11 +114,7 @@ def _at_most(size: Sequence[int]) -> int:
 
 
 def target_dataset(trainer: Trainer) -> TargetDataset:
-    """The target images that the trainer trains on.
-
-    Raises:
-        TypeError: If it trains on anything else.
-    """
+    """The target images that the trainer trains on; a `TypeError` if it trains on anything else."""
     dataset = getattr(trainer.train_dataloader, "dataset", None)
     if not isinstance(dataset, TargetDataset):
         raise TypeError(

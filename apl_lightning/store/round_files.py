@@ -49,13 +49,9 @@ class RoundWriter:
         self._file = self._data.open("wb")
 
     def add(self, index: int, labels: Tensor, weights: Tensor, case: str = "") -> None:
-        """Append one image.
+        """Append one image: class indices (*S) or soft labels (C, *S), weights (*S) in [0, 1], and its case if known.
 
-        Args:
-            index: The index of the sample.
-            labels: Class indices (*S), or soft labels (C, *S), which are stored in steps of 1/255.
-            weights: (*S) in [0, 1], stored in steps of 1/255.
-            case: The case of the sample, if known.
+        Soft labels and weights are stored in steps of 1/255.
 
         Raises:
             ValueError: If the shapes differ, or a weight is not in [0, 1].
@@ -114,11 +110,7 @@ def _bytes(shares: Tensor) -> bytes:
 
 
 def write_index(folder: Path, round: int, length: int) -> None:
-    """Join the tables of all ranks, sorted by sample.
-
-    Raises:
-        RuntimeError: If a sample has no label, or two.
-    """
+    """Join the tables of all ranks, sorted by sample; a sample without a label or with two is a `RuntimeError`."""
     tables = []
     for path in sorted(folder.glob("rank-*.npz")):
         with np.load(path) as table:

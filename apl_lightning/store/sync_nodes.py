@@ -11,13 +11,9 @@ _PIECE = 4 * 2**20
 
 
 def complete_round(folder: Path, responsible: bool) -> None:
-    """Bring the files of all ranks into a round's folder, on every node. All ranks call it.
+    """Bring the files of all ranks into a round's folder, on every node; all ranks call it, `responsible` ones write.
 
     Shared disks are detected; nodes receive only missing files. No rank holds more than one piece of a file in memory.
-
-    Args:
-        folder: The round's folder on this rank's node.
-        responsible: Whether this rank writes for its node.
     """
     ranks = range(distributed.world_size())
     missing = {rank for rank in ranks if responsible and not all(p.exists() for p in rank_files(folder, rank))}
@@ -41,11 +37,7 @@ def _send(path: Path, source: int, receives: bool) -> None:
 
 
 def _broadcast_pieces(path: Path, source: int) -> Iterator[bytes]:
-    """The pieces of a file of the rank `source`, on all ranks.
-
-    Raises:
-        OSError: On all ranks, if `source` cannot read it.
-    """
+    """The pieces of a file of the rank `source`, on all ranks; if it cannot be read, all of them raise the error."""
     pieces = _pieces(path) if distributed.rank() == source else None
     while True:
         piece: bytes | Exception = b""
