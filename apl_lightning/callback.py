@@ -125,11 +125,7 @@ class PseudoLabelCallback(Callback):
         return self._labelling(trainer, pl_module).measure(self.denoiser, derived_seed(self._seed, self.round + 1))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start with round 0, unless a checkpoint is loaded later.
-
-        Raises:
-            ValueError: If the strategy shards the network: then no process can label images on its own.
-        """
+        """Start with round 0, unless a checkpoint is loaded later; refuse a strategy that shards the network."""
         refuse_sharded(trainer)
         self.round = self._epoch = self._saved_round = -1
         self.snapshot.reset()

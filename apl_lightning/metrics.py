@@ -49,13 +49,9 @@ class CaseDice:
         cases: Sequence[str] | None = None,
         indices: Sequence[int] | None = None,
     ) -> None:
-        """Count a batch.
+        """Count a batch of predicted and reference class indices, (B, *S) each.
 
-        Args:
-            predictions: Class indices, (B, *S).
-            labels: Reference class indices, (B, *S).
-            cases: The case of each sample; by default every sample is a case.
-            indices: The index of each sample in its data set; by default all samples differ.
+        By default every sample is a case of its own. `indices` are those of the samples in their data set.
 
         Raises:
             ValueError: If the shapes differ, or a label is out of range.

@@ -61,13 +61,15 @@ class PseudoLabelOverlay(Callback):
         if not trainer.is_global_zero or trainer.current_epoch % self.every_n_epochs:
             return
         dataset: TargetDataset = loader.dataset
+        class_names: Any = pl_module.class_names
+        names = dict(enumerate(class_names))
         loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
         for index in self._indices(len(dataset)):
             label = dataset.store.read(index)
             sample = {**dataset.read(index), "labels": label.classes, "weights": label.weights}
             for logger in loggers:
                 if isinstance(logger, WandbLogger):
-                    _to_wandb(logger, index, sample, _names(pl_module), trainer.global_step)
+                    _to_wandb(logger, index, sample, names, trainer.global_step)
                 else:
                     row = _row(sample)
                     logger.experiment.add_image(f"pseudo/{index}", row, trainer.global_step, dataformats="HWC")
@@ -100,11 +102,6 @@ def _row(sample: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if "label" in sample:
         tiles.append(overlay(image, sample["label"]))
     return np.concatenate(tiles, axis=1)
-
-
-def _names(module: LightningModule) -> dict[int, str]:
-    class_names: list[str] = module.class_names  # type: ignore[assignment]
-    return dict(enumerate(class_names))
 
 
 def _rgb(plane: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -69,15 +69,14 @@ def all_or_none(task: str) -> Iterator[None]:
 
     No rank waits for one that has failed. All ranks must reach every other collective in the block.
     """
+    if not is_distributed():
+        yield
+        return
     error = None
     try:
         yield
     except Exception as caught:
-        if not is_distributed():
-            raise
         error = caught
-    if not is_distributed():
-        return
     errors = {rank: text for rank, text in enumerate(gather(error and f"{type(error).__name__}: {error}")) if text}
     if errors:
         first = next(iter(errors.values()))

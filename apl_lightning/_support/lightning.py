@@ -72,12 +72,7 @@ def refuse_sharded(trainer: Trainer) -> None:
         )
 
 
-def rich_progress(bar: RichProgressBar) -> Any:
-    """The `rich.progress.Progress` behind a Rich bar; `None` before it starts."""
-    return bar.progress
-
-
-def to_device(trainer: Trainer, tensor: Tensor, module: LightningModule) -> Tensor:
-    """The tensor on the module's device."""
-    moved: Tensor = trainer.strategy.batch_to_device(tensor, module.device)
+def to_device(trainer: Trainer, tensor: Tensor) -> Tensor:
+    """The tensor on the device of this rank."""
+    moved: Tensor = trainer.strategy.batch_to_device(tensor)
     return moved

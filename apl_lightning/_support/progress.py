@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from tqdm.auto import tqdm
 
-from apl_lightning._support.lightning import RichProgressBar, Trainer, progress_bar, rich_progress
+from apl_lightning._support.lightning import RichProgressBar, Trainer, progress_bar
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ def track(trainer: Trainer, items: Iterable[T], description: str, total: int) ->
 
 
 def _track_rich(bar: RichProgressBar, items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    progress = rich_progress(bar)
+    progress = bar.progress  # `None` before it starts
     if progress is None:
         yield from items
         return

@@ -15,11 +15,8 @@ _NOTES = {
 def identify(path: str | Path) -> str:
     """Describe a checkpoint: the system, the network, its classes, and any missing or unexpected keys.
 
-    Args:
-        path: The file, as in [`load`][apl_lightning.checkpoints.load].
-
-    Returns:
-        Lines of text. If no network matches, they describe the differences from the closest one.
+    Takes a path as [`load`][apl_lightning.checkpoints.load] does, and returns lines of text. If no network matches,
+    they describe the differences from the closest one.
 
     Raises:
         CheckpointError: If the file is damaged or contains Python objects.

@@ -15,14 +15,8 @@ _OPTIONAL = ("num_batches_tracked", "upscore2.w", "upscore_pool4.w", "upscore8.w
 class Match(NamedTuple):
     """The comparison of a file with one network of one system.
 
-    Attributes:
-        system: Name of the system in `load`.
-        network: The kind of network.
-        prefix: Prefix of the network's keys in the file.
-        channels: Number of output channels in the file.
-        num_found: Number of the network's keys in the file.
-        unused: Keys under the prefix that the network does not need.
-        faults: Keys that prevent loading, by the kind of fault.
+    `prefix` precedes the network's keys in the file, which has `channels` output channels and `num_found` of the keys.
+    The network does not need the keys in `unused`; those in `faults`, by the kind of fault, prevent loading.
     """
 
     system: str
@@ -44,25 +38,12 @@ class Match(NamedTuple):
 
 
 def shorten(names: Sequence[str], limit: int) -> str:
-    """Join the first names and append the number of omitted names.
-
-    Examples:
-        >>> shorten(["conv1", "bn1", "conv2"], limit=2)
-        'conv1, bn1 and 1 more'
-    """
+    """Join the first names and append the number of omitted names."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def matches(tensors: Mapping[str, Tensor], system: str | None = None) -> list[Match]:
-    """Compare the tensors with all networks whose head they contain.
-
-    Args:
-        tensors: All tensors in the file, by name.
-        system: The only system to consider; `None` considers all.
-
-    Returns:
-        The comparisons, sorted by the number of faults.
-    """
+    """Compare tensors with all networks (of one system, if given) whose head they contain; the best match is first."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     systems = SYSTEMS if system is None else {system: SYSTEMS[system]}
     found = [

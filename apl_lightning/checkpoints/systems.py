@@ -13,14 +13,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Network(NamedTuple):
     """A kind of network that a system saves.
 
-    Attributes:
-        title: Name of the network for users.
-        head: Key of the parameter whose first dimension is the number of output channels.
-        build: Function that builds the network from the number of output channels, the shapes in the file and the
-            options of `load`.
-        options: Options of `load` for this network.
-        unused: Prefixes (with a final dot) and suffixes of keys that the network does not need.
-        segmenter: Whether the output is logits (instead of an image).
+    The first dimension of the parameter `head` is the number of output channels. `build` takes it, the shapes in the
+    file and those `options` of `load` that the network knows. It does not need the keys with the prefixes (ending in a
+    dot) and suffixes in `unused`. A `segmenter` returns logits and not an image.
     """
 
     title: str

@@ -37,13 +37,10 @@ def transform_jointly(transform: Transform, sample: dict[str, Tensor]) -> list[d
 
 
 def check_alignment(transform: Transform, image: Tensor) -> None:
-    """Check on random patterns in the shape of `image` that the transform moves image and label together.
+    """Raise a `ValueError` unless `transform` moves image and label together, on patterns in the shape of `image`.
 
-    Image and label show the same pattern. After the transform they must still be correlated, positively or negatively,
-    whatever happens to the intensities. Averages over coarse cells remove noise.
-
-    Raises:
-        ValueError: If image and label do not move together.
+    Image and label show the same random pattern. After the transform they must still be correlated, positively or
+    negatively, whatever happens to the intensities. Averages over coarse cells remove noise.
     """
     transform = copy.deepcopy(transform)
     with seeded(0, transform):  # by default, MONAI transforms share one random state

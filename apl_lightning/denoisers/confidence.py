@@ -13,14 +13,6 @@ def predicted(probabilities: Tensor) -> tuple[Tensor, Tensor]:
     """The most probable class and the logit of its probability, log p / (1 - p), each (B, *S).
 
     1 - p is computed as the sum of the other probabilities: in float32, p itself is 1 from a logit of 17 on.
-
-    Examples:
-        >>> import torch
-        >>> from apl_lightning.denoisers.confidence import predicted
-        >>> probabilities = torch.tensor([1.0, 1e-9, 1e-9]).view(1, 3, 1)  # p = 1 to the last bit
-        >>> label, logit = predicted(probabilities)
-        >>> label.item(), round(logit.item(), 2)
-        (0, 20.03)
     """
     top, labels = probabilities.max(dim=1)
     others = probabilities.scatter(1, labels[:, None], 0).sum(dim=1)

@@ -13,20 +13,6 @@ class ConfidenceHistogram:
     """Counts of the confidence of each predicted class, on the device, in bins of 1/32 of a logit.
 
     Bins are even in the logit of the probability: with linear bins all background pixels fall into the last one.
-
-    Args:
-        num_classes: Number of classes.
-        device: Where the counts are.
-
-    Examples:
-        >>> import torch
-        >>> from apl_lightning.denoisers.histogram import ConfidenceHistogram
-        >>> histogram = ConfidenceHistogram(2, torch.device("cpu"))
-        >>> histogram.add(torch.zeros(1000, dtype=torch.long), torch.linspace(-1, 1, 1000))
-        >>> histogram.counts.sum(dim=1).tolist()
-        [1000, 0]
-        >>> [round(value, 1) for value in histogram.at_rank(torch.tensor([250, 1])).tolist()]
-        [0.5, nan]
     """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
@@ -53,11 +39,7 @@ class ConfidenceHistogram:
         return self.counts.sum(dim=1)
 
     def at_rank(self, ranks: Tensor) -> Tensor:
-        """For each class the logit of its pixel at a rank, (C,); NaN if the class has fewer pixels.
-
-        Args:
-            ranks: (C,); 1 is the most confident pixel.
-        """
+        """The logit of the pixel of each class at a rank (1 is the most confident one), (C,); NaN if there is none."""
         descending = self.counts.flip(1)
         above = descending.cumsum(dim=1)
         found = (above >= ranks[:, None]).long()

@@ -17,11 +17,7 @@ class HeadNotFoundError(ValueError):
 
 
 def example_input(model: nn.Module) -> Tensor:
-    """An input that `model` accepts: two images of noise with the channels of its first convolution.
-
-    Raises:
-        ValueError: If the network has no convolution, or accepts none of the usual sizes.
-    """
+    """Two images of noise that `model` accepts, with the channels of its first convolution; or a `ValueError`."""
     first = next((module for module in model.modules() if isinstance(module, _CONVOLUTIONS)), None)
     if first is None:
         raise ValueError(

@@ -105,12 +105,8 @@ class DualHeadModel(nn.Module):
     def export(self, average: bool = False) -> nn.Module:
         """Return a copy of the plain network, with the class and the state-dict keys of the network that was given.
 
-        Args:
-            average: Give its classifier the mean of the parameters of both heads. For heads that are one linear
-                layer this is the mean of their logits.
-
-        Raises:
-            ValueError: If `average` is set but the heads are not two linear layers of one shape.
+        With `average`, its classifier gets the mean of the parameters of both heads. For heads that are one linear
+        layer this is the mean of their logits; for other heads it is a `ValueError`.
         """
         twin = copy.deepcopy(self)
         for handle in twin._handles:

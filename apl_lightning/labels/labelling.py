@@ -44,7 +44,7 @@ class Labelling:
             return
         # Each rank reads all images in the same shuffled order, so the result does not depend on the number of ranks.
         order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(0)).tolist()
-        images = TargetImages(self.dataset, self._trainer, self._module, self._prepared_at_once, order=order)
+        images = TargetImages(self._trainer, self.dataset, self._prepared_at_once, order)
         with autocast(self._trainer):
             prepare(_Images(images, self._trainer))
 
@@ -82,8 +82,7 @@ class Labelling:
         return {"pseudo/apart": small.share}
 
     def _predictions(self, denoiser: Denoiser, scores: UnsupervisedScores, seed: int, description: str) -> Predictions:
-        rank, world_size = self._trainer.global_rank, self._trainer.world_size
-        share = TargetImages(self.dataset, self._trainer, self._module, self._batch_size, rank, world_size)
+        share = TargetImages(self._trainer, self.dataset, self._batch_size)
         batches = track(self._trainer, share, description, len(share))
         return predict(batches, self._predictor, denoiser, scores, seed)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from apl_lightning._support.lightning import LightningModule, Trainer, to_device
+from apl_lightning._support.lightning import Trainer, to_device
 from apl_lightning._support.preemption import raise_if_stopped
 from apl_lightning.data import TargetDataset
 
@@ -22,28 +22,20 @@ class ImageBatch(NamedTuple):
 
 
 class TargetImages:
-    """The untransformed target images in batches; can be iterated over repeatedly.
+    """This rank's share of the untransformed target images in batches or, with an `order`, all of them in that order.
 
-    Batches are cut from the whole data set, in the given order, and then shared out among `world_size` ranks. Their
-    size is not that of training. So results depend on neither the number of ranks nor the batch size of training.
+    Can be iterated over repeatedly. Batches are cut from the whole data set and then shared out, and their size is not
+    that of training. So results depend on neither the number of ranks nor the batch size of training.
     """
 
     def __init__(
-        self,
-        dataset: TargetDataset,
-        trainer: Trainer,
-        module: LightningModule,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        order: Sequence[int] | None = None,
+        self, trainer: Trainer, dataset: TargetDataset, batch_size: int, order: Sequence[int] | None = None
     ) -> None:
         self._trainer = trainer
-        self._module = module
         training: Any = trainer.train_dataloader
         indices = range(len(dataset)) if order is None else order
         batches = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
-        self.batches = batches[rank::world_size]
+        self.batches = batches[trainer.global_rank :: trainer.world_size] if order is None else batches
         self._loader = DataLoader(
             _Untransformed(dataset),
             batch_sampler=self.batches,
@@ -67,7 +59,7 @@ class TargetImages:
                 images = torch.stack([sample["image"] for _, sample in alike])
                 yield ImageBatch(
                     [index for index, _ in alike],
-                    to_device(self._trainer, images, self._module),
+                    to_device(self._trainer, images),
                     [sample.get("label") for _, sample in alike],
                     [sample.get("case", "") for _, sample in alike],
                 )

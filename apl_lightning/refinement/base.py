@@ -150,12 +150,14 @@ class RefinementModule(LightningModule, ABC):
             self.teacher.update_parameters(self.model)
 
     def validation_step(self, batch: Any, batch_idx: int = 0) -> None:
-        """Count the Dice of the main head on a labelled batch."""
-        self._count_dice(batch)
+        """Count the Dice of the main head on a labelled batch; `test_step` does the same."""
+        image, label, cases = split_batch(batch, self.keys)
+        if label is None:
+            raise ValueError("Expected labels in the batches, but got none: pass `label_key`, or images with labels.")
+        indices = batch.get("index") if isinstance(batch, dict) else None
+        self.dice.update(self._infer(image).max(dim=1).indices, label, cases, indices)
 
-    def test_step(self, batch: Any, batch_idx: int = 0) -> None:
-        """Count the Dice of the main head on a labelled batch."""
-        self._count_dice(batch)
+    test_step = validation_step
 
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor | Prediction:
         """Labels (B, *S) of the main head for a batch with or without labels; see `return_probabilities`."""
@@ -189,13 +191,6 @@ class RefinementModule(LightningModule, ABC):
         """Logits of the main head, (B, C, *S)."""
         main: Tensor = (self(image) if self.inferer is None else self.inferer(image, self))[0]
         return main
-
-    def _count_dice(self, batch: Any) -> None:
-        image, label, cases = split_batch(batch, self.keys)
-        if label is None:
-            raise ValueError("Expected labels in the batches, but got none: pass `label_key`, or images with labels.")
-        indices = batch.get("index") if isinstance(batch, dict) else None
-        self.dice.update(self._infer(image).max(dim=1).indices, label, cases, indices)
 
     def _log_dice(self, stage: str) -> None:
         dice = self.dice.compute()[1:]

@@ -22,12 +22,8 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], inferer: Inferer | None = None) -> None:
     """Re-estimate the running statistics of all BatchNorm layers on `images` (AdaBN, Li et al., 2016).
 
-    Each statistic becomes its mean over the batches; the weights do not change.
-
-    Args:
-        model: Any network.
-        images: Batches (B, C, *S), preferably shuffled.
-        inferer: Runs the network on images, as MONAI's `SlidingWindowInferer`.
+    Each statistic becomes its mean over the batches (B, C, *S), which are best shuffled; the weights do not change. An
+    `inferer` runs the network on images, as MONAI's `SlidingWindowInferer`.
 
     Examples:
         >>> import torch

@@ -66,11 +66,7 @@ class PseudoLabelStore:
         return (self.folder(round) / INDEX).exists()
 
     def read(self, index: int) -> PseudoLabel:
-        """The pseudo label of one image in the published round.
-
-        Raises:
-            RuntimeError: If no round is published.
-        """
+        """The pseudo label of one image in the published round; a `RuntimeError` if no round is published."""
         try:
             pointer = os.stat(self.directory / _POINTER)
         except FileNotFoundError:
@@ -86,11 +82,7 @@ class PseudoLabelStore:
         return self._mapped[1].read(index)
 
     def write(self, round: int, num_classes: int, rank: int = 0) -> RoundWriter:
-        """A context manager that writes the share of one rank.
-
-        Raises:
-            ValueError: If there are more than 65535 classes.
-        """
+        """A context manager that writes the share of one rank; a `ValueError` for more than 65535 classes."""
         if num_classes > 65535:
             raise ValueError(f"Expected at most 65535 classes, but got {num_classes}.")
         self.folder(round).mkdir(parents=True, exist_ok=True)
@@ -112,11 +104,7 @@ class PseudoLabelStore:
         self.folder(round).mkdir(exist_ok=True)  # another node may share the disk
 
     def join(self, round: int) -> None:
-        """Join the files of all ranks. One process per node calls it.
-
-        Raises:
-            RuntimeError: If a sample has no label, or two.
-        """
+        """Join the files of all ranks; one process per node calls it."""
         write_index(self.folder(round), round, self.length)
 
     def reader(self, round: int) -> RoundReader:

@@ -96,7 +96,7 @@ def test_batches_started_counts_those_before_a_resume(trainer: Make, tmp_path: A
 
 def test_broadcast_and_to_device(trainer: Make) -> None:
     assert answers(trainer, lambda trainer, _: door.broadcast(trainer, "value")) == ["value"] * 2
-    moved = answers(trainer, lambda trainer, module: door.to_device(trainer, torch.ones(1), module).device)
+    moved = answers(trainer, lambda trainer, _: door.to_device(trainer, torch.ones(1)).device)
     assert moved == [torch.device("cpu")] * 2
 
 
@@ -132,10 +132,10 @@ def test_progress_bar(trainer: Make, bar: Any) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_rich_progress_adds_a_task(trainer: Make) -> None:
     bar = RichProgressBar()
-    assert door.rich_progress(bar) is None
+    assert bar.progress is None
 
     def tasks(_trainer: Any, _module: Any) -> list[str]:
-        progress = door.rich_progress(bar)
+        progress = bar.progress
         task = progress.add_task("label pass", total=2)
         progress.advance(task)
         names = [entry.description for entry in progress.tasks]

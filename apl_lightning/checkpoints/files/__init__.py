@@ -3,5 +3,3 @@
 from apl_lightning.checkpoints.files.sifa_bundle import read_sifa_bundle
 from apl_lightning.checkpoints.files.tensorflow_bundle import is_bundle
 from apl_lightning.checkpoints.files.torch_file import read_torch_file
-
-__all__ = ["is_bundle", "read_sifa_bundle", "read_torch_file"]

@@ -15,12 +15,7 @@ _MAX_KEY_LENGTH = 1_000
 
 
 def masked_crc32c(data: bytes) -> int:
-    """Compute the CRC-32C of bytes, rotated and offset as LevelDB and TensorFlow store it.
-
-    Examples:
-        >>> hex(masked_crc32c(b"123456789"))
-        '0xc78ab0e5'
-    """
+    """The CRC-32C of bytes, rotated and offset as LevelDB and TensorFlow store it."""
     crc: int = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -40,11 +35,7 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def read_table(data: bytes) -> dict[bytes, bytes]:
-    """Read all entries of a table.
-
-    Raises:
-        CheckpointError: If the bytes are not a table, or the table is damaged or compressed.
-    """
+    """All entries of a table; a `CheckpointError` if the bytes are not a table, or it is damaged or compressed."""
     if len(data) < _FOOTER_SIZE:
         raise CheckpointError(f"{len(data)} bytes are too few for an index")
     footer = data[-_FOOTER_SIZE:]

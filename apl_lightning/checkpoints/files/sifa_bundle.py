@@ -19,14 +19,7 @@ def read_sifa_bundle(path: str | Path) -> dict[str, Tensor]:
     """Read SIFA's target segmenter (`enc.`, `seg.`, `seg_ll.`) and generator (`g_A.`) from a bundle.
 
     Skips the discriminators, the decoder and the optimizer state. Also skips the biases of the dilated blocks, which
-    the official graph does not use.
-
-    Args:
-        path: Prefix of the files, one of the files, or the folder.
-
-    Raises:
-        FileNotFoundError: If the index does not exist.
-        CheckpointError: If a file is damaged or missing.
+    the official graph does not use. Raises as `Bundle` does.
     """
     bundle = Bundle(path)
     names = {name: key for name in bundle.entries if (key := _key(name)) is not None}

@@ -29,13 +29,9 @@ class _Entry(NamedTuple):
 
 
 class Bundle:
-    """A checkpoint of TensorFlow's `Saver`, which reads names and shapes at once and values on demand.
+    """A checkpoint of TensorFlow's `Saver`, which reads names and shapes (`entries`) at once and values on demand.
 
-    Args:
-        path: Prefix of the files (`sifa-299`), one of the files, or a folder with a `checkpoint` file.
-
-    Attributes:
-        entries: Type, shape and position of each tensor, by name.
+    The path is the prefix of the files (`sifa-299`), one of the files, or a folder with a `checkpoint` file.
 
     Raises:
         FileNotFoundError: If the index does not exist.
@@ -59,11 +55,7 @@ class Bundle:
             ) from None
 
     def read(self, name: str) -> NDArray[Any]:
-        """Read the values of a tensor and verify their checksum.
-
-        Raises:
-            CheckpointError: If the data is missing or damaged, or NumPy does not support its type.
-        """
+        """The values of a tensor; a `CheckpointError` if they are missing, damaged or of an unsupported type."""
         entry = self.entries[name]
         if entry.dtype not in _TYPES or entry.sliced:
             kind = "is partitioned" if entry.sliced else f"has type number {entry.dtype}"

@@ -16,9 +16,6 @@ def read_torch_file(path: str | Path) -> dict[str, Tensor]:
 
     The keys of nested dictionaries are joined with dots, for example `state_dict.conv1.weight`.
 
-    Args:
-        path: The file.
-
     Raises:
         FileNotFoundError: If the file does not exist.
         CheckpointError: If the file is empty or damaged, contains Python objects, or contains no tensors.

@@ -7,15 +7,3 @@ from apl_lightning.checkpoints.networks.resnet_generator import ResnetGenerator
 from apl_lightning.checkpoints.networks.sifa import ENCODER_BLOCKS, SIFA
 from apl_lightning.checkpoints.networks.sifa_generator import SIFAGenerator
 from apl_lightning.checkpoints.networks.translated import Translated
-
-__all__ = [
-    "DRN",
-    "ENCODER_BLOCKS",
-    "SIFA",
-    "DeepLabV2",
-    "DeepLabVGG",
-    "FCN8s",
-    "ResnetGenerator",
-    "SIFAGenerator",
-    "Translated",
-]

@@ -5,21 +5,10 @@ from torch import Tensor
 
 
 def legacy_resize(x: Tensor, factor: int) -> Tensor:
-    """Upsample like `tf.image.resize_images` of TensorFlow 1 with `align_corners=False`.
+    """Upsample (B, C, H, W) by an integer as `tf.image.resize_images` of TensorFlow 1 does with `align_corners=False`.
 
     There are no half-pixel centres: output pixel i samples the input at i / factor. Positions after the last pixel
     repeat it.
-
-    Args:
-        x: Tensor (B, C, H, W).
-        factor: Integer scale factor.
-
-    Returns:
-        Tensor (B, C, factor * H, factor * W).
-
-    Examples:
-        >>> legacy_resize(torch.tensor([[[[0.0, 4.0]]]]), 2)[0, 0, 0]
-        tensor([0., 2., 4., 4.])
     """
     for axis in (2, 3):
         size = x.shape[axis]

@@ -8,12 +8,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def check_image(image: object) -> None:
-    """Check that an image is a finite tensor (C, H, W) or (B, C, H, W).
-
-    Raises:
-        TypeError: If `image` is not a tensor.
-        ValueError: If `image` has a different shape, or contains NaN or infinity.
-    """
+    """Raise an error unless an image is a finite tensor (C, H, W) or (B, C, H, W) with 1 or 3 channels."""
     if not isinstance(image, Tensor):
         raise TypeError(f"Expected `image` to be a tensor, but got {type(image).__name__}.")
     if image.ndim not in (3, 4) or image.shape[-3] not in (1, 3) or not image.numel():
@@ -25,15 +20,11 @@ def check_image(image: object) -> None:
 
 
 def unit_image(image: Tensor, channels: int) -> Tensor:
-    """Convert a raw image to float32 in [0, 1] and repeat a single channel as often as needed.
-
-    Args:
-        image: Grey or RGB image (C, H, W) or (B, C, H, W), uint8 in [0, 255] or floating point in [0, 1].
-        channels: Channels of the result, 1 or 3.
+    """Convert a grey or RGB image (C, H, W) or (B, C, H, W) to float32 in [0, 1] with `channels` channels, 1 or 3.
 
     Raises:
         TypeError: If `image` is not a tensor.
-        ValueError: If the shape, the type or the range of `image` is different.
+        ValueError: If it is neither uint8 nor floating point in [0, 1], or has another shape.
     """
     check_image(image)
     if image.dtype == torch.uint8:
@@ -47,11 +38,7 @@ def unit_image(image: Tensor, channels: int) -> Tensor:
 
 
 def repeat_channel(image: Tensor, channels: int) -> Tensor:
-    """Expand the only channel of an image (..., 1, H, W) to (..., channels, H, W).
-
-    Raises:
-        ValueError: If `image` has several channels, but not `channels`.
-    """
+    """Expand the only channel of an image (..., 1, H, W) to (..., channels, H, W)."""
     if image.shape[-3] not in (1, channels):
         raise ValueError(
             f"Expected `image` to have {channels} channel(s) or 1, but got shape {tuple(image.shape)}: select one "

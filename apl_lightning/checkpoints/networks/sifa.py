@@ -136,11 +136,7 @@ class SIFA(nn.Module):
         return main if self.seg_ll is None else (main, self.seg_ll(lower))
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """Normalize all values to z-scores together, then map `bounds` to [-1, 1].
-
-        Args:
-            image: Raw intensities, as one slice (C, H, W) or all slices (B, C, H, W) of one volume.
-        """
+        """Normalize a slice (C, H, W), or all slices (B, C, H, W) of a volume, to z-scores; map `bounds` to [-1, 1]."""
         check_image(image)
         z = image.float()
         z = (z - z.mean()) / z.std(correction=0).clamp(min=1e-8)

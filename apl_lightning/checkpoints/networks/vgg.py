@@ -6,12 +6,9 @@ from torch import nn
 
 
 def vgg_layers(stages: Iterable[tuple[int, int, int]], pool: nn.Module, num_pools: int = 5) -> nn.Sequential:
-    """Build the 3 x 3 convolutions of a VGG network, each with a ReLU.
+    """Build the 3 x 3 convolutions of a VGG network, each with a ReLU, and the pooling of the first `num_pools` stages.
 
-    Args:
-        stages: Output channels, number of convolutions and dilation of each stage.
-        pool: The pooling layer, inserted after each of the first `num_pools` stages.
-        num_pools: Number of stages with a pooling layer.
+    A stage is the number of output channels, the number of convolutions, and their dilation.
     """
     layers: list[nn.Module] = []
     channels = 3
