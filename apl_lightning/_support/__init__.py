@@ -1,1 +1,1 @@
-"""Tools that know nothing of refinement: Lightning, processes, random numbers, modes, files, sizes."""
+"""General tools: Lightning, processes, random numbers, modes of networks, files, sizes."""

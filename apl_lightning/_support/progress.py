@@ -1,4 +1,4 @@
-"""A progress bar of its own for the label pass."""
+"""The progress bar of a pass over the target images."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar

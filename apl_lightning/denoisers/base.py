@@ -96,7 +96,7 @@ class DatasetDenoiser(Denoiser):
         """Labels and weights of a batch, from what `observe` has returned for it."""
 
     def __call__(self, *predictions: Tensor) -> LabelsAndWeights:
-        """Denoise one batch as the whole data set, after `begin`."""
+        """Denoise one batch with statistics of this batch alone, after `begin`."""
         observed = self.observe(*predictions)
         self.settle()
         return self.decide(*observed)

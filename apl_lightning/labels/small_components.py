@@ -35,7 +35,7 @@ def find_small_components(
     $$\sum_v \max_k m_{vk} \ge \tfrac{3}{4} \sum_v \sum_k m_{vk},$$
 
     are treated this way, so a class loses at most a quarter of its weight. Classes with many components (lesions,
-    vessels), classes that the network hardly knows yet, and the background are exempt.
+    vessels, an organ that the network does not know yet) and the background are exempt.
 
     A volume is a sample in 3D. In 2D it is all slices of one case and one size, in the order of the data set, which
     must be their order in the body, since pixels are connected by faces. Slices without a case are exempt.
