@@ -1,11 +1,10 @@
-"""The main experiment on real images: a network trained on MR improves on unlabelled CT.
+"""The main experiment on real images: refine a network trained on MR with unlabelled CT.
 
     python examples/abdomen.py --data DIR
 
-For each seed: train on labelled MR (with random intensity remapping), re-estimate BatchNorm and refine on unlabelled
-CT, and measure both networks on CT patients that refinement never sees. `--report target_test` measures on the blind
-patients of `prepare_abdomen.py`. Writes a picture for each seed, `results-PRESET-REPORT.json` and
-`table-PRESET-REPORT.md`. Networks are kept in the output folder and used again.
+For each seed: train on labelled MR with random intensity remapping, refine on unlabelled CT, and evaluate both networks
+on held-out CT patients. `--report target_test` evaluates on the blind patients of `prepare_abdomen.py`. Writes a figure
+per seed, `results-PRESET-REPORT.json` and `table-PRESET-REPORT.md`. Networks are saved in the output folder and reused.
 """
 
 import argparse
@@ -33,7 +32,7 @@ PRESETS = {"default": Preset({}, {}, {}), "paper": PAPER}
 
 
 def make_trainer(epochs: int, folder: Path, callbacks: list[pl.Callback] | None = None) -> pl.Trainer:
-    """A trainer on one device that logs to a CSV file in `folder`."""
+    """Create a trainer on one device that logs to a CSV file in `folder`."""
     return pl.Trainer(
         max_epochs=epochs,
         default_root_dir=folder,
@@ -46,7 +45,7 @@ def make_trainer(epochs: int, folder: Path, callbacks: list[pl.Callback] | None 
 
 
 def source_network(arguments: argparse.Namespace, seed: int) -> nn.Module:
-    """Train on MR, or load the network of an earlier call with the same options."""
+    """Train on MR, or load the network that an earlier run with the same options saved."""
     network = build_network(arguments.network, len(CLASS_NAMES))
     path = arguments.out / f"source-{_options(arguments)}-{seed}.pt"
     if path.exists():
@@ -60,7 +59,7 @@ def source_network(arguments: argparse.Namespace, seed: int) -> nn.Module:
 
 
 def refined_network(arguments: argparse.Namespace, seed: int, source: nn.Module) -> nn.Module:
-    """Refine the source network on unlabelled CT, or load the network of an earlier call with the same options."""
+    """Refine the source network on unlabelled CT, or load the network of an earlier run with the same options."""
     path = arguments.out / f"refined-{arguments.preset}-{arguments.epochs}-{_options(arguments)}-{seed}.pt"
     if path.exists():
         network = build_network(arguments.network, len(CLASS_NAMES))
@@ -79,7 +78,7 @@ def refined_network(arguments: argparse.Namespace, seed: int, source: nn.Module)
 
 
 def run(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
-    """One seed: the Dice of the source network and of the refined one on the patients to report."""
+    """Run one seed and return the Dice of the source network and of the refined network on the reported patients."""
     torch.set_num_threads(max(1, torch.get_num_threads() // arguments.jobs))
     arguments.out.mkdir(parents=True, exist_ok=True)
     held_out = AbdomenSlices(arguments.data, arguments.report, arguments.size, fraction=arguments.fraction)
@@ -92,9 +91,9 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]
 
 
 def save_picture(path: Path, predictions: dict[str, list[Tensor]], held_out: AbdomenSlices) -> None:
-    """Draw one slice of the patient whose gain is closest to the mean gain; the titles have the Dice of its volume.
+    """Draw a slice of the patient whose gain is closest to the mean gain; the titles show the Dice of the whole volume.
 
-    It is the slice in which the smallest organ is largest.
+    The slice is the one in which the smallest organ has most pixels.
     """
     dice = {name: patient_dice(labels, held_out, len(CLASS_NAMES)) for name, labels in predictions.items()}
     gains = {patient: dice["after"][patient] - before for patient, before in dice["before"].items()}
@@ -115,19 +114,19 @@ def _options(arguments: argparse.Namespace) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
-    """Run the command line; returns the Dice before, after and gained, one entry per seed."""
+    """Run the command line and return the Dice before and after and the gain, one entry per seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with meta.json, mr/ and ct/")
     parser.add_argument("--out", type=Path, default=Path("runs/abdomen"))
     parser.add_argument("--network", choices=NETWORKS, default="monai-unet")
     parser.add_argument("--preset", choices=PRESETS, default="default")
-    parser.add_argument("--report", default="target_val", help="the patients to measure on: target_val or target_test")
-    parser.add_argument("--size", type=int, default=128, help="rows and columns of a slice")
+    parser.add_argument("--report", default="target_val", help="patients to evaluate on: target_val or target_test")
+    parser.add_argument("--size", type=int, default=128, help="number of rows and columns of a slice")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=4, help="epochs of refinement")
     parser.add_argument("--source-epochs", type=int, default=60)
-    parser.add_argument("--fraction", type=float, default=1.0, help="share of the patients, for a smoke test")
-    parser.add_argument("--jobs", type=int, default=1, help="seeds that run at the same time")
+    parser.add_argument("--fraction", type=float, default=1.0, help="fraction of the patients, for a smoke test")
+    parser.add_argument("--jobs", type=int, default=1, help="number of seeds that run in parallel")
     arguments = parser.parse_args(argv)
 
     if arguments.jobs > 1:

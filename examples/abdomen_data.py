@@ -1,4 +1,4 @@
-"""Real abdomens: CHAOS MR and BTCV CT volumes as 2D slices, split by patient.
+"""CHAOS MR and BTCV CT volumes of the abdomen as 2D slices, split by patient.
 
 The folder contains `meta.json` (label names, split by patient) and one `npz` per patient with `image` and `label`,
 both of shape (slices, rows, columns).
@@ -34,17 +34,17 @@ def read_volume(path: Path, size: int) -> tuple[Tensor, Tensor]:
 
 
 class AbdomenSlices(Dataset[dict[str, object]]):
-    """All slices of one split, as `{"image", "label", "case"}`.
+    """All slices of one split as dictionaries with `image`, `case` and, if labelled, `label`.
 
-    All slices of a target patient are used. To select those with an organ would mean to read the target labels.
+    All slices of a patient are used: selecting those with an organ would require target labels.
 
     Args:
-        root: The folder with `meta.json`.
+        root: Folder that contains `meta.json`.
         split: `source_train`, `source_val`, `target_adapt`, `target_val` or `target_test`.
-        size: Rows and columns of a slice.
-        labelled: Whether a sample has a label; refinement gets `False`.
-        fraction: The share of the patients to read, at least one; for smoke tests.
-        every: Take every n-th slice only.
+        size: Number of rows and columns of a slice.
+        labelled: Whether samples have a label; `False` for refinement.
+        fraction: Fraction of the patients to read, at least one patient; for smoke tests.
+        every: Use only every n-th slice.
 
     Raises:
         ValueError: If the folder has no such split.

@@ -1,4 +1,4 @@
-"""The Dice of a plain network, computed without any part of the refinement."""
+"""Dice of a plain network, independent of the refinement module."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from apl_lightning.metrics import CaseDice
 
 @torch.no_grad()
 def predict(network: nn.Module, dataset: Dataset[Any]) -> list[Tensor]:
-    """The label map of every image."""
+    """Predict the label map of each image."""
     device = next(network.parameters()).device
     network.eval()
     loader = DataLoader(dataset, batch_size=32)
@@ -19,7 +19,7 @@ def predict(network: nn.Module, dataset: Dataset[Any]) -> list[Tensor]:
 
 
 def organ_dice(predictions: list[Tensor], dataset: Any, class_names: list[str]) -> dict[str, float]:
-    """Dice in % per organ (all slices of a patient together, mean over patients) and their `average`."""
+    """Dice in % per organ, computed per patient and averaged over patients, and the `average` over organs."""
     values = (100 * _count(predictions, dataset, len(class_names)).compute()[1:]).tolist()
     return {**dict(zip(class_names[1:], values, strict=True)), "average": sum(values) / len(values)}
 
@@ -39,7 +39,7 @@ def _count(predictions: list[Tensor], dataset: Any, classes: int) -> CaseDice:
 
 
 def table(rows: dict[str, list[dict[str, float]]]) -> str:
-    """A Markdown table with one row per network: the mean over its runs and, with several runs, the deviation."""
+    """Format a Markdown table with one row per network: mean and, for several runs, standard deviation."""
     columns = list(next(iter(rows.values()))[0])
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, runs in rows.items():

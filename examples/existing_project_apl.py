@@ -1,4 +1,4 @@
-"""An ordinary Lightning project, as thousands exist: a network, a LightningModule, a data module, a trainer.
+"""A supervised Lightning project: a network, a LightningModule, a LightningDataModule and a Trainer.
 
 `existing_project_apl.py` is the same project with Adaptive Pseudo Labeling.
 """

@@ -1,4 +1,4 @@
-"""The networks of the examples, by name, untrained."""
+"""Networks of the examples, by name."""
 
 from monai.networks.nets import UNet
 from torch import nn
@@ -7,7 +7,7 @@ NETWORKS = ("monai-unet", "smp-unet", "smp-deeplabv3plus")
 
 
 def build_network(name: str, classes: int) -> nn.Module:
-    """An untrained network from one image channel to the classes; all of them hold BatchNorm."""
+    """Build an untrained network with one input channel; each network has BatchNorm layers."""
     if name == "monai-unet":
         return UNet(2, 1, classes, channels=(16, 32, 64, 128), strides=(2, 2, 2), num_res_units=2, norm="batch")
     import segmentation_models_pytorch as smp

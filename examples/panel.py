@@ -1,4 +1,4 @@
-"""A figure with cases in rows and networks in columns."""
+"""A figure with one row per image and one column per network."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from apl_lightning.visualize import overlay
 
 
 def save_panel(path: Path, images: list[Tensor], columns: dict[str, list[Tensor]]) -> None:
-    """Draw images (C, H, W) and, beside each, the label maps (H, W) over it.
+    """Draw each image (C, H, W), followed by its label maps (H, W) as overlays.
 
     Args:
         path: The PNG file.
         images: One image per row.
-        columns: For each title, one label map per row.
+        columns: Column titles and their label maps, one map per row.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = 1 + len(columns), len(images)

@@ -1,7 +1,7 @@
-"""Procedurally drawn abdomens: the same anatomy as an MR-like and as a CT-like image.
+"""Synthetic abdomens: the same anatomy as an MR-like and as a CT-like image.
 
-Axial slices as a radiologist sees them (patient's right on the left): liver, two kidneys and spleen in a body with
-fat, muscle, spine, aorta and bowel, every contour and size drawn at random.
+Axial slices in radiological orientation (the patient's right is on the left): liver, two kidneys and spleen in a body
+with fat, muscle, spine, aorta and bowel. Each contour and size is random.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 CLASS_NAMES = ["background", "liver", "right kidney", "left kidney", "spleen"]
 
-# Mean brightness of a tissue in each look, and how rough it is.
+# Mean intensity of each tissue per modality, and the strength of texture, noise and bias field.
 LOOKS = {
     "mr": {"air": 0.02, "fat": 0.15, "muscle": 0.22, "bowel": 0.5, "bone": 0.05, "marrow": 0.33, "aorta": 0.08}
     | {"liver": 0.38, "right kidney": 0.78, "left kidney": 0.78, "spleen": 0.68},
@@ -40,14 +40,14 @@ ANATOMY = [
 
 
 class Phantoms(Dataset[dict[str, object]]):
-    """Drawn abdomens of one look, as `{"image": (1, S, S), "case"}` and, with `labelled`, `"label"` (S, S).
+    """Synthetic abdomens of one modality: dictionaries with `image` (1, S, S), `case` and, if labelled, `label` (S, S).
 
     Args:
         look: `"mr"` or `"ct"`.
-        count: How many patients, one slice each.
-        seed: Of the anatomies: the same seed draws the same patients in either look.
-        size: Rows and columns.
-        labelled: Whether a sample carries its label.
+        count: Number of patients; each has one slice.
+        seed: Seed of the anatomies. The same seed draws the same patients in both modalities.
+        size: Number of rows and columns.
+        labelled: Whether samples have a label.
     """
 
     def __init__(self, look: str, count: int, seed: int, size: int = 96, labelled: bool = True) -> None:
@@ -68,7 +68,7 @@ class Phantoms(Dataset[dict[str, object]]):
 
 
 def draw_anatomy(generator: torch.Generator, size: int) -> dict[str, Tensor]:
-    """A mask (S, S) a part, from back to front."""
+    """Draw one mask (S, S) per part, ordered from back to front."""
     axis = torch.linspace(-1, 1, size)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     stretch = 1 + 0.08 * torch.randn(2, generator=generator)
@@ -88,7 +88,7 @@ def draw_anatomy(generator: torch.Generator, size: int) -> dict[str, Tensor]:
 
 
 def label_map(parts: dict[str, Tensor]) -> Tensor:
-    """Class indices (S, S) of what is seen: the front part at each pixel."""
+    """Class indices (S, S) of the frontmost part at each pixel."""
     label = torch.zeros_like(parts["fat"], dtype=torch.long)
     for name, mask in parts.items():
         label[mask] = CLASS_NAMES.index(name) if name in CLASS_NAMES else 0
@@ -96,7 +96,7 @@ def label_map(parts: dict[str, Tensor]) -> Tensor:
 
 
 def render(parts: dict[str, Tensor], look: str, generator: torch.Generator) -> Tensor:
-    """An image (1, S, S) in [0, 1]: brightness, texture, blur, bias field and noise."""
+    """Render an image (1, S, S) in [0, 1] with texture, blur, bias field and noise."""
     brightness = LOOKS[look]
     size = parts["fat"].shape[0]
     image = torch.full((size, size), brightness["air"])

@@ -1,13 +1,13 @@
-"""Turn the original downloads of CHAOS and BTCV into the folder that the examples read.
+"""Convert the original downloads of CHAOS and BTCV to the folder that the examples read.
 
     python examples/prepare_abdomen.py --chaos CHAOS_Train_Sets.zip --btcv Abdomen/RawData/Training --out DIR
 
-CHAOS (doi 10.5281/zenodo.3431873, CC BY-NC-SA 4.0) is a zip with DICOM images and PNG labels; of it the T2-SPIR MR
+CHAOS (doi 10.5281/zenodo.3431873, CC BY-NC-SA 4.0) is a zip file with DICOM images and PNG labels; its T2-SPIR MR
 series are used. BTCV (Synapse syn3193805, CC BY 4.0) is a folder with `img/img0001.nii.gz`, `label/label0001.nii.gz`
-and so on. Needs `pip install pydicom nibabel`.
+and so on. Requires `pip install pydicom nibabel`.
 
 Each patient becomes one `npz` with `image` and `label` of shape (slices, rows, columns): row 0 is anterior, column 0
-the patient's right, and slices go from feet to head. MR is clipped at its 99.5th percentile, resampled to
+is the patient's right, and slices are ordered from feet to head. MR is clipped at its 99.5th percentile, resampled to
 7.7 x 1.25 x 1.25 mm and cropped or padded to 256 x 256; CT is windowed from -125 to 275 HU, scaled to 0..255, resized
 to 256 x 256 and trimmed to the organs and 5 slices on either side.
 """
@@ -35,7 +35,7 @@ MR_SPACING = (7.7, 1.25, 1.25)
 CT_WINDOW = (-125.0, 275.0)
 CT_MARGIN = 5
 
-# By patient. The published test patients serve as a last, blind check.
+# By patient. The published test patients are the blind patients of the final evaluation.
 SPLIT = {
     "source_train": ("chaos_mr", (2, 3, 5, 8, 10, 15, 19, 20, 21, 22, 31, 33, 34)),
     "source_val": ("chaos_mr", (36, 37, 39)),
@@ -47,7 +47,7 @@ SPLIT = {
 
 
 class Volume(NamedTuple):
-    """One patient: image and label (slices, rows, columns) and the size of a voxel in mm, in that order."""
+    """One patient: image and label (slices, rows, columns) and the voxel spacing in mm in the same order."""
 
     image: Array
     label: Array
@@ -55,7 +55,7 @@ class Volume(NamedTuple):
 
 
 def read_chaos(archive: Path) -> Iterator[tuple[int, Volume]]:
-    """The T2-SPIR series of every MR patient in the zip, by number."""
+    """Read the T2-SPIR series of each MR patient in the zip file; yields the patient number and the volume."""
     import pydicom
 
     with zipfile.ZipFile(archive) as files:
@@ -77,7 +77,7 @@ def read_chaos(archive: Path) -> Iterator[tuple[int, Volume]]:
 
 
 def _chaos_volume(slices: list[tuple[Any, Array]]) -> Volume:
-    slices = sorted(slices, key=lambda pair: float(pair[0].ImagePositionPatient[2]))  # DICOM's z grows to the head
+    slices = sorted(slices, key=lambda pair: float(pair[0].ImagePositionPatient[2]))  # z grows to the head
     heights = [float(dicom.ImagePositionPatient[2]) for dicom, _ in slices]
     image = np.stack([dicom.pixel_array for dicom, _ in slices]).astype(np.float32)
     grey = np.stack([label for _, label in slices])
@@ -85,7 +85,7 @@ def _chaos_volume(slices: list[tuple[Any, Array]]) -> Volume:
     label = np.zeros(grey.shape, np.uint8)
     for number, (low, high) in CHAOS_RANGES.items():
         label[(grey >= low) & (grey <= high)] = number
-    # Columns shall grow to the patient's left and rows to the back, as DICOM's x and y do.
+    # Columns run to the patient's left and rows to the back, as the x and y axes of DICOM.
     across, down = np.sign(first.ImageOrientationPatient[0]), np.sign(first.ImageOrientationPatient[4])
     step = float(np.median(np.diff(heights)))
     image, label = (values[:, :: int(down), :: int(across)] for values in (image, label))
@@ -93,7 +93,7 @@ def _chaos_volume(slices: list[tuple[Any, Array]]) -> Volume:
 
 
 def read_btcv(folder: Path) -> Iterator[tuple[int, Volume]]:
-    """Every CT patient of the folder, by number."""
+    """Read each CT patient of the folder; yields the patient number and the volume."""
     import nibabel
 
     for path in sorted((folder / "img").glob("img*.nii.gz")):
@@ -109,7 +109,7 @@ def read_btcv(folder: Path) -> Iterator[tuple[int, Volume]]:
 
 
 def prepare_mr(volume: Volume) -> Volume:
-    """Clip, resample and crop or pad."""
+    """Clip, resample and crop or pad an MR volume."""
     image = np.minimum(volume.image, np.percentile(volume.image, 99.5))
     factors = [old / new for old, new in zip(volume.spacing, MR_SPACING, strict=True)]
     image, label = (
@@ -120,7 +120,7 @@ def prepare_mr(volume: Volume) -> Volume:
 
 
 def prepare_ct(volume: Volume) -> Volume:
-    """Window, resize and trim."""
+    """Window, resize and trim a CT volume."""
     low, high = CT_WINDOW
     image = ((volume.image - low) / (high - low)).clip(0, 1) * 255
     factors = (1.0, SIZE / image.shape[1], SIZE / image.shape[2])
@@ -135,7 +135,7 @@ def prepare_ct(volume: Volume) -> Volume:
 
 
 def _centred(values: Array) -> Array:
-    """Crop or pad rows and columns with zeros about the centre."""
+    """Crop rows and columns around the centre, or pad them with zeros."""
     for axis in (1, 2):
         missing = SIZE - values.shape[axis]
         if missing < 0:

@@ -1,9 +1,10 @@
-"""From a checkpoint of ADVENT, AdaptSegNet, CyCADA, SynSeg-Net, CycleGAN or SIFA to a refined one.
+"""Refine a checkpoint of ADVENT, AdaptSegNet, CyCADA, SynSeg-Net, CycleGAN or SIFA on unlabelled images.
 
     python examples/refine_checkpoint.py advent model_80000.pth --images target/ --out refined.pth
 
-`--images` is a folder of target images without labels: 8-bit pictures (.png, .jpg), or .npy arrays, a slice (H, W) or a
-volume (S, H, W) each, uint8 or floats in [0, 1] (for SIFA: raw intensities, a volume a file). All of one size.
+`--images` is a folder of unlabelled target images of one size: 8-bit images (.png, .jpg) or .npy files. Each .npy file
+contains a slice (H, W) or a volume (S, H, W) of uint8 values or floats in [0, 1]. SIFA needs raw intensities and one
+volume per file.
 """
 
 import argparse
@@ -21,7 +22,7 @@ FORMATS = (".npy", ".png", ".jpg", ".jpeg")
 
 
 def raw_slices(path: Path) -> torch.Tensor:
-    """The slices of one file as (S, 1, H, W), or a colour picture as (1, 3, H, W)."""
+    """Read the slices of one file as (S, 1, H, W), or a colour image as (1, 3, H, W)."""
     if path.suffix == ".npy":
         array = np.load(path, allow_pickle=False)
         return torch.from_numpy(array.reshape(-1, 1, *array.shape[-2:]))
@@ -31,7 +32,7 @@ def raw_slices(path: Path) -> torch.Tensor:
 
 
 def read_network(arguments: argparse.Namespace) -> torch.nn.Module:
-    """The network in the checkpoint, behind its translator where one is given."""
+    """Load the network; with `--translator`, images pass through the CycleGAN generator first."""
     options = {} if arguments.bounds is None else {"bounds": tuple(arguments.bounds)}
     if arguments.no_tanh:
         options["tanh"] = False
@@ -40,17 +41,17 @@ def read_network(arguments: argparse.Namespace) -> torch.nn.Module:
 
 
 def main(argv: list[str] | None = None) -> torch.nn.Module:
-    """Run the command line; returns the refined network."""
+    """Run the command line and return the refined network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("system", help="advent, adaptsegnet, cycada, synseg, sifa-v1, sifa-v2 or sifa-pytorch")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("refined.pth"))
     parser.add_argument("--classes", type=int, default=5)
-    parser.add_argument("--translator", type=Path, help="CycleGAN's generator from target to source, put in front")
-    parser.add_argument("--no-tanh", action="store_true", help="a SynSeg-Net of the fork without the last Tanh")
+    parser.add_argument("--translator", type=Path, help="CycleGAN generator that maps target images to source images")
+    parser.add_argument("--no-tanh", action="store_true", help="for SynSeg-Net of the fork without the final Tanh")
     parser.add_argument(
-        "--bounds", type=float, nargs=2, help="SIFA's z-scores for -1 and 1; CT of its data if not given"
+        "--bounds", type=float, nargs=2, help="z-scores that SIFA maps to -1 and 1; by default those of its CT data"
     )
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> torch.nn.Module:
     run.fit(module, data)
     refined = module.export()
     torch.save(refined.state_dict(), arguments.out)
-    print(f"Refined: {arguments.out}")
+    print(f"Refined network: {arguments.out}")
     return refined
 
 

@@ -1,8 +1,8 @@
-"""The source network of the examples: ordinary supervised training that prepares for an unknown scanner.
+"""Supervised training of the source network of the examples.
 
-Its one trick is random intensity remapping (random shallow convolutions, in the spirit of GIN, Ouyang et al.,
-"Causality-inspired Single-source Domain Generalization", TMI 2022): a network that has seen liver both dark and
-bright looks for shapes, and pseudo labels have something to start from.
+Training uses random intensity remapping: random shallow convolutions, similar to GIN (Ouyang et al.,
+"Causality-inspired Single-source Domain Generalization", TMI 2022). A network that sees the liver both dark and bright
+learns shapes rather than intensities, so its first pseudo labels on another modality are better.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 def random_affine(image: Tensor, label: Tensor, degrees: float = 15, zoom: float = 0.15) -> tuple[Tensor, Tensor]:
-    """Rotate, scale and shift each image (B 1 H W) and its label (B H W) by its own random amounts."""
+    """Rotate, scale and shift each image (B, 1, H, W) and its label (B, H, W) by random amounts per image."""
     batch = len(image)
     angle = (torch.rand(batch) * 2 - 1) * math.radians(degrees)
     scale = 1 + (torch.rand(batch) * 2 - 1) * zoom
@@ -30,9 +30,9 @@ def random_affine(image: Tensor, label: Tensor, degrees: float = 15, zoom: float
 
 
 def random_remapping(image: Tensor, hidden: int = 4) -> Tensor:
-    """Mix each image (B 1 H W) in [0, 1] with a random two-layer convolution of itself.
+    """Mix each image (B, 1, H, W) in [0, 1] with a random two-layer convolution of itself.
 
-    The kernels are 1 x 1 or 3 x 3, drawn anew for every image; the result is scaled back to [0, 1].
+    Each image has its own random kernels, of size 1 x 1 or 3 x 3. The result is scaled to [0, 1].
     """
     batch, _, height, width = image.shape
     size = 1 if torch.rand(()) < 0.5 else 3
@@ -56,9 +56,9 @@ class SourceModule(pl.LightningModule):
     """Supervised training with Dice and cross-entropy on batches of `{"image", "label"}`.
 
     Args:
-        model: The network; trained in place.
-        learning_rate: The highest of its one cycle.
-        remap: Whether intensities are remapped at random.
+        model: The network, which is trained in place.
+        learning_rate: The maximum learning rate of the one-cycle schedule.
+        remap: Whether to remap intensities at random.
     """
 
     def __init__(self, model: nn.Module, learning_rate: float = 2e-3, remap: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""The tutorial of the documentation: refine a network, look at its labels, watch the guard, use the result.
+"""The tutorial of the documentation: refine a network, inspect its labels, watch the guard, use the result.
 
     python examples/tutorial.py --out docs/tutorial
 
@@ -94,7 +94,7 @@ def refine(
 
 # --8<-- [start:labels]
 def save_labels(path: Path, data: TargetDataModule) -> None:
-    """Draw three images with pseudo label and weight of the last round."""
+    """Draw three images with the pseudo label and the weight of the last round."""
     dataset = data.train_dataset
     figure, axes = plt.subplots(3, 3, figsize=(7.2, 7.5))
     for index, row in enumerate(axes):
@@ -118,7 +118,7 @@ def refine_too_fast(
     epochs: int,
     folder: Path,
 ) -> APLModule:
-    """Collapse, and return to an earlier round."""
+    """Refine with a learning rate that makes the network collapse; the guard restores an earlier round."""
     module, _ = refine(
         network,
         patients,
@@ -149,7 +149,7 @@ def export(module: APLModule, path: Path) -> nn.Module:
 
 
 def save_scores(path: Path, logs: dict[str, Path]) -> None:
-    """Draw what the guard watches over the rounds of each run, relative to the first round."""
+    """Plot two scores that the guard watches, relative to the first round, for each run."""
     titles = {"pseudo/im": "information maximisation", "pseudo/class_ratio/spleen": "pixels called spleen"}
     limits = {"pseudo/im": 0.97, "pseudo/class_ratio/spleen": 1 / 1.6}
     figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.8))
@@ -165,13 +165,13 @@ def save_scores(path: Path, logs: dict[str, Path]) -> None:
 
 
 def read_log(folder: Path, name: str) -> list[float]:
-    """A figure of each round from the CSV log of a run."""
+    """Read a logged metric of each round from the CSV log of a run."""
     (path,) = folder.rglob("metrics.csv")
     return [float(row[name]) for row in csv.DictReader(path.read_text().splitlines()) if row.get(name)]
 
 
 def finish(figure: plt.Figure, path: Path) -> None:
-    """Write a figure."""
+    """Save and close a figure."""
     figure.tight_layout()
     figure.savefig(path, dpi=90)
     plt.close(figure)
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     """Run the command line; returns the Dice of the three networks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/tutorial"))
-    parser.add_argument("--patients", type=int, default=200, help="of each look")
+    parser.add_argument("--patients", type=int, default=200, help="number of patients per modality")
     parser.add_argument("--source-epochs", type=int, default=14)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
         "learning rate too high, restored": predict(restored.export(), unseen),
     }
     rows = {name: [organ_dice(maps, unseen, CLASS_NAMES)] for name, maps in predictions.items()}
-    print(f"\nDice (%) on 40 other CT patients:\n\n{table(rows)}")
+    print(f"\nDice (%) on 40 held-out CT patients:\n\n{table(rows)}")
     (arguments.out / "dice.txt").write_text(table(rows) + "\n")
     before, after = (rows[name][0]["average"] for name in ("source network", "refined"))
     save_panel(

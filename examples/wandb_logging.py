@@ -1,7 +1,8 @@
-"""Dice, losses, pseudo-label statistics and overlays in Weights & Biases.
+"""Log Dice, losses, pseudo-label statistics and overlays to Weights & Biases.
 
-python examples/wandb_logging.py            # needs `wandb login`
-WANDB_MODE=offline python examples/wandb_logging.py
+    python examples/wandb_logging.py
+
+Run `wandb login` first, or set `WANDB_MODE=offline`.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from apl_lightning.visualize import PseudoLabelOverlay
 
 
 def main(argv: list[str] | None = None) -> Path:
-    """Run the command line; returns the folder of the run."""
+    """Run the command line and return the folder of the run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/wandb"))
     parser.add_argument("--patients", type=int, default=32)
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> Path:
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
 
-    network = BasicUNet(2, 1, len(CLASS_NAMES), features=(8, 8, 16, 32, 64, 8))  # yours would be pretrained
+    network = BasicUNet(2, 1, len(CLASS_NAMES), features=(8, 8, 16, 32, 64, 8))  # use a pretrained network here
     module = APLModule(network, len(CLASS_NAMES), CLASS_NAMES)
     data = TargetDataModule(train=Phantoms("ct", arguments.patients, seed=2), val=Phantoms("ct", 8, seed=3))
     logger = WandbLogger(project="apl-lightning", save_dir=arguments.out)

@@ -1,4 +1,4 @@
-"""Small networks and data sets that the tests share."""
+"""Fixtures of all tests, and the small network and data sets of `tiny.py`."""
 
 from __future__ import annotations
 
@@ -9,73 +9,33 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from tiny import CLASSES, Images, Slices, TinyNet
 
-CLASSES = 3
+__all__ = ["CLASSES", "Images", "Slices", "TinyNet"]
 
-# The networks are tiny and some tests run two processes on two cores: threads would only wait for each other.
+# The networks are tiny, and some tests run two processes on two cores: more threads would be slower.
 torch.set_num_threads(1)
 
 
-# What leaves gigabytes in the process: a fork of it takes a second, and the tests of killed runs fork a hundred times.
+# These tests leave gigabytes in the process. Forking it then takes a second, and the tests of killed runs fork often.
 LARGE = ("test_architectures", "test_checkpoint_loading", "test_checkpoint_golden", "test_checkpoint_refine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Large networks come last."""
+    """Run the tests with large networks last."""
     items.sort(key=lambda item: item.path.stem in LARGE)
-
-
-class TinyNet(nn.Module):
-    """An encoder with BatchNorm and a 1 x 1 classifier."""
-
-    def __init__(self, classes: int = CLASSES) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 1))
-        self.classifier = nn.Conv2d(6, classes, 1)
-
-    def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.encoder(image))
-        return logits
-
-
-class Images(Dataset[Any]):
-    """Noise images; with `labelled`, `(image, label)`."""
-
-    def __init__(self, count: int = 6, size: tuple[int, int] = (16, 16), labelled: bool = False) -> None:
-        generator = torch.Generator().manual_seed(1)
-        self.images = [torch.rand(1, *size, generator=generator) for _ in range(count)]
-        self.labels = [torch.randint(CLASSES, size, generator=generator) for _ in range(count)] if labelled else None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.images[index] if self.labels is None else (self.images[index], self.labels[index])
-
-
-class Slices(Images):
-    """Dictionaries of image and case: two patients whose slices take turns."""
-
-    def __init__(self, count: int, case_key: str = "case") -> None:
-        super().__init__(count)
-        self.case_key = case_key
-
-    def __getitem__(self, index: int) -> Any:
-        return {"image": self.images[index], self.case_key: index % 2}
 
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """For tests of large networks, where no second test process has the other core."""
+    """Use two threads for large networks, unless another test process needs the second core."""
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     yield
     torch.set_num_threads(1)
 
 
 def fork_further() -> None:
-    """Let a forked process start `ddp_fork`: after any look for a GPU in its parent, Lightning would forbid it."""
+    """Allow `ddp_fork` in a forked process: Lightning refuses it if the parent process has looked for a GPU."""
     torch.cuda._is_in_bad_fork = lambda: False
 
 
@@ -96,7 +56,7 @@ def images() -> Images:
 
 @pytest.fixture
 def trainer(tmp_path: Any) -> Callable[..., pl.Trainer]:
-    """A silent trainer on one CPU, in a folder of its own."""
+    """Make trainers on one CPU without output, in a temporary folder."""
 
     def make(**options: Any) -> pl.Trainer:
         defaults = {

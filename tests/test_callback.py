@@ -1,4 +1,4 @@
-"""No batch ever sees the labels of another round."""
+"""Rounds of pseudo labels: schedule, resume, statistics, messages, and no batch with labels of another round."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Make = Callable[..., pl.Trainer]
 
 
 class RoundAsLabel:
-    """A denoiser that writes how often it was asked for a pass as the label, slowly."""
+    """A slow denoiser that writes the number of the round as the label."""
 
     def __init__(self, batches: int, delay: float = 0.0) -> None:
         self.calls, self.batches, self.delay = 0, batches, delay
@@ -37,7 +37,7 @@ class RoundAsLabel:
 
 
 class Witness(pl.Callback):
-    """Keeps, for each batch, the epoch, the round that it says and the label that it holds."""
+    """Records for each sample the epoch, the round in the batch and the pseudo label."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         self.seen: list[tuple[int, int, int]] = []
@@ -53,7 +53,7 @@ class Witness(pl.Callback):
 
 @pytest.fixture
 def run(tmp_path: Path, trainer: Make) -> Callable[..., Any]:
-    """Fit three epochs of four batches; returns what the witness saw, and the trainer."""
+    """Fit three epochs of four batches; return what `Witness` recorded, and the trainer."""
 
     def fit(
         workers: int = 0,
@@ -65,7 +65,7 @@ def run(tmp_path: Path, trainer: Make) -> Callable[..., Any]:
         denoiser = RoundAsLabel(batches=4, delay=0.02 if workers else 0)
         callback = PseudoLabelCallback(denoiser, options.pop("every_n_epochs", 1), batch_size=2)
         witness = Witness(stop_at)
-        # A resumed denoiser counts on from the round that the interrupted one reached.
+        # A resumed denoiser continues to count from the round of the checkpoint.
         if resume is not None:
             state = torch.load(resume, weights_only=True)["callbacks"]["PseudoLabelCallback"]
             denoiser.calls = 4 * (state["round"] + 1)
@@ -95,7 +95,7 @@ def expected(epochs: range, samples: int = 8) -> list[tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize(("workers", "persistent"), LOADERS)
-def test_fresh(run: Any, workers: int, persistent: bool) -> None:
+def test_uninterrupted_run(run: Any, workers: int, persistent: bool) -> None:
     seen, _ = run(workers, persistent=persistent)
     assert seen == expected(range(3))
 
@@ -115,15 +115,15 @@ def test_resumed_inside_an_epoch(run: Any, tmp_path: Path, workers: int, persist
     assert fit.global_step == 12
 
 
-def test_resumed_from_an_older_round_that_a_checkpoint_needs(run: Any, tmp_path: Path) -> None:
-    """The run went on into the next round before it died; the newest checkpoint belongs to the one before."""
+def test_resume_from_the_previous_round(run: Any, tmp_path: Path) -> None:
+    """The run stopped in the next round, but its newest checkpoint belongs to the previous one."""
     run(stop_at=5)
     (tmp_path / "checkpoints" / "step=4.ckpt").rename(tmp_path / "kept.ckpt")
     seen, _ = run(0, tmp_path / "kept.ckpt")
     assert seen == expected(range(1, 3))
 
 
-def test_labels_lost_are_made_anew_with_a_warning(run: Any, tmp_path: Path) -> None:
+def test_lost_labels_are_made_again_with_a_warning(run: Any, tmp_path: Path) -> None:
     run(stop_at=6)
     for folder in (tmp_path / "labels").glob("*/round-*"):
         folder.rename(tmp_path / folder.name)
@@ -138,8 +138,8 @@ def test_every_n_epochs(run: Any, tmp_path: Path, every: int) -> None:
     assert [round for _, round, _ in seen] == [epoch // every for epoch in range(4) for _ in range(8)]
 
 
-def test_an_eager_loader_is_refused(tmp_path: Path, trainer: Make) -> None:
-    """The planted fault: a plain DataLoader with workers fetches before the labels are made."""
+def test_loader_that_prefetches_is_refused(tmp_path: Path, trainer: Make) -> None:
+    """A plain DataLoader with workers fetches batches before the labels are made."""
     dataset = TargetDataset(Images(8), tmp_path / "labels")
     loader = DataLoader(dataset, 2, num_workers=2, persistent_workers=True, collate_fn=collate)
     with pytest.raises(RuntimeError, match="no round is there yet|fetched it too early"):
@@ -148,13 +148,13 @@ def test_an_eager_loader_is_refused(tmp_path: Path, trainer: Make) -> None:
         )
 
 
-def test_other_loaders_are_explained(trainer: Make) -> None:
+def test_loader_of_another_data_set_is_refused(trainer: Make) -> None:
     with pytest.raises(TypeError, match=r"reads Images: pass the trainer a `TargetDataModule`"):
         trainer(callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), DataLoader(Images()))
 
 
-def test_labels_are_those_of_the_network_in_evaluation(tmp_path: Path, trainer: Make) -> None:
-    """Against a bare loop: the plain equations on the plain images, with dropout in the network and a transform."""
+def test_labels_are_made_in_evaluation_mode(tmp_path: Path, trainer: Make) -> None:
+    """Compare with a plain loop over untransformed images; the network has dropout and the data a transform."""
 
     class WithDropout(TinyNet):
         def __init__(self) -> None:
@@ -214,7 +214,7 @@ def test_statistics(tmp_path: Path, trainer: Make) -> None:
 
 
 def test_reading_state_changes_nothing(tmp_path: Path, trainer: Make) -> None:
-    """A checkpoint that is only looked at protects no round from being deleted; one that is saved does."""
+    """Reading the state protects no round from deletion; saving a checkpoint does."""
 
     class Look(pl.Callback):
         def __init__(self, save: bool) -> None:

@@ -1,4 +1,4 @@
-"""The losses against the paper's equations, written naively, and against hand-computed cases."""
+"""Losses compared with naive implementations of the equations and with hand-computed values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHAPES = [(2, 3, 7), (2, 5, 6, 5), (3, 2, 3, 4, 5)]
 
 
 def naive_consistency(main: Tensor, aux: Tensor, weighting: str) -> float:
-    """Eq. 1 and 2, pixel by pixel."""
+    """Eq. 1 and 2 in loops over pixels."""
     batch, classes = main.shape[:2]
     p_main, p_aux = main.softmax(1).flatten(2), aux.softmax(1).flatten(2)
     pixels = p_main.shape[2]
@@ -52,15 +52,15 @@ def test_consistency_equals_the_loop_over_pixels(shape: tuple[int, ...], weighti
 
 
 @pytest.mark.parametrize("weighting", ["confusion", "none", "inverse", "product"])
-def test_consistency_leaves_out_images_of_weight_0(weighting: str) -> None:
+def test_consistency_ignores_images_of_weight_0(weighting: str) -> None:
     main, aux = torch.randn(3, 4, 9), torch.randn(3, 4, 9)
     some = consistency_loss(main, aux, weighting, torch.tensor([True, False, True]))
     torch.testing.assert_close(some, consistency_loss(main[::2], aux[::2], weighting))
     assert consistency_loss(main, aux, weighting, torch.zeros(3)) == 0
 
 
-def test_consistency_by_hand() -> None:
-    # Two pixels. p_m = (.8, .2), (.4, .6); p_a = (.7, .3), (.9, .1). The heads say (0, 0), (1, 0): W_00 = W_10 = 1/2.
+def test_hand_computed_consistency() -> None:
+    # Two pixels. p_m = (.8, .2), (.4, .6); p_a = (.7, .3), (.9, .1). The heads predict (0, 0) and (1, 0): W_00 = W_10 = 1/2.
     # A_10 = (.2 * .7 + .6 * .9) / 2 = .34, so L = .17.
     p_main = torch.tensor([[[0.8, 0.4], [0.2, 0.6]]])
     p_aux = torch.tensor([[[0.7, 0.9], [0.3, 0.1]]])
@@ -79,7 +79,7 @@ def test_consistency_does_not_depend_on_size_or_batch(weighting: str) -> None:
     main, aux = torch.randn(1, 4, 6, 6), torch.randn(1, 4, 6, 6)
     once = consistency_loss(main, aux, weighting)
     torch.testing.assert_close(consistency_loss(main.repeat(3, 1, 1, 1), aux.repeat(3, 1, 1, 1), weighting), once)
-    if weighting != "inverse":  # 1 / (1 + count) is the one reading that counts pixels
+    if weighting != "inverse":  # only 1 / (1 + count) depends on the number of pixels
         torch.testing.assert_close(consistency_loss(main.repeat(1, 1, 2, 2), aux.repeat(1, 1, 2, 2), weighting), once)
 
 
@@ -97,7 +97,7 @@ def test_confusion_weight_has_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
+def test_half_precision_accumulates_in_float32(dtype: torch.dtype) -> None:
     main, aux = (torch.randn(2, 5, 64, 64) * 20).to(dtype), (torch.randn(2, 5, 64, 64) * 20).to(dtype)
     labels, weights = torch.randint(5, (2, 64, 64)), torch.rand(2, 64, 64)
     for half, full in [
@@ -122,7 +122,7 @@ def test_weighted_cross_entropy_is_a_weighted_mean(shape: tuple[int, ...]) -> No
     )
 
 
-def test_no_weight_left_gives_zero_with_a_graph() -> None:
+def test_zero_weights_give_zero_loss_and_gradients() -> None:
     logits = torch.randn(1, 3, 4, requires_grad=True)
     loss = weighted_cross_entropy(logits, torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 4))
     loss.backward()
@@ -131,7 +131,7 @@ def test_no_weight_left_gives_zero_with_a_graph() -> None:
     assert not logits.grad.any()
 
 
-def test_bad_input_is_explained() -> None:
+def test_bad_input_is_an_error() -> None:
     logits, labels, weights = torch.randn(1, 3, 4), torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4)
     with pytest.raises(ValueError, match=r"one shape \(B, C, \*S\), but got \(1, 3, 4\) and \(1, 2, 4\)"):
         consistency_loss(logits, logits[:, :2])

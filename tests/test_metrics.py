@@ -1,4 +1,4 @@
-"""Dice against torchmetrics and MONAI, and by hand where they differ."""
+"""Dice compared with torchmetrics and MONAI, and with hand-computed values where they differ."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_equals_torchmetrics_and_monai() -> None:
     torch.testing.assert_close(dice.compute(), monai.aggregate())
 
 
-def test_slices_of_a_case_make_one_volume() -> None:
+def test_slices_of_a_case_count_as_one_volume() -> None:
     predictions, labels = torch.randint(3, (6, 5, 5)), torch.randint(3, (6, 5, 5))
     cases = ["a", "b", "a", "b", "b", "b"]
     slices, volumes = CaseDice(3), CaseDice(3)
@@ -38,7 +38,7 @@ def test_slices_of_a_case_make_one_volume() -> None:
 
 def test_absent_classes() -> None:
     dice = CaseDice(4)
-    # Case 0 holds class 1 only and gets a false positive of class 2; case 1 holds class 2, half found.
+    # Case 0 has only class 1, with a false positive of class 2; half of class 2 in case 1 is found.
     dice.update(torch.tensor([[1, 1, 2, 0], [2, 0, 0, 0]]), torch.tensor([[1, 1, 0, 0], [2, 2, 0, 0]]))
     _, first, second, third = dice.compute().tolist()
     assert first == 1
@@ -46,7 +46,7 @@ def test_absent_classes() -> None:
     assert torch.tensor(third).isnan()
 
 
-def test_a_sample_given_twice_counts_once() -> None:
+def test_repeated_sample_counts_once() -> None:
     dice, once = CaseDice(3), CaseDice(3)
     predictions, labels = torch.randint(3, (3, 4, 4)), torch.randint(3, (3, 4, 4))
     once.update(predictions, labels, ["a", "a", "b"], [0, 1, 2])
@@ -54,7 +54,7 @@ def test_a_sample_given_twice_counts_once() -> None:
     assert torch.equal(dice.compute(), once.compute())
 
 
-def test_samples_without_index_or_case_are_others_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_without_index_or_case_differ_between_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     predictions, labels = torch.randint(3, (4, 5, 5)), torch.randint(3, (4, 5, 5))
     one, first, second = CaseDice(3), CaseDice(3), CaseDice(3)
     one.update(predictions, labels)
@@ -66,14 +66,14 @@ def test_samples_without_index_or_case_are_others_on_every_rank(monkeypatch: pyt
     torch.testing.assert_close(first.compute(), expected)
 
 
-def test_reset_and_nothing_seen() -> None:
+def test_reset_dice_is_nan() -> None:
     dice = CaseDice(2)
     dice.update(torch.ones(1, 2).long(), torch.ones(1, 2).long())
     dice.reset()
     assert dice.compute().isnan().all()
 
 
-def test_bad_labels_are_explained() -> None:
+def test_bad_labels_are_an_error() -> None:
     with pytest.raises(ValueError, match="between 0 and 2, but got values from 0 to 4: check `num_classes`"):
         CaseDice(3).update(torch.zeros(1, 2).long(), torch.tensor([[0, 4]]))
     with pytest.raises(ValueError, match=r"one shape \(B, \*S\)"):

@@ -1,4 +1,4 @@
-"""The prepare command on downloads made by hand, whose anatomy is known."""
+"""The prepare command on synthetic downloads with a known anatomy."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def prepare(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def anatomy(shape: tuple[int, int, int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Image and label (slices from the feet, rows from the front, columns from the right), an organ in each corner."""
+    """Image and label with an organ in each corner: slices from the feet, rows from the front, columns from the right."""
     label = np.zeros(shape, np.uint8)
     slices, rows, columns = shape
-    label[slices // 2 : slices - 6, : rows // 3, : columns // 3] = 1  # the liver: front, right, above
+    label[slices // 2 : slices - 6, : rows // 3, : columns // 3] = 1  # liver: front, right, top
     label[6 : slices // 2, rows // 2 :, : columns // 4] = 2
     label[6 : slices // 2, rows // 2 :, columns // 2 :] = 3
     label[slices // 2 : slices - 6, rows // 2 :, columns // 2 :] = 4
@@ -59,7 +59,7 @@ def dicom(plane: np.ndarray[Any, Any], height: float, spacing: float) -> bytes:
 
 
 def write_chaos(path: Path, image: Any, label: Any) -> None:
-    """The first file is the topmost slice."""
+    """Write the zip file of CHAOS; its first file is the top slice."""
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(len(image)):
             z = len(image) - 1 - number
@@ -73,7 +73,7 @@ def write_chaos(path: Path, image: Any, label: Any) -> None:
 
 
 def write_btcv(folder: Path, image: Any, label: Any) -> None:
-    """With the first axis from the patient's right to the left, as the originals have it."""
+    """Write the NIfTI files of BTCV, with the first axis from right to left as in the original files."""
     affine = np.diag([-1.6, 1.6, 3.0, 1.0])
     for name, values in (("img", image), ("label", np.vectorize(CLASSES.get)(label).astype(np.uint8))):
         (folder / name).mkdir(parents=True)
@@ -93,12 +93,12 @@ def test_prepared_folder(prepare: Any, tmp_path: Path) -> None:
     assert meta["split"]["source_train"] == ["chaos_mr_02"]
     assert meta["split"]["target_adapt"] == ["btcv_ct_02"]
     mr, ct = (np.load(out / case["file"]) for case in meta["cases"])
-    # Twice the resolution: 100 rows of 2.5 mm become 200 of 1.25 mm, padded by 28 on either side.
+    # 100 rows of 2.5 mm are resampled to 200 rows of 1.25 mm and padded by 28 rows on each side.
     assert mr["image"].dtype == np.int16
     np.testing.assert_array_equal(mr["label"][:, 28:228:2, 28:228:2], mr_label)
     assert not mr["label"][:, :28].any()
     assert mr["label"].shape == (20, 256, 256)
-    # Organs from slice 6 to 23, five more on either side; from 400 HU over the window of 400 to 255.
+    # Organs are in slices 6 to 23, with a margin of five slices. The window maps 400 HU to 255.
     np.testing.assert_array_equal(ct["label"][:, ::2, ::2], ct_label[1:29])
     inside = ct["label"][:, ::2, ::2] == 4
     assert (ct["image"][:, ::2, ::2][inside] >= 250).mean() > 0.9

@@ -1,4 +1,4 @@
-"""The README's lines do what they say."""
+"""The code and the links of the README work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conftest import Images, TinyNet
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-def test_the_few_lines_refine_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snippet_refines_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     model = TinyNet(classes=5)
@@ -23,6 +23,6 @@ def test_the_few_lines_refine_a_network(tmp_path: Path, monkeypatch: pytest.Monk
     assert any(not torch.equal(refined[name], value) for name, value in model.state_dict().items())
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_point_to_files() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (Path(__file__).parent.parent / target).exists(), target

@@ -1,4 +1,4 @@
-"""Pictures arrive where the user looks: W&B (read back from an offline run), TensorBoard, PNG files."""
+"""Overlays in Weights & Biases (read from an offline run), TensorBoard and PNG files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fit(trainer: Callable[..., pl.Trainer], folder: Path, labelled: bool, **opti
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The records of an offline run: LevelDB's log format behind a header of 7 bytes."""
+    """Read the records of an offline run: LevelDB log format after a header of 7 bytes."""
     data, position, parts = path.read_bytes(), 7, b""
     while position + 7 <= len(data):
         left = 32768 - position % 32768
@@ -54,7 +54,7 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def finished(path: Path) -> list[Any]:
-    """All records, the last of which says that the run has ended: wandb's own process writes them when it likes."""
+    """Read all records, waiting for the exit record: a process of wandb writes them asynchronously."""
     for _ in range(100):
         found = list(records(path))
         if any(record.HasField("exit") for record in found):
@@ -63,7 +63,7 @@ def finished(path: Path) -> list[Any]:
     return found
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # wandb's own
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # from wandb
 def test_wandb_offline_run(tmp_path: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
@@ -92,11 +92,11 @@ def test_wandb_offline_run(tmp_path: Path, trainer: Any, monkeypatch: pytest.Mon
     masks = [np.array(Image.open(path)) for path in (run / "files/media/images/mask/pseudo/overlays").glob("*.png")]
     reference = Images(5, (16, 20), True).labels
     assert reference is not None
-    assert any(np.array_equal(mask, reference[4].numpy()) for mask in masks), "the reference is shown as it is"
+    assert any(np.array_equal(mask, reference[4].numpy()) for mask in masks), "one mask equals the reference"
     assert len(masks) == 2 * len(pictures), "prediction and reference"
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # tensorboard's own protobuf code
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from the protobuf code of tensorboard
 def test_tensorboard(tmp_path: Path, trainer: Any) -> None:
     logger = TensorBoardLogger(tmp_path)
     fit(trainer, tmp_path, labelled=False, logger=logger)
@@ -117,7 +117,7 @@ def test_png_files(tmp_path: Path, trainer: Any, labelled: bool) -> None:
     assert np.array_equal(picture[:, :20], grey(Images(5, (16, 20))[1]))
 
 
-def test_overlay_colours_labels_and_leaves_the_rest() -> None:
+def test_overlay_colours_only_labelled_pixels() -> None:
     image, labels = torch.rand(1, 6, 7), torch.randint(3, (6, 7))
     picture, below = overlay(image, labels, opacity=0.4), grey(image)
     for value in range(3):
@@ -126,6 +126,6 @@ def test_overlay_colours_labels_and_leaves_the_rest() -> None:
         assert np.array_equal(picture[where], expected)
 
 
-def test_volumes_show_their_middle_slice() -> None:
+def test_volumes_are_shown_as_a_slice() -> None:
     image, labels = torch.rand(1, 6, 7, 9), torch.randint(3, (6, 7, 9))
     assert overlay(image, labels).shape == (6, 7, 3)

@@ -1,10 +1,10 @@
-"""The networks that the benchmark of methods starts from, trained once and kept.
+"""Base networks of the benchmark of methods, trained once and saved.
 
-- `plain`: trained on the source as it is; the hard case.
+- `plain`: trained on the source images without remapping: an unadapted MR network (CT in the other direction).
 - `remapped`: trained with random intensity remapping, as in `examples/abdomen.py`.
-- `remapped-bn`: the same with BatchNorm re-estimated on the target images.
-- `advent`: the remapped one adapted adversarially (`examples/uda/advent.py`).
-- `oracle`: trained on the target's labels: what could be reached. Nothing is refined from it.
+- `remapped-bn`: `remapped` with BatchNorm statistics re-estimated on the target images.
+- `advent`: `remapped` after adversarial adaptation (`examples/uda/advent.py`).
+- `oracle`: trained on target labels, as an upper bound. No method refines it.
 """
 
 import sys
@@ -34,7 +34,7 @@ SPLITS = {
 
 
 class Setting(NamedTuple):
-    """What all runs of a benchmark have in common."""
+    """Settings that all runs of a benchmark share."""
 
     data: Path
     out: Path
@@ -49,13 +49,13 @@ class Setting(NamedTuple):
     precision: str
 
     def read(self, split: str, labelled: bool = True) -> AbdomenSlices:
-        """A split as seen from the direction; of what is trained on, every n-th slice of the target alone."""
+        """Read a split for the direction of the benchmark; of the target training images only every n-th slice."""
         every = self.every if split == "target_adapt" else 1
         return AbdomenSlices(self.data, SPLITS[self.direction][split], self.size, labelled, self.fraction, every)
 
 
 def base_network(kind: str, setting: Setting, seed: int) -> nn.Module:
-    """The base of this kind and seed, from its file or newly trained."""
+    """Load the base of this kind and seed, or train and save it."""
     network = build_network(setting.network, len(CLASS_NAMES))
     path = setting.out / "bases" / f"{kind}-{seed}.pt"
     if not path.exists():
@@ -70,7 +70,7 @@ def base_network(kind: str, setting: Setting, seed: int) -> nn.Module:
 
 
 def trainer(epochs: int, **options: Any) -> pl.Trainer:
-    """A quiet trainer on one device."""
+    """Create a trainer on one device without output."""
     return pl.Trainer(
         max_epochs=epochs,
         devices=1,

@@ -1,4 +1,4 @@
-"""How well figures without labels tell good rounds from bad ones, and what the guard makes of each run."""
+"""Evaluate label-free criteria for the choice of a round, and the guard, on the runs of the benchmark."""
 
 import math
 from collections import defaultdict
@@ -13,7 +13,7 @@ Row = dict[str, float]
 
 
 def criteria(rows: list[Row]) -> dict[str, list[float]]:
-    """Each criterion at every round of a run; the higher, the better it takes the round to be."""
+    """The value of each criterion for each round of a run; higher means better."""
     found = {
         "information maximisation": [row["pseudo/im"] for row in rows],
         "soft neighbourhood density": [row["pseudo/snd"] for row in rows],
@@ -25,20 +25,20 @@ def criteria(rows: list[Row]) -> dict[str, list[float]]:
 
 
 def _healthy(rows: list[Row]) -> list[bool]:
-    """Whether the guard has neither complaint nor doubt about a round; it compares each with the first."""
+    """For each round, whether the guard, which compares it with the first round, has no complaint and no doubt."""
     guard = Guard("restore")
     guard.start(rows[0] if rows else {})
     return [not (guard.complaints(row) or guard.doubts(row)) for row in rows]
 
 
 def _drift(row: Row, first: Row) -> float:
-    """The largest change of a foreground class's share, as a logarithm of its factor."""
+    """The largest change of the share of a foreground class, as the absolute logarithm of the ratio."""
     names = [name for name in row if name.startswith("pseudo/class_ratio/") and not name.endswith("/background")]
     return max(abs(math.log(max(row[name], 1e-6) / max(first[name], 1e-6))) for name in names)
 
 
 def criteria_table(runs: list[dict[str, Any]]) -> str:
-    """For each criterion Spearman's correlation with the Dice over rounds, and the gain of the rounds it chooses."""
+    """Format a table: rank correlation of each criterion with the Dice, and gain of the round it selects."""
     correlations, gains = defaultdict(list), defaultdict(list)
     for run in runs:
         rows = run.get("rounds", [])
@@ -61,7 +61,7 @@ def criteria_table(runs: list[dict[str, Any]]) -> str:
 
 
 def guarded(run: dict[str, Any]) -> float | None:
-    """The average Dice of the round that `guard="restore"` would end with."""
+    """The average Dice of the round that `guard="restore"` returns to."""
     rows = run.get("rounds", [])
     dice = [row["val/dice"] for row, healthy in zip(rows, _healthy(rows), strict=True) if healthy]
     return dice[-1] if dice else None

@@ -1,12 +1,12 @@
-"""What the label pass of each method costs beside a bare forward loop, and what the scripts of some methods do.
+"""Measure the cost of the label pass of each method, relative to a bare forward loop.
 
     python examples/benchmarks/label_pass.py
 
-Each row has a process of its own, in which the method and the bare loop over the same network and images take turns;
-its figure is the median ratio of the two times, and the peak memory of the process. Our rows are whole label passes of
-`PseudoLabelCallback`: reading, predicting, statistics, denoising, writing, with APL also looking for small
-components. The rows of scripts do what the published code of CRST, BDL, MRNet and DPL does to label a data set: so many
-passes, such files, such sorting, image by image.
+Each row runs in its own process, where the method and the bare loop alternate on the same network and images. The table
+shows the median ratio of their times and the peak memory of the process. Rows of methods are complete label passes of
+`PseudoLabelCallback`: reading, prediction, statistics, denoising and writing, for APL also the search for small
+components. Rows of scripts reproduce how the published code of CRST, BDL, MRNet and DPL labels a data set: the same
+number of forward passes per image, the same intermediate files and the same sorting.
 """
 
 import argparse
@@ -44,7 +44,7 @@ METHODS: dict[str, Callable[[], Any]] = {
 
 
 def label_pass(make: Callable[[], Any], images: Images, folder: Path) -> float:
-    """Seconds of one label pass of ours."""
+    """Seconds of one label pass of `PseudoLabelCallback`."""
     labels = TimedLabels(make())
     data = TargetDataModule(Slices(images), batch_size=2, transform=None, store_dir=folder)
     trainer(max_steps=1, callbacks=[labels]).fit(APLModule(network(), CLASSES, batch_norm="frozen"), data)
@@ -52,7 +52,7 @@ def label_pass(make: Callable[[], Any], images: Images, folder: Path) -> float:
 
 
 def crst_script(model: nn.Module, images: Images, folder: Path) -> None:
-    """Two passes, probabilities to disk as float32, lists of every fourth confidence sorted by class, PNG files."""
+    """Two passes, float32 probabilities on disk, sorted lists of every fourth confidence per class, PNG files."""
     confidences: list[list[float]] = [[] for _ in range(CLASSES)]
     for index in range(len(images)):
         image = images[index][None]
@@ -74,7 +74,7 @@ def crst_script(model: nn.Module, images: Images, folder: Path) -> None:
 
 
 def bdl_script(model: nn.Module, images: Images, folder: Path) -> None:
-    """One pass, all labels and confidences in memory, a sorted array a class, PNG files."""
+    """One pass, all labels and confidences in memory, one sorted array per class, PNG files."""
     labels = np.zeros((len(images), images.size, images.size))
     confidences = np.zeros_like(labels)
     for index in range(len(images)):
@@ -92,7 +92,7 @@ def bdl_script(model: nn.Module, images: Images, folder: Path) -> None:
 
 
 def mrnet_script(model: nn.Module, images: Images, folder: Path) -> None:
-    """Four passes (two scales, each mirrored), PNG files."""
+    """Four passes (two scales, each also flipped), PNG files."""
     for index in range(len(images)):
         image = images[index][None]
         small = F.interpolate(image, size=[image.shape[-1] * 4 // 5 // 32 * 32] * 2, mode="bilinear")
@@ -102,7 +102,7 @@ def mrnet_script(model: nn.Module, images: Images, folder: Path) -> None:
 
 
 def dpl_script(model: nn.Module, images: Images, folder: Path) -> None:
-    """Ten passes with dropout and their features, prototypes of each image, one compressed file of all."""
+    """Ten passes with dropout and their features, prototypes per image, one compressed file for all images."""
     kept: list[Tensor] = []
     classifier = model.segmentation_head
     handle = classifier.register_forward_pre_hook(lambda _, inputs: (kept.append(inputs[0]), F.dropout(inputs[0]))[1:])
@@ -130,12 +130,12 @@ SCRIPTS: dict[str, Callable[[nn.Module, Images, Path], None]] = {
 
 
 def measure(name: str, arguments: argparse.Namespace) -> tuple[float, float]:
-    """Median over the turns of the time over that of the bare loop, and the peak memory in MiB."""
+    """The time relative to the bare loop, as the median over the turns, and the peak memory in MiB."""
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     images, model = Images(arguments.images, arguments.size), network().eval()
     ratios = []
-    for turn in range(arguments.turns + 1):  # the first one warms up
+    for turn in range(arguments.turns + 1):  # the first turn is a warm-up
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             bare = forward_loop(model, images, workers=0)
             if name in METHODS:
@@ -153,7 +153,7 @@ def measure(name: str, arguments: argparse.Namespace) -> tuple[float, float]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
-    """Run the command line; returns the ratio and the peak memory of each row."""
+    """Run the command line and return the ratio and the peak memory of each row."""
     rows = ["bare loop", *METHODS, *SCRIPTS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=256)

@@ -1,15 +1,15 @@
-"""Pseudo-label methods side by side: each refines each base on unlabelled images, seed by seed.
+"""Compare pseudo-label methods: each method refines each base network on unlabelled images, for several seeds.
 
     python examples/benchmarks/methods.py --data DIR
 
-Every run has the same fixed budget and is judged after its last epoch, on patients that nothing has trained on. No
-target label is read by anything that trains or selects: those in the target images only serve the pseudo labels'
-own Dice, which is written down, and the oracle, which is called one.
+All runs have the same number of epochs and are evaluated after the last one, on held-out patients. Training and model
+selection never read target labels. Only the oracle and the logged Dice of the pseudo labels use them.
 
-Each run leaves a JSON file below `OUT/runs`; a benchmark that was stopped goes on where it was. From these files it
-writes `results.csv` (a row a run), `rounds.csv` (a row a round) and `table.md` (mean and spread over seeds).
+Each run writes a JSON file to `OUT/runs`; an interrupted benchmark continues with the missing runs. From these files it
+writes `results.csv` (one row per run), `rounds.csv` (one row per round) and `table.md` (mean and standard deviation
+over seeds).
 
-With a GPU the same command takes a ResNet-50 DeepLabV3+ at 256 x 256.
+On a GPU the default is a ResNet-50 DeepLabV3+ at 256 x 256.
 """
 
 import argparse
@@ -34,22 +34,22 @@ from apl_lightning import PseudoLabelCallback, TargetDataModule
 
 
 class Rounds(pl.Callback):
-    """Notes what is known of each round, and the Dice on held-out patients of the network that made its labels."""
+    """Records the scores of each round, and the Dice on held-out patients of the network that made its labels."""
 
     def __init__(self, labels: PseudoLabelCallback, held_out: Any) -> None:
         self.labels = labels
         self.held_out = held_out
         self.rows: list[dict[str, float]] = []
-        self.dice: dict[str, float] = {}  # the newest, by organ
-        self.seconds = 0.0  # spent on the notes, which are no part of a method
+        self.dice: dict[str, float] = {}  # of the latest round, per organ
+        self.seconds = 0.0  # spent on recording, not part of the time of a method
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self._note(trainer, module, made=self.labels.round == sum("pseudo/dice" in row for row in self.rows))
+        self._record(trainer, module, made=self.labels.round == sum("pseudo/dice" in row for row in self.rows))
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
-        self._note(trainer, module, made=False)
+        self._record(trainer, module, made=False)
 
-    def _note(self, trainer: pl.Trainer, module: Any, made: bool) -> None:
+    def _record(self, trainer: pl.Trainer, module: Any, made: bool) -> None:
         start = time.perf_counter()
         scores = self.labels.scores if made else self.labels.measure(trainer, module)
         labels = {"pseudo/dice": self.labels.statistics["pseudo/dice"]} if made else {}
@@ -63,7 +63,7 @@ def _dice(network: torch.nn.Module, held_out: Any) -> dict[str, float]:
 
 
 def refine(base: str, method: str, seed: int, setting: Setting) -> dict[str, Any]:
-    """One run: the Dice before and after, its rounds, and the seconds it took."""
+    """Run one method and return the Dice before and after, the rounds and the seconds."""
     network, held_out = base_network(base, setting, seed), setting.read("target_val")
     network = network.to(memory_format=torch.channels_last)
     recipe = (RECIPES | MORE)[method]
@@ -82,12 +82,12 @@ def refine(base: str, method: str, seed: int, setting: Setting) -> dict[str, Any
 
 
 def work(task: tuple[str, str, int], setting: Setting, threads: int) -> str:
-    """Make one run unless its file is there; the method "none" only makes and measures the base."""
+    """Run one task unless its file exists; the method "none" only trains and evaluates the base."""
     torch.set_num_threads(threads)
     base, method, seed = task
     path = setting.out / "runs" / f"{base}--{method.replace(' ', '-')}--{seed}.json"
     if path.exists():
-        return "kept"
+        return "already done"
     if method == "none":
         dice = _dice(base_network(base, setting, seed), setting.read("target_val"))
         result: dict[str, Any] = {"base": base, "method": method, "seed": seed, "before": dice, "after": dice}
@@ -101,24 +101,24 @@ def work(task: tuple[str, str, int], setting: Setting, threads: int) -> str:
 
 
 def run_all(tasks: list[tuple[str, str, int]], setting: Setting, jobs: int) -> None:
-    """Make the runs, several at a time; one alone at a time stays in this process."""
+    """Run the tasks, `jobs` at a time; with one job, in this process."""
     threads = max(1, torch.get_num_threads() // jobs)
 
-    def told(done: int, task: tuple[str, str, int], outcome: str) -> None:
+    def report(done: int, task: tuple[str, str, int], outcome: str) -> None:
         print(f"{done}/{len(tasks)} {', '.join(map(str, task))}: {outcome}", flush=True)
 
     if jobs == 1:
         for done, task in enumerate(tasks, start=1):
-            told(done, task, work(task, setting, threads))
+            report(done, task, work(task, setting, threads))
         return
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         running = {pool.submit(work, task, setting, threads): task for task in tasks}
         for done, future in enumerate(as_completed(running), start=1):
-            told(done, running[future], future.result())
+            report(done, running[future], future.result())
 
 
 def check_setting(setting: Setting) -> None:
-    """Keep the setting beside the runs, and refuse to mix them with those of another."""
+    """Save the setting next to the runs; refuse a folder with runs of another setting."""
     setting.out.mkdir(parents=True, exist_ok=True)
     path = setting.out / "setting.json"
     now = {name: value for name, value in setting._asdict().items() if name not in ("data", "out")}
@@ -139,14 +139,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--methods", choices=RECIPES | MORE, nargs="+", default=list(RECIPES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--network", choices=NETWORKS, default="smp-deeplabv3plus" if gpu else "monai-unet")
-    parser.add_argument("--size", type=int, default=256 if gpu else 128, help="rows and columns of a slice")
+    parser.add_argument("--size", type=int, default=256 if gpu else 128, help="number of rows and columns of a slice")
     parser.add_argument("--every", type=int, default=2, help="train on every n-th target slice")
     parser.add_argument("--epochs", type=int, default=4, help="epochs of refinement")
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="bf16-mixed")
     parser.add_argument("--source-epochs", type=int, default=30)
     parser.add_argument("--advent-epochs", type=int, default=8)
-    parser.add_argument("--fraction", type=float, default=1.0, help="part of the patients")
-    parser.add_argument("--jobs", type=int, default=1 if gpu else torch.get_num_threads(), help="runs at the same time")
+    parser.add_argument("--fraction", type=float, default=1.0, help="fraction of the patients")
+    parser.add_argument("--jobs", type=int, default=1 if gpu else torch.get_num_threads(), help="parallel runs")
     parser.add_argument("--quick", action="store_true", help="a smoke test: one seed, a few small images, one epoch")
     arguments = parser.parse_args(argv)
     if arguments.quick:
@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
     setting = Setting(**{**options, "out": out})
     check_setting(setting)
     seeds = arguments.seeds
-    # What others start from comes first, so that no two runs train the same base.
+    # The bases come first, in order of dependence, so that no two runs train the same base.
     for kinds in (("remapped", "plain", "oracle"), ("remapped-bn", "advent")):
         run_all([(kind, "none", seed) for seed, kind in product(seeds, kinds)], setting, arguments.jobs)
     runs = list(product(arguments.bases, arguments.methods, seeds))

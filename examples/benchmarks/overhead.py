@@ -1,11 +1,10 @@
-"""What refinement costs: an epoch of it against plain fine-tuning plus one inference pass, in one run.
+"""Measure an epoch of refinement relative to an epoch of plain fine-tuning plus one inference pass.
 
     python examples/benchmarks/overhead.py
 
-Both sides run in Lightning on the same images, network, batch size and optimiser. The plain side fine-tunes with
-a weighted cross-entropy on labels that lie in memory and predicts all images once an epoch; the refinement side
-makes its pseudo labels, writes and reads them, and trains with both losses. The two take turns; the ratio is the
-median over the turns.
+Both run in Lightning with the same images, network, batch size and optimiser. Plain fine-tuning trains with a weighted
+cross-entropy on labels in memory and predicts all images once per epoch. Refinement makes, writes and reads pseudo
+labels and trains with both losses. The measurements alternate, and the ratio is the median over the turns.
 """
 
 import argparse
@@ -33,7 +32,7 @@ NETWORKS = {
 
 
 class PlainModule(pl.LightningModule):
-    """Fine-tuning with the weighted cross-entropy, and one inference pass before each epoch."""
+    """Fine-tuning with weighted cross-entropy and one inference pass before each epoch."""
 
     def __init__(self, model: nn.Module, images: Tensor, batch_size: int) -> None:
         super().__init__()
@@ -59,7 +58,7 @@ class PlainModule(pl.LightningModule):
 
 
 class EpochTimer(pl.Callback):
-    """Seconds of the last epoch, from before what any hook does at its start."""
+    """Records the seconds of the last epoch, including the hooks at its start."""
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
         self.start = time.perf_counter()
@@ -69,7 +68,7 @@ class EpochTimer(pl.Callback):
 
 
 def seconds_of_an_epoch(module: pl.LightningModule, data: Any, callbacks: list[pl.Callback]) -> float:
-    """The second of two epochs: the first one warms up."""
+    """The seconds of the second of two epochs; the first one is a warm-up."""
     timer = EpochTimer()
     trainer = pl.Trainer(
         max_epochs=2,
@@ -85,7 +84,7 @@ def seconds_of_an_epoch(module: pl.LightningModule, data: Any, callbacks: list[p
 
 
 def measure(build: Any, size: int, count: int, batch_size: int, turns: int) -> list[float]:
-    """The ratio of refinement to plain fine-tuning, turn by turn."""
+    """The ratio of refinement to plain fine-tuning in each turn."""
     torch.manual_seed(0)
     network = build()
     images = torch.rand(count, 1, size, size)
@@ -104,7 +103,7 @@ def measure(build: Any, size: int, count: int, batch_size: int, turns: int) -> l
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    """Run the command line; returns the median ratio of each network."""
+    """Run the command line and return the median ratio of each network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--images", type=int, default=96)

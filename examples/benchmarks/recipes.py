@@ -1,8 +1,8 @@
-"""How each method of the benchmark refines a base: the three pieces of a run.
+"""Recipes of the benchmark: module, callback and data of each method.
 
-Optimiser, learning rate, batch size, epochs and the joint transform are the same for all. The peers train every
-parameter on their labels; APL has its two losses. A base comes with the BatchNorm statistics that are to be judged, so
-all but "APL, defaults" leave them alone; nor do they ignore small components.
+All methods share optimiser, learning rate, batch size, number of epochs and joint transform. APL has two losses; the
+other methods train all parameters on their labels. Only the defaults of APL re-estimate the BatchNorm statistics of the
+base and ignore small components; the variants of the defaults change one part each.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from apl_lightning.denoisers import BDL, CBST, CRST, DPL, IAST, UPL, Chebyshev, 
 from apl_lightning.presets import PAPER
 
 COUNTED = {"ignore_small_components": False}
-ONCE = 10**6  # labels before each so-manieth epoch: before the first alone
+ONCE = 10**6  # as `every_n_epochs`: labels only before the first epoch
 
 
 class Recipe(NamedTuple):
-    """The module's class, and what the module, the callback and the data module are given."""
+    """The module class and the options of module, callback and data module."""
 
     module: type[APLModule]
     options: dict[str, Any]
@@ -33,14 +33,14 @@ def _peer(make: Callable[[], Any], **options: Any) -> Recipe:
 RECIPES = {
     "threshold": _peer(lambda: Threshold(0.9)),
     "CBST": _peer(CBST),
-    # Mirrored left and right, a left kidney would be a right one.
+    # A horizontal flip would turn a left kidney into a right one.
     "MRNet": _peer(lambda: MRNet(flips=()), every_n_epochs=ONCE),
     "IAST": _peer(IAST),
     "DPL": _peer(DPL, every_n_epochs=ONCE),
-    # Nor has any of these networks seen an image turned by 90 degrees: with the original's four views nothing is left.
+    # These networks never see rotations by 90 degrees in training: with the four published views no pixel is kept.
     "UPL, one view": _peer(lambda: UPL(views=1)),
     "APL, L_Con only": Recipe(APLModule, {"batch_norm": "frozen", "refinement_weight": 0.0}, COUNTED.copy, {}),
-    "APL, the letter": Recipe(APLModule, dict(PAPER.module), lambda: dict(PAPER.callback), dict(PAPER.data)),
+    "APL, paper settings": Recipe(APLModule, dict(PAPER.module), lambda: dict(PAPER.callback), dict(PAPER.data)),
     "APL, defaults": Recipe(APLModule, {}, dict, {}),
 }
 MORE = {
@@ -49,10 +49,10 @@ MORE = {
     "CRST": _peer(CRST),
     "UPL": _peer(UPL),
     "Chebyshev": _peer(Chebyshev),
-    # The two peers that come closest, with this part of the defaults.
+    # The two best other methods, with this part of the defaults of APL.
     "threshold, small components ignored": _peer(lambda: Threshold(0.9), ignore_small_components=True),
     "UPL, one view, small components ignored": _peer(lambda: UPL(views=1), ignore_small_components=True),
-    # The defaults without one of their parts.
+    # The defaults of APL without one of their parts.
     "APL, small components counted": Recipe(APLModule, {}, COUNTED.copy, {}),
     "APL, no teacher": Recipe(APLModule, {"ema_decay": None}, dict, {}),
     "APL, heads at the full rate": Recipe(APLModule, {"head_rate": 1.0}, dict, {}),
@@ -60,6 +60,6 @@ MORE = {
     "APL, weights of 1": Recipe(
         APLModule, {}, lambda: {"denoiser": Threshold(0.0), "ignore_small_components": True}, {}
     ),
-    "APL, BatchNorm as it came": Recipe(APLModule, {"batch_norm": "frozen"}, dict, {}),
+    "APL, BatchNorm of the source": Recipe(APLModule, {"batch_norm": "frozen"}, dict, {}),
     "APL, images unmoved": Recipe(APLModule, {}, dict, {"transform": None}),
 }

@@ -1,4 +1,4 @@
-"""The tables of the benchmark of methods, from the files of its runs."""
+"""Tables of the benchmark of methods, from the files of its runs."""
 
 import csv
 import json
@@ -13,12 +13,12 @@ Run = dict[str, Any]
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All runs that have ended."""
+    """Read all completed runs."""
     return [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*.json"))]
 
 
 def write_report(folder: Path) -> str:
-    """Write `results.csv`, `rounds.csv` and `table.md` into the folder; returns the table."""
+    """Write `results.csv`, `rounds.csv` and `table.md` to the folder and return the table."""
     runs = read_runs(folder)
     _write_csv(folder / "results.csv", [_flat(run) for run in runs])
     named = [
@@ -27,13 +27,13 @@ def write_report(folder: Path) -> str:
         for number, row in enumerate(run.get("rounds", []))
     ]
     _write_csv(folder / "rounds.csv", named)
-    text = "\n\n".join([table(runs), "### What can be told without labels", criteria_table(runs)])
+    text = "\n\n".join([table(runs), "### Criteria without labels", criteria_table(runs)])
     (folder / "table.md").write_text(text + "\n")
     return text
 
 
 def table(runs: list[Run]) -> str:
-    """A Markdown table for each base: mean ± deviation over seeds, gain, part of the distance to the oracle."""
+    """Format a table per base: mean ± standard deviation over seeds, gain, share of the distance to the oracle."""
     found: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         found[run["base"]][run["method"]].append(run)
@@ -48,13 +48,13 @@ def table(runs: list[Run]) -> str:
         lines = [f"### From {base}", "", f"| method | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
         for method, of_method in rows:
             cells = [_spread([run["after"][organ] for run in of_method]) for organ in organs]
-            lines.append(f"| {method} | {' | '.join([*cells, *_judged(of_method, oracle)])} |")
+            lines.append(f"| {method} | {' | '.join([*cells, *_evaluated(of_method, oracle)])} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
-def _judged(runs: list[Run], oracle: dict[int, float]) -> list[str]:
-    """Gain, part of the distance to the oracle, Dice with the guard and of each round of pseudo labels, and time."""
+def _evaluated(runs: list[Run], oracle: dict[int, float]) -> list[str]:
+    """Gain, share of the distance to the oracle, Dice with the guard and of the pseudo labels per round, seconds."""
     if runs[0]["method"] == "none":
         return [""] * 5
     gains = [run["after"]["average"] - run["before"]["average"] for run in runs]

@@ -1,12 +1,12 @@
-"""How the label pass and the training step scale, what they cost beside a bare loop, and what memory they take.
+"""Measure scaling, overhead and memory of the label pass and the training step.
 
     python examples/benchmarks/scaling.py
 
-1. Images a second with 1 and with 2 processes of one thread each, of the label pass, of the training step and, for
-   reference, of a step of plain fine-tuning under the same DDP; they take turns, the ratio is the median.
-2. The label pass against a bare forward loop, and the training step against plain fine-tuning, in one process on the
-   device at hand (bfloat16 on a GPU).
-3. The peak memory of the label pass with 100 and with 1,000 images, each in its own process, and the store on disk.
+1. Images per second with one and with two processes of one thread each: label pass, training step and, for reference,
+   plain fine-tuning with the same DDP. The measurements alternate, and the ratio is the median.
+2. The label pass relative to a bare forward loop, and the training step relative to plain fine-tuning, in one process
+   on the available device (in bfloat16 on a GPU).
+3. The peak memory of the label pass for 100 and 1,000 images, each in its own process, and the size of the store.
 """
 
 import argparse
@@ -32,7 +32,7 @@ CLASSES = 5
 
 
 class Images(Dataset[Tensor]):
-    """Images that take no memory until they are asked for."""
+    """Random images that are generated on access, so they take no memory."""
 
     def __init__(self, count: int, size: int) -> None:
         self.count = count
@@ -46,7 +46,7 @@ class Images(Dataset[Tensor]):
 
 
 class Slices(Dataset[dict[str, Any]]):
-    """The same as the label pass gets them, 50 a patient: so it also looks for small components."""
+    """The same images with 50 slices per patient, so that the label pass also searches for small components."""
 
     def __init__(self, images: Images) -> None:
         self.images = images
@@ -59,7 +59,7 @@ class Slices(Dataset[dict[str, Any]]):
 
 
 class TimedLabels(PseudoLabelCallback):
-    """Keeps the seconds of the last round."""
+    """Records the seconds of the last round."""
 
     seconds = 0.0
 
@@ -70,7 +70,7 @@ class TimedLabels(PseudoLabelCallback):
 
 
 class TimedTraining(pl.Callback):
-    """Keeps the seconds of the last epoch's batches, and writes both figures from rank 0."""
+    """Records the seconds of the batches of the last epoch; rank 0 writes them and those of the labels to `out`."""
 
     def __init__(self, labels: TimedLabels | None = None, out: Path | None = None) -> None:
         self.labels = labels
@@ -93,7 +93,7 @@ class TimedTraining(pl.Callback):
 
 
 class Plain(pl.LightningModule):
-    """Fine-tuning on labels that are there."""
+    """Plain fine-tuning on given labels."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def network() -> nn.Module:
 
 
 def trainer(**options: Any) -> pl.Trainer:
-    """A trainer that does nothing but train."""
+    """Create a trainer without logger, checkpoints and output."""
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
@@ -124,7 +124,7 @@ def trainer(**options: Any) -> pl.Trainer:
 
 
 def seconds(arguments: argparse.Namespace, processes: int) -> dict[str, float]:
-    """Seconds of the second label pass and epoch, and of plain fine-tuning, with so many processes on the CPU."""
+    """Seconds of the second label pass and epoch, and of plain fine-tuning, for a number of CPU processes."""
     strategy = {} if processes == 1 else {"strategy": "ddp_fork", "devices": processes}
     options: dict[str, Any] = {"accelerator": "cpu", "max_epochs": 2, **strategy}
     images = Images(arguments.images, arguments.size)
@@ -141,19 +141,19 @@ def seconds(arguments: argparse.Namespace, processes: int) -> dict[str, float]:
 
 
 def scaling(arguments: argparse.Namespace) -> dict[str, float]:
-    """Throughput of two processes over that of one, median over the turns."""
+    """Throughput of two processes relative to one, as the median over the turns."""
     ratios: dict[str, list[float]] = {"label pass": [], "training step": [], "plain fine-tuning step": []}
     for turn in range(arguments.turns):
         one, two = seconds(arguments, 1), seconds(arguments, 2)
         for name, values in ratios.items():
             values.append(one[name] / two[name])
-            rates = f"{arguments.images / one[name]:.1f} and {arguments.images / two[name]:.1f} images a second"
+            rates = f"{arguments.images / one[name]:.1f} and {arguments.images / two[name]:.1f} images per second"
             print(f"  turn {turn}: {name}, 1 and 2 processes: {rates}, ratio {values[-1]:.2f}", flush=True)
     return {name: median(values) for name, values in ratios.items()}
 
 
 def bare(arguments: argparse.Namespace) -> dict[str, float]:
-    """Throughput of the label pass over a bare forward loop; time of a training epoch over plain fine-tuning."""
+    """Throughput of the label pass relative to a bare forward loop; training time relative to plain fine-tuning."""
     gpu = torch.cuda.is_available()
     images = Images(arguments.images, arguments.size)
     options: dict[str, Any] = {"accelerator": "gpu" if gpu else "cpu", "precision": "bf16-mixed" if gpu else "32-true"}
@@ -182,7 +182,7 @@ def bare(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def forward_loop(model: nn.Module, images: Images, workers: int) -> float:
-    """Seconds to predict all images with the network as it is, in batches as those of the label pass."""
+    """Seconds to predict all images with the plain network, in batches of the same size as in the label pass."""
     device = next(model.parameters()).device
     model.eval()
     at_once = predicted_at_once((images.size, images.size), device)
@@ -194,14 +194,14 @@ def forward_loop(model: nn.Module, images: Images, workers: int) -> float:
 
 
 def memory(arguments: argparse.Namespace) -> dict[str, float]:
-    """Peak memory in MiB with 100 and 1,000 images, and bytes a pixel on disk."""
+    """Peak memory in MiB for each number of images, and bytes per pixel on disk."""
     spawn = multiprocessing.get_context("spawn")
     figures = {}
     for count in arguments.counts:
         with spawn.Pool(1) as pool:
             peak, on_disk = pool.apply(_peak_of_label_pass, (count, arguments.size))
         figures[f"peak with {count} images, MiB"] = peak
-        figures["store, bytes a pixel"] = on_disk
+        figures["store, bytes per pixel"] = on_disk
     return figures
 
 
@@ -216,21 +216,21 @@ def _peak_of_label_pass(count: int, size: int) -> tuple[float, float]:
 
 
 def peak_memory() -> float:
-    """The most memory that this process has had, in MiB."""
-    # Not `getrusage`: its peak is inherited from the process that started this one.
+    """The peak memory of this process in MiB."""
+    # `getrusage` is not used because a process inherits its peak from the parent.
     (peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
     return int(peak.split()[1]) / 1024
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
-    """Run the command line; returns all figures."""
+    """Run the command line and return all measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=8, help="of each process")
+    parser.add_argument("--batch-size", type=int, default=8, help="batch size of each process")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=0, help="loader processes of the second part")
-    parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000], help="images of the third part")
+    parser.add_argument("--workers", type=int, default=0, help="number of loader workers in the second part")
+    parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000], help="image counts of the third part")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)

@@ -1,15 +1,15 @@
-"""Adapt a network by adversarial entropy minimisation: ADVENT (Vu et al., CVPR 2019), written from its equations.
+"""Adapt a network by adversarial entropy minimisation: ADVENT (Vu et al., CVPR 2019), implemented from the paper.
 
     python examples/uda/advent.py --data DIR --source source.pt --out adapted.pt
 
-Pre-adaptation still has the source data. A discriminator D learns to tell the entropy maps of target predictions
-from those of source predictions; the segmentation network learns the source labels and to deceive D:
+This adaptation, before refinement, needs the source data. A discriminator D learns to distinguish the entropy maps of
+target predictions from those of source predictions. The segmentation network learns the source labels and to deceive D:
 
-    I = -p log p / log C                                (weighted self-information, one map a class)
+    I = -p log p / log C                                (weighted self-information, one map per class)
     L = L_seg(source) + 0.001 * BCE(D(I_target), "source")
 
-`SOURCE` is a state dict that `examples/abdomen.py` leaves in its output folder. The adapted network is what
-`examples/benchmarks/methods.py` refines as its adversarial base.
+`source.pt` is a state dict that `examples/abdomen.py` saves in its output folder. `examples/benchmarks/methods.py`
+refines networks that are adapted in this way as the base `advent`.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def self_information(logits: Tensor) -> Tensor:
 
 
 def discriminator(classes: int, width: int = 64) -> nn.Sequential:
-    """Four strided convolutions and a classifier, as in DCGAN: a logit a patch."""
+    """Four strided convolutions and a classifier as in DCGAN, with one logit per patch."""
     layers: list[nn.Module] = []
     channels = [classes, width, 2 * width, 4 * width, 8 * width]
     for before, after in itertools.pairwise(channels):
@@ -53,10 +53,10 @@ class AdventModule(pl.LightningModule):
     """Adversarial adaptation on pairs of a labelled source batch and an unlabelled target batch.
 
     Args:
-        model: The source network; adapted in place.
-        classes: Channels of its logits.
-        adversarial_weight: The weight of deceiving the discriminator.
-        learning_rate: Of the network; the discriminator has 1e-4.
+        model: The source network, which is adapted in place.
+        classes: Number of channels of the logits.
+        adversarial_weight: Weight of the adversarial loss.
+        learning_rate: Learning rate of the network; that of the discriminator is 1e-4.
     """
 
     def __init__(
@@ -73,21 +73,21 @@ class AdventModule(pl.LightningModule):
     def training_step(self, batch: dict[str, dict[str, Tensor]]) -> None:
         image, label = random_affine(batch["source"]["image"], batch["source"]["label"])
         target = batch["target"]["image"]
-        # One forward pass for both: BatchNorm sees in training the mixture that its running statistics describe.
+        # One forward pass for both, so that the batch statistics match the running statistics of BatchNorm.
         both = self.model(torch.cat([random_remapping(image), target]))
         source_logits, target_logits = both[: len(image)], both[len(image) :]
         network_optimizer, discriminator_optimizer = self.optimizers()
 
         network_optimizer.zero_grad()
         segmentation = self.criterion(source_logits, label[:, None])
-        deception = self._judged(self_information(target_logits), FROM_SOURCE)
+        deception = self._adversarial_loss(self_information(target_logits), FROM_SOURCE)
         self.manual_backward(segmentation + self.adversarial_weight * deception)
         network_optimizer.step()
 
         discriminator_optimizer.zero_grad()
-        told_apart = self._judged(self_information(source_logits).detach(), FROM_SOURCE)
-        told_apart = told_apart + self._judged(self_information(target_logits).detach(), FROM_TARGET)
-        self.manual_backward(told_apart / 2)
+        discrimination = self._adversarial_loss(self_information(source_logits).detach(), FROM_SOURCE)
+        discrimination += self._adversarial_loss(self_information(target_logits).detach(), FROM_TARGET)
+        self.manual_backward(discrimination / 2)
         discriminator_optimizer.step()
         for scheduler in self.lr_schedulers():
             scheduler.step()
@@ -101,13 +101,13 @@ class AdventModule(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         return optimizers, [torch.optim.lr_scheduler.PolynomialLR(o, steps, power=0.9) for o in optimizers]
 
-    def _judged(self, maps: Tensor, domain: float) -> Tensor:
-        verdict = self.discriminator(maps)
-        return F.binary_cross_entropy_with_logits(verdict, torch.full_like(verdict, domain))
+    def _adversarial_loss(self, maps: Tensor, domain: float) -> Tensor:
+        logits = self.discriminator(maps)
+        return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, domain))
 
 
 def adapt(model: nn.Module, source: Dataset[object], target: Dataset[object], trainer: pl.Trainer) -> None:
-    """Train `model` in place on labelled source images and unlabelled target images, as many of either a step."""
+    """Train `model` in place on equally many labelled source and unlabelled target images per step."""
     loaders = {
         name: DataLoader(dataset, batch_size=8, shuffle=True, drop_last=True)
         for name, dataset in (("source", source), ("target", target))
@@ -122,9 +122,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--source", type=Path, required=True, help="state dict of the source network")
     parser.add_argument("--out", type=Path, required=True, help="file for the adapted state dict")
     parser.add_argument("--network", choices=NETWORKS, default="monai-unet")
-    parser.add_argument("--size", type=int, default=128, help="rows and columns of a slice")
+    parser.add_argument("--size", type=int, default=128, help="number of rows and columns of a slice")
     parser.add_argument("--epochs", type=int, default=5, help="epochs over the target images")
-    parser.add_argument("--fraction", type=float, default=1.0, help="part of the patients, for a smoke test")
+    parser.add_argument("--fraction", type=float, default=1.0, help="fraction of the patients, for a smoke test")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
 

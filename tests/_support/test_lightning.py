@@ -1,4 +1,4 @@
-"""Contracts of Lightning's parts that are not public API: each fails if Lightning changes what we rely on."""
+"""Tests of private parts of Lightning that the package uses: each fails if Lightning changes the part."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Module(pl.LightningModule):
 
 
 class Ask(pl.Callback):
-    """Asks something before each batch, of the trainer and the module."""
+    """Evaluates a function of trainer and module before each batch."""
 
     def __init__(self, question: Callable[[pl.Trainer, pl.LightningModule], Any]) -> None:
         self.question = question
@@ -65,7 +65,7 @@ def test_autocast(trainer: Make) -> None:
     assert answers(trainer, dtype) == [torch.float32] * 2
 
 
-def test_batches_started_counts_those_before_a_resume(trainer: Make, tmp_path: Any) -> None:
+def test_batches_started_includes_those_before_a_resume(trainer: Make, tmp_path: Any) -> None:
     assert answers(trainer, lambda trainer, _: door.batches_started(trainer), max_epochs=2) == [1, 2, 1, 2]
     started: list[int] = []
 
@@ -145,7 +145,7 @@ def test_rich_progress_adds_a_task(trainer: Make) -> None:
     assert all("label pass" in names for names in answers(trainer, tasks, callbacks=[bar], enable_progress_bar=True))
 
 
-def test_record_sigterm_stops_the_loop_and_is_passed_on(trainer: Make) -> None:
+def test_record_sigterm_stops_the_loop_and_forwards_the_signal(trainer: Make) -> None:
     killed: list[int] = []
 
     class Launcher:
@@ -162,8 +162,8 @@ def test_record_sigterm_stops_the_loop_and_is_passed_on(trainer: Make) -> None:
     ask = Ask(record)
     with pytest.raises(SIGTERMException):
         trainer(callbacks=[ask]).fit(Module(), DataLoader(Images(4), 2))
-    assert ask.answers == [True], "the loop ends before the next batch"
-    assert killed == [signal.SIGTERM], "once"
+    assert ask.answers == [True], "the loop stops before the next batch"
+    assert killed == [signal.SIGTERM], "the signal is forwarded once"
 
 
 def test_refuse_sharded(trainer: Make) -> None:

@@ -1,4 +1,4 @@
-"""The loaders: the user's own project as it is, a folder of its own for each run, several dimensions."""
+"""TargetDataModule: existing data modules, one folder per run, 2D and 3D images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Project(pl.LightningDataModule):
         self.calls.append("teardown")
 
 
-def test_an_existing_project(tmp_path: Path, trainer: Any) -> None:
+def test_existing_data_module(tmp_path: Path, trainer: Any) -> None:
     project = Project()
     data = TargetDataModule.from_datamodule(project, store_dir=tmp_path, transform=None)
     fit = trainer(callbacks=[PseudoLabelCallback()])
@@ -54,14 +54,14 @@ def test_an_existing_project(tmp_path: Path, trainer: Any) -> None:
     fit.validate(APLModule(TinyNet(), CLASSES), data, verbose=False)
 
 
-def test_options_come_before_the_projects(tmp_path: Path) -> None:
+def test_options_override_the_existing_data_module(tmp_path: Path) -> None:
     data = TargetDataModule.from_datamodule(Project(), store_dir=tmp_path, batch_size=1)
     data.setup("fit")
     assert data.train_dataloader().batch_size == 1
     assert data.val_dataloader().batch_size == 2
 
 
-def test_several_loaders_are_explained(tmp_path: Path) -> None:
+def test_several_loaders_are_an_error(tmp_path: Path) -> None:
     class Several(Project):
         def val_dataloader(self) -> Any:
             return [super().val_dataloader()] * 2
@@ -70,7 +70,7 @@ def test_several_loaders_are_explained(tmp_path: Path) -> None:
         TargetDataModule.from_datamodule(Several(), store_dir=tmp_path).setup("fit")
 
 
-def test_a_project_without_validation(tmp_path: Path, trainer: Any) -> None:
+def test_existing_data_module_without_validation(tmp_path: Path, trainer: Any) -> None:
     class Blind(pl.LightningDataModule):
         def train_dataloader(self) -> Any:
             return DataLoader(Images(4), batch_size=2)
@@ -79,7 +79,7 @@ def test_a_project_without_validation(tmp_path: Path, trainer: Any) -> None:
     trainer(callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), data)
 
 
-def test_every_run_has_a_folder_of_its_own(tmp_path: Path, trainer: Any) -> None:
+def test_each_run_has_its_own_folder(tmp_path: Path, trainer: Any) -> None:
     data = TargetDataModule(Images(4), batch_size=2)
     folders = []
     for _ in range(2):
@@ -88,10 +88,12 @@ def test_every_run_has_a_folder_of_its_own(tmp_path: Path, trainer: Any) -> None
         folders.append(data.train_dataset.store.directory)
     assert folders[0] != folders[1]
     assert all(folder.parent == tmp_path / "pseudo_labels" for folder in folders)
-    assert all((folder / "round-000000" / "index.npz").exists() for folder in folders), "the first run's labels stay"
+    assert all((folder / "round-000000" / "index.npz").exists() for folder in folders), (
+        "the labels of the first run are kept"
+    )
 
 
-def test_a_data_set_and_loader_of_ones_own_never_overwrite(tmp_path: Path, trainer: Any) -> None:
+def test_custom_loader_never_overwrites_labels(tmp_path: Path, trainer: Any) -> None:
     from apl_lightning import LazyDataLoader, TargetDataset
 
     loader = LazyDataLoader(TargetDataset(Images(4), tmp_path / "mine"), batch_size=2)
@@ -101,7 +103,7 @@ def test_a_data_set_and_loader_of_ones_own_never_overwrite(tmp_path: Path, train
 
 
 def test_monai_transforms_differ_between_workers(tmp_path: Path) -> None:
-    """Without their own seeds, forked workers would draw the same noise for different samples."""
+    """Without separate seeds, forked workers draw the same noise for different samples."""
     noise = RandGaussianNoised(keys=["image"], prob=1, std=1.0)
     flat = [torch.full((1, 8, 8), float(index)) for index in range(2)]
     data = TargetDataModule(flat, batch_size=1, num_workers=2, transform=noise, store_dir=tmp_path)
@@ -159,5 +161,5 @@ def test_images_of_different_size_need_a_crop_or_batches_of_one(tmp_path: Path, 
         trainer(callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), data)
 
 
-def test_the_default_moves_the_images() -> None:
+def test_default_transform_is_random_affine() -> None:
     assert TargetDataModule(Images()).transform == RandomAffine()

@@ -1,4 +1,4 @@
-"""Target images joined with their labels; what is wrong with a data set or a transform is said at once."""
+"""Target images with their pseudo labels; errors for unsuitable data sets and transforms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from apl_lightning.data.joint_transforms import TARGET_KEYS, check_alignment
 
 
 def filled(dataset: Any, directory: Path, **options: Any) -> TargetDataset:
-    """A target data set in its round 0, whose label at each pixel is 1 where the image is bright."""
+    """A target data set with a round 0, in which the label is 1 where the image is bright."""
     target = TargetDataset(dataset, directory, **options)
     target.store.start(0)
     with target.store.write(0, 2) as writer:
@@ -92,7 +92,7 @@ def intensity(keys: tuple[str, ...]) -> Any:
     return Compose([RandGaussianNoised(keys=keys[:1], prob=1, std=0.3), RandFlipd(keys=TARGET_KEYS, prob=0.5)])
 
 
-def test_intensity_transforms_are_no_misalignment(tmp_path: Path, images: Images) -> None:
+def test_intensity_transforms_are_accepted(tmp_path: Path, images: Images) -> None:
     TargetDataset(images, tmp_path, transform=intensity(TARGET_KEYS))
     for seed in range(20):
         noise = RandGaussianNoised(keys=["image"], prob=1, std=1.0)
@@ -103,7 +103,7 @@ def test_intensity_transforms_are_no_misalignment(tmp_path: Path, images: Images
 
 @pytest.mark.parametrize("axes", [(1,), (2,), (1, 2)])
 @pytest.mark.parametrize("size", [(16, 16), (64, 48), (24, 24, 24)])
-def test_every_flip_of_the_image_alone_is_found(size: tuple[int, ...], axes: tuple[int, ...]) -> None:
+def test_flip_of_the_image_alone_is_an_error(size: tuple[int, ...], axes: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="move image, pseudo label and weight together"):
         check_alignment(lambda sample: {**sample, "image": sample["image"].flip(axes)}, torch.rand(1, *size))
     check_alignment(lambda sample: {key: value.flip(axes) for key, value in sample.items()}, torch.rand(1, *size))
@@ -119,12 +119,12 @@ def test_every_flip_of_the_image_alone_is_found(size: tuple[int, ...], axes: tup
         (lambda s: {**s, "pseudo_label": s["pseudo_label"] * 0.4}, "mode='nearest' for 'pseudo_label'"),
     ],
 )
-def test_bad_transforms_are_explained(tmp_path: Path, images: Images, transform: Any, message: str) -> None:
+def test_bad_transforms_are_an_error(tmp_path: Path, images: Images, transform: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TargetDataset(images, tmp_path, transform=transform)
 
 
-def test_checks_leave_random_states_alone(tmp_path: Path, images: Images) -> None:
+def test_checks_keep_random_states(tmp_path: Path, images: Images) -> None:
     transform = RandFlipd(keys=TARGET_KEYS, prob=0.5)
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), transform.R.get_state()[1].copy()
     TargetDataset(images, tmp_path, transform=transform)
@@ -161,7 +161,7 @@ class Broken(Images):
         (["scan.png"], TypeError, "Expected sample 0 to be a tensor.* but got str"),
     ],
 )
-def test_bad_data_sets_are_explained(
+def test_bad_data_sets_are_an_error(
     tmp_path: Path, dataset: Dataset[Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

@@ -1,4 +1,4 @@
-"""The default joint transform."""
+"""RandomAffine, the default joint transform."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def sample(*size: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("size", [(16, 16), (12, 20), (8, 10, 6)])
-def test_no_movement_is_the_identity(size: tuple[int, ...]) -> None:
+def test_zero_ranges_give_the_identity(size: tuple[int, ...]) -> None:
     before = sample(*size)
     (after,) = transform_jointly(RandomAffine(0, 0, 0), before)
     for key, value in before.items():
@@ -31,8 +31,8 @@ def test_image_and_label_move_together(size: tuple[int, ...]) -> None:
     assert not torch.equal(after["pseudo_label"], before["pseudo_label"])
 
 
-def test_a_rotation_keeps_shapes_in_an_oblong_image() -> None:
-    """A disc stays a disc: its area and its centre's distance from the middle do not change."""
+def test_rotation_in_a_non_square_image_is_rigid() -> None:
+    """The area, the radius and the distance of a disc from the image centre do not change."""
     rows, columns = torch.meshgrid(torch.arange(60) - 29.5, torch.arange(100) - 49.5, indexing="ij")
     disc = (((rows - 5) ** 2 + (columns - 12) ** 2) < 100).long()
     for _ in range(5):
@@ -46,14 +46,14 @@ def test_a_rotation_keeps_shapes_in_an_oblong_image() -> None:
         assert (where - where.mean(0)).norm(dim=1).max() < 10.8
 
 
-def test_what_comes_into_view_weighs_nothing() -> None:
+def test_pixels_from_outside_the_image_have_weight_0() -> None:
     before = {"image": torch.ones(1, 20, 20), "pseudo_label": torch.ones(20, 20), "weight": torch.ones(20, 20)}
     for _ in range(5):
         (after,) = transform_jointly(RandomAffine(degrees=0, scale=0, shift=0.5), before)
         assert after["image"].min() == after["pseudo_label"].min() == 1
         seen = after["weight"] > 0
         columns, rows = seen.any(0).sum().item(), seen.any(1).sum().item()
-        assert seen.sum() == columns * rows, "a shifted frame is still a rectangle"
+        assert seen.sum() == columns * rows, "the shifted image is a rectangle"
         assert columns < 20 or rows < 20
 
 

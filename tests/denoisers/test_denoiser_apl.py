@@ -1,4 +1,4 @@
-"""APL's labels and weights against Eq. 3, written naively."""
+"""Labels and weights of APL compared with a naive implementation of Eq. 3."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_saturated_and_tied_probabilities() -> None:
         assert APL(temperature=temperature)(torn, torn)[1].item() == pytest.approx(0)
 
 
-def test_bad_options_are_explained() -> None:
+def test_bad_options_are_an_error() -> None:
     with pytest.raises(ValueError, match="`aux_weight` to be at least 0, but got -1"):
         APL(aux_weight=-1)
     with pytest.raises(ValueError, match="`temperature` to be above 0, but got 0"):

@@ -1,4 +1,4 @@
-"""Every denoiser is a `Denoiser`, a misspelt hook is an error, and a plain function is wrapped once."""
+"""The `Denoiser` base class: default hooks, errors for misspelt hooks, wrapping of plain functions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_hooks_have_defaults() -> None:
     denoiser.load_state_dict({})
 
 
-def test_a_misspelt_hook_cannot_pass() -> None:
+def test_misspelt_hook_is_an_error() -> None:
     with pytest.raises(TypeError, match=r"among \['begin', 'load_state_dict', 'loss', 'predict'.* but got 'beginn'"):
         type("Misspelt", (Plain,), {"beginn": lambda self, *_: None})
     with pytest.raises(TypeError, match="but got 'observe'.*inherit from `DatasetDenoiser`"):
@@ -67,14 +67,14 @@ def test_a_function_is_wrapped_once() -> None:
 
 
 @pytest.mark.parametrize("method", [Plain, 3, "APL", type("Old", (), {"__call__": plain, "begin": plain})()])
-def test_anything_else_is_refused(method: Any) -> None:
+def test_other_objects_are_refused(method: Any) -> None:
     with pytest.raises(
         TypeError, match=r"a `Denoiser` or a plain function .* inherit from `apl_lightning.denoisers.Den"
     ):
         PseudoLabelCallback(method)
 
 
-def test_one_batch_is_a_data_set() -> None:
+def test_calling_a_dataset_denoiser_treats_the_batch_as_the_data_set() -> None:
     p = (torch.randn(2, 3, 6, 6) * 3).softmax(1)
     for denoiser in (denoisers.CBST(), denoisers.BDL(), denoisers.IAST()):
         denoiser.begin(0, 3, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Each denoiser against its equations written naively: loops, sorted lists, numpy."""
+"""Each denoiser compared with a naive implementation in loops, sorted lists and numpy."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from apl_lightning.denoisers import (
 from apl_lightning.denoisers.confidence import class_logits, predicted
 
 CLASSES = 4
-NEAR = 0.002  # how far a threshold from the histogram may be from that of the sorted list
+NEAR = 0.002  # tolerance of a threshold from the histogram relative to the sorted list
 
 
 def batches(count: int = 12, sharpness: float = 3.0) -> list[tuple[Tensor, Tensor]]:
-    """Probabilities of two heads on a few batches of two images."""
+    """Probabilities of two heads for batches of two images."""
     made = []
     for _ in range(count):
         logits = torch.randn(2, CLASSES, 24, 24) * sharpness
@@ -51,8 +51,8 @@ def decided(values: list[tuple[Tensor, Tensor]]) -> tuple[np.ndarray[Any, Any], 
     return labels, weights
 
 
-def assert_same_but_near(weights: Any, expected: Any, distance: Any) -> None:
-    """Kept pixels agree, but for those whose confidence lies next to the threshold."""
+def assert_equal_away_from_threshold(weights: Any, expected: Any, distance: Any) -> None:
+    """Compare weights except at pixels whose confidence is close to the threshold."""
     away = np.abs(distance) > NEAR
     assert away.mean() > 0.9
     np.testing.assert_array_equal(weights[away], expected[away])
@@ -63,7 +63,7 @@ def test_threshold() -> None:
     p = flat(data)
     labels, weights = decided(denoise(Threshold(0.8), data))
     np.testing.assert_array_equal(labels, p.argmax(1))
-    assert_same_but_near(weights, (p.max(1) > 0.8).astype(float), p.max(1) - 0.8)
+    assert_equal_away_from_threshold(weights, (p.max(1) > 0.8).astype(float), p.max(1) - 0.8)
     assert decided(denoise(Threshold(0.0), data))[1].all()
 
 
@@ -91,7 +91,7 @@ def test_bdl(tau: float) -> None:
     labels, weights = decided(denoise(denoiser, data))
     np.testing.assert_array_equal(labels, label)
     np.testing.assert_allclose(denoiser.thresholds.sigmoid(), theta, atol=NEAR)
-    assert_same_but_near(weights, (confidence >= theta[label]).astype(float), confidence - theta[label])
+    assert_equal_away_from_threshold(weights, (confidence >= theta[label]).astype(float), confidence - theta[label])
 
 
 def naive_cbst(p: np.ndarray[Any, Any], portion: float) -> np.ndarray[Any, Any]:
@@ -114,25 +114,25 @@ def test_cbst(round: int, portion: float) -> None:
     labels, weights = decided(denoise(denoiser, data, round))
     np.testing.assert_allclose(denoiser.thresholds.sigmoid(), theta, atol=NEAR)
     ratio = p / theta
-    assert_same_but_near(weights, (ratio.max(1) >= 1).astype(float), ratio.max(1) - 1)
+    assert_equal_away_from_threshold(weights, (ratio.max(1) >= 1).astype(float), ratio.max(1) - 1)
     first, second = np.sort(ratio, axis=1)[:, :-3:-1].T
     clear = first - second > 2 * NEAR
     np.testing.assert_array_equal(labels[clear], ratio.argmax(1)[clear])
 
 
 def test_cbst_label_may_differ_from_the_most_probable_class() -> None:
-    """Class 1 is never sure, so it has a low threshold: where it is second with 0.45, it wins by ratio."""
-    sure = torch.tensor([0.999, 0.001]).view(1, 2, 1).expand(1, 2, 20)
+    """Class 1 never has high confidence, so its threshold is low: a probability of 0.45 has the largest ratio."""
+    confident = torch.tensor([0.999, 0.001]).view(1, 2, 1).expand(1, 2, 20)
     rare = torch.tensor([0.40, 0.60]).view(1, 2, 1).expand(1, 2, 10)
-    doubtful = torch.tensor([0.55, 0.45]).view(1, 2, 1)
-    p = torch.cat([sure, rare, doubtful], dim=2)
+    ambiguous = torch.tensor([0.55, 0.45]).view(1, 2, 1)
+    p = torch.cat([confident, rare, ambiguous], dim=2)
     [(labels, _)] = denoise(CBST(portion=0.5), [(p, p)])
     assert p[0, :, -1].argmax() == 0
     assert labels[0, -1] == 1
 
 
 @pytest.mark.parametrize("denoiser", [BDL(), CBST(), CRST(), CRST("lrent"), IAST()], ids=lambda d: type(d).__name__)
-def test_a_class_that_never_occurs(denoiser: DatasetDenoiser) -> None:
+def test_class_that_never_occurs(denoiser: DatasetDenoiser) -> None:
     logits = torch.randn(2, CLASSES, 10, 10)
     logits[:, 2] -= 100
     p = logits.softmax(1)
@@ -144,8 +144,8 @@ def test_a_class_that_never_occurs(denoiser: DatasetDenoiser) -> None:
 
 
 @pytest.mark.parametrize("denoiser", [BDL(), CBST(portion=0.25)], ids=lambda d: type(d).__name__)
-def test_saturated_background_is_told_apart(denoiser: DatasetDenoiser) -> None:
-    """All confidences are 1 in bfloat16 and in float32; the statistics still rank them."""
+def test_saturated_probabilities_are_ranked(denoiser: DatasetDenoiser) -> None:
+    """All confidences round to 1 in bfloat16 and most in float32; the statistics still rank them."""
     logits = torch.zeros(1, 2, 400)
     logits[0, 0] = torch.linspace(17.5, 25, 400)
     p = logits.softmax(1)
@@ -173,7 +173,7 @@ def test_crst_soft_labels() -> None:
     expected = (p / theta) ** 4
     expected /= expected.sum(1, keepdims=True)
     np.testing.assert_allclose(labels.movedim(1, -1).reshape(-1, CLASSES), expected, atol=0.02)
-    assert_same_but_near(weights.flatten().numpy(), ((p / theta).max(1) >= 1) * 1.0, (p / theta).max(1) - 1)
+    assert_equal_away_from_threshold(weights.flatten().numpy(), ((p / theta).max(1) >= 1) * 1.0, (p / theta).max(1) - 1)
 
 
 def test_crst_losses() -> None:
@@ -206,10 +206,10 @@ def test_iast_over_three_rounds() -> None:
         labels, weights = decided(denoise(denoiser, data, round))
         np.testing.assert_array_equal(labels, label)
         np.testing.assert_allclose(denoiser.thresholds, theta, atol=NEAR / 2)
-        assert_same_but_near(weights, (confidence >= theta[label]) * 1.0, confidence - theta[label])
+        assert_equal_away_from_threshold(weights, (confidence >= theta[label]) * 1.0, confidence - theta[label])
 
 
-def test_iast_goes_on_with_its_thresholds() -> None:
+def test_iast_resumes_with_its_thresholds() -> None:
     data, whole, parted = batches(), IAST(), IAST()
     denoise(whole, data, 0)
     denoise(parted, data, 0)
@@ -231,7 +231,7 @@ def test_iast_loss() -> None:
 
 
 @pytest.mark.parametrize("denoiser", [Threshold(), CRST(), IAST(), MRNet()], ids=lambda d: type(d).__name__)
-def test_nothing_kept_is_no_nan(denoiser: Any) -> None:
+def test_loss_without_kept_pixels_is_finite(denoiser: Any) -> None:
     main, aux = (torch.randn(1, 3, 4, requires_grad=True) for _ in range(2))
     loss = denoiser.loss(main, aux, torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 4))
     loss.backward()
@@ -240,7 +240,7 @@ def test_nothing_kept_is_no_nan(denoiser: Any) -> None:
 
 
 def test_mrnet_loss_and_its_gradient() -> None:
-    """The weight exp(-v) is recomputed and not detached: it trains along."""
+    """The weight exp(-v) is not detached: gradients flow through it."""
     main, aux = (torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
     labels = torch.tensor([[0, 1, 2, 0]])
 
@@ -261,7 +261,7 @@ def test_mrnet_loss_and_its_gradient() -> None:
 
 
 class Affine(nn.Module):
-    """Two heads that are linear in each pixel, so that views fuse to what can be computed by hand."""
+    """A network of 1 x 1 convolutions, for which flipped views give the same predictions."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -282,7 +282,9 @@ def test_mrnet_fuses_its_views() -> None:
     predict, image = predictor(), torch.rand(2, 1, 10, 10)
     main, aux = predict.logits(image)
     expected = (main + 0.5 * aux).softmax(1)
-    fused, same = MRNet(scales=(1.0,), flips=(-1, -2)).predict(predict, image)  # pixel by pixel, a flip changes nothing
+    fused, same = MRNet(scales=(1.0,), flips=(-1, -2)).predict(
+        predict, image
+    )  # flips change nothing for 1 x 1 convolutions
     torch.testing.assert_close(fused, expected)
     torch.testing.assert_close(fused, same)
     calls = []
@@ -293,7 +295,7 @@ def test_mrnet_fuses_its_views() -> None:
 
 
 @torch.no_grad()
-def test_upl_turns_back() -> None:
+def test_upl_inverts_its_rotations() -> None:
     predict, image = predictor(), torch.rand(2, 1, 10, 10)
     p_main, p_aux = predict(image)
     mean, _ = UPL().predict(predict, image)
@@ -311,7 +313,7 @@ def test_upl_keeps_the_largest_component_of_each_class() -> None:
 
 @torch.no_grad()
 def test_dpl() -> None:
-    """The deviation over its passes, prototypes of steady pixels, and the nearest one, in loops."""
+    """Compare weights with loops over pixels: deviation over passes, prototypes and the nearest prototype."""
     predict, images = predictor(0.3), torch.rand(3, 1, 6, 6)
     denoiser = DPL(passes=5, eta=0.04)
     predictions = [denoiser.predict(predict, image[None]) for image in images]
@@ -324,7 +326,7 @@ def test_dpl() -> None:
             if deviation[0, i, j] < 0.04:
                 sums[p.argmax()] += p.max() * features[0, :, i, j]
                 masses[p.argmax()] += p.max()
-    assert 0 < masses.count_nonzero() < CLASSES, "one class at least shall never occur"
+    assert 0 < masses.count_nonzero() < CLASSES, "at least one class has no prototype"
     prototypes = {c: sums[c] / masses[c] for c in range(CLASSES) if masses[c]}
     for (p_main, p_aux, deviation, features), (labels, weights) in zip(predictions, made, strict=True):
         for i, j in pixels:
@@ -336,7 +338,7 @@ def test_dpl() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_passes_with_dropout_differ_and_leave_evaluation_mode(dropout: float) -> None:
+def test_dropout_passes_differ_and_keep_evaluation_mode(dropout: float) -> None:
     predict, image = predictor(dropout), torch.rand(1, 1, 6, 6)
     assert not torch.equal(predict.with_dropout(image, 0.5).main, predict.with_dropout(image, 0.5).main)
     assert torch.equal(predict.logits(image).main, predict.logits(image).main)
@@ -372,6 +374,6 @@ def test_chebyshev() -> None:
         (lambda: MRNet(scales=()), "scales"),
     ],
 )
-def test_bad_options_are_named(make: Any, message: str) -> None:
+def test_bad_options_are_an_error(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,6 +1,6 @@
-"""Every architecture that the tests give two heads, and the table of them in the documentation.
+"""All architectures that the tests run with two heads, and their table in the documentation.
 
-`python tests/architectures.py` writes the table into docs/architectures.md; the tests hold every row against a run.
+`python tests/heads/architectures.py` writes the table to docs/architectures.md; a test compares each row with a run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from apl_lightning.heads.find_classifier import example_input
 
 CLASSES = 5
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
-START, END = "<!-- start:table, written by tests/architectures.py -->\n", "<!-- end:table -->\n"
+START, END = "<!-- start:table, written by tests/heads/architectures.py -->\n", "<!-- end:table -->\n"
 
 
 def smp_net(name: str, encoder: str = "resnet18", **options: Any) -> nn.Module:
@@ -57,16 +57,16 @@ def monai_net(dimensions: int) -> dict[str, Callable[[], nn.Module]]:
     side = (64, 64) if dimensions == 2 else (32, 32, 32)
     unet = partial(monai_nets.UNet, dimensions, 1, CLASSES, (8, 16, 32), (2, 2))
     basic = {"features": (8, 8, 16, 16, 32, 8)}
-    nested = partial(monai_nets.BasicUNetPlusPlus, dimensions, 1, CLASSES, **basic)
+    nested = partial(monai_nets.BasicUNetPlusPlus, dimensions, 1, CLASSES, features=(4, 4, 8, 8, 8, 4))
     dynamic = partial(
         monai_nets.DynUNet, dimensions, 1, CLASSES, [3] * 4, [1, 2, 2, 2], [2] * 3, filters=[4, 8, 12, 16]
     )
-    ahnet = partial(monai_nets.AHNet, spatial_dims=dimensions, in_channels=1, out_channels=CLASSES)
+    ahnet = partial(monai_nets.AHNet, (1,) * 4, dimensions, 1, CLASSES)
     backbone = "efficientnet-b0" if dimensions == 2 else "resnet10"
     transformer = {"feature_size": 8, "hidden_size": 48, "mlp_dim": 96, "num_heads": 4, "spatial_dims": dimensions}
-    blocks = {"blocks_down": (1,) * 4, "blocks_bottleneck": 1, "blocks_up": (1,) * 4}
-    mednext = partial(monai_nets.MedNeXt, dimensions, 8, 1, CLASSES, **blocks)
-    swin: dict[str, Any] = {"depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
+    blocks = {"blocks_down": (1,) * 4, "blocks_bottleneck": 1, "blocks_up": (1,) * 4, "kernel_size": 3}
+    mednext = partial(monai_nets.MedNeXt, dimensions, 4, 1, CLASSES, **blocks)
+    swin: dict[str, Any] = {"depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "window_size": 2, "norm_name": "batch"}
     highres = [
         {"name": "conv_0", "n_features": 8, "kernel_size": 3},
         {"name": "res_1", "n_features": 8, "kernels": (3, 3), "repeat": 2},

@@ -32,7 +32,7 @@ def test_heads_are_found(name: str) -> None:
         return maps[find_main_output(network, CLASSES, image) if len(maps) > 1 else 0]
 
     expected = main_of(network)
-    assert row(name, model) in PAGE.read_text(), "run `python tests/architectures.py`"
+    assert row(name, model) in PAGE.read_text(), "run `python tests/heads/architectures.py`"
     main, aux = model(image)
     torch.testing.assert_close(main, expected, rtol=0, atol=0)
     assert not torch.allclose(aux, expected, atol=1e-3 * expected.abs().max().item())
@@ -90,5 +90,5 @@ class Queries(nn.Module):
 
 
 def test_queries_are_refused() -> None:
-    with pytest.raises(ValueError, match="returns queries, .* needs a classifier per pixel"):
+    with pytest.raises(ValueError, match="returns queries, .* use a network with a classifier per pixel"):
         add_dual_heads(Queries(), CLASSES)

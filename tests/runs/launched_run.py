@@ -1,4 +1,4 @@
-"""A small refinement as a script, for processes that are launched: `python launched_run.py OUT [options]`."""
+"""A small refinement as a script for launched processes: `python launched_run.py OUT [options]`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from conftest import CLASSES, Images, TinyNet
 from pytorch_lightning.callbacks import ModelCheckpoint
+from tiny import CLASSES, Images, TinyNet
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 
 
 class Record(pl.Callback):
-    """Writes each rank's end; sends the whole job SIGTERM at a batch, if asked to."""
+    """Saves the final state of each rank; with `terminate_at`, rank 0 sends itself SIGTERM after that step."""
 
     def __init__(self, folder: Path, terminate_at: int | None) -> None:
         self.folder = folder
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    # A node may have a disk of its own.
+    # With `{node}` in the path, each node has its own folder, as without a shared disk.
     folder = Path(str(arguments.out).format(node=os.environ.get("GROUP_RANK", 0)))
     folder.mkdir(parents=True, exist_ok=True)
     ranks = arguments.devices * arguments.nodes

@@ -1,26 +1,30 @@
-"""Processes as people launch them: `ddp`, `ddp_spawn`, torchrun, several nodes without a shared disk, SIGTERM."""
+"""Launched processes: `ddp`, `ddp_spawn`, torchrun, several nodes with and without a shared disk, SIGTERM."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import launched_run
 import pytest
 import torch
 
-SCRIPT = str(Path(__file__).parent / "launched_run.py")
+SCRIPT = launched_run.__file__
 PYTHON = [sys.executable, "-W", "ignore", SCRIPT]
 DDP = ["--strategy", "ddp"]
-PATIENCE = 120  # seconds; a run takes 10
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+PATIENCE = 120  # timeout in seconds; a run takes about 10
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    return subprocess.run(command, env=environment, timeout=PATIENCE, capture_output=True, text=True)
+    return subprocess.run(command, env=ENVIRONMENT, timeout=PATIENCE, capture_output=True, text=True)
 
 
 def ends(folder: Path) -> list[dict[str, Any]]:
@@ -29,15 +33,32 @@ def ends(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one process gives, with augmentation on."""
+    """The final state of a run in one process, with augmentation. A fork needs no new imports."""
     folder = tmp_path_factory.mktemp("one")
-    assert run(*PYTHON, str(folder)).returncode == 0
+
+    def fit() -> None:
+        warnings.simplefilter("ignore")
+        launched_run.main([str(folder)])
+
+    process = multiprocessing.get_context("fork").Process(target=fit)
+    process.start()
+    process.join(PATIENCE)
+    assert process.exitcode == 0
     (end,) = ends(folder)
     return end
 
 
+@pytest.fixture(scope="module")
+def ddp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run with two `ddp` processes."""
+    folder = tmp_path_factory.mktemp("ddp")
+    finished = run(*PYTHON, str(folder), *DDP, "--devices", "2")
+    assert finished.returncode == 0, finished.stderr
+    return folder
+
+
 def assert_close(end: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Weights, labels and Dice after three epochs agree to float tolerance."""
+    """Compare weights, labels and Dice after three epochs within float tolerance."""
     for name, value in expected["state"].items():
         torch.testing.assert_close(end["state"][name], value, atol=1e-5, rtol=1e-4, msg=name)
     assert (end["labels"][:, 0] == expected["labels"][:, 0]).float().mean() > 0.999
@@ -45,24 +66,40 @@ def assert_close(end: dict[str, Any], expected: dict[str, Any]) -> None:
     assert end["dice"] == pytest.approx(expected["dice"], abs=1e-3)
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+def assert_equals_one(folder: Path, one: dict[str, Any]) -> None:
+    """Both ranks end with the same state, which is that of one process."""
+    first, second = ends(folder)
+    assert_close(first, one)
+    assert all(torch.equal(first["state"][name], second["state"][name]) for name in first["state"])
+    assert torch.equal(first["labels"], second["labels"])
+
+
+def test_two_ddp_processes_equal_one(ddp: Path, one: dict[str, Any]) -> None:
+    assert_equals_one(ddp, one)
+
+
+def test_terminated_job_resumes_exactly(tmp_path: Path, ddp: Path) -> None:
+    """SIGTERM at rank 0 stops both ranks after step 4; the resumed run equals the uninterrupted one."""
+    command = [*PYTHON, str(tmp_path), *DDP, "--devices", "2"]
+    run(*command, "--terminate-at", "4")
+    assert not ends(tmp_path), "the run stops before its end"
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)["global_step"] == 4
+    finished = run(*command)
+    assert finished.returncode == 0, finished.stderr
+    for mine, expected in zip(ends(tmp_path), ends(ddp), strict=True):
+        assert all(torch.equal(mine["state"][name], value) for name, value in expected["state"].items())
+        assert torch.equal(mine["labels"], expected["labels"])
 
 
 @pytest.mark.parametrize(
     "launcher",
-    [[*PYTHON, "{out}", *DDP], [*PYTHON, "{out}", "--strategy", "ddp_spawn"], [*TORCHRUN, "--nproc-per-node", "2"]],
-    ids=["ddp", "ddp_spawn", "torchrun"],
+    [[*PYTHON, "{out}", "--strategy", "ddp_spawn"], [*TORCHRUN, "--nproc-per-node", "2", SCRIPT, "{out}", *DDP]],
+    ids=["ddp_spawn", "torchrun"],
 )
-def test_two_processes_equal_one(tmp_path: Path, one: dict[str, Any], launcher: list[str]) -> None:
-    command = [part.format(out=tmp_path) for part in launcher]
-    if "torch.distributed.run" in command:
-        command += [SCRIPT, str(tmp_path), *DDP]
-    finished = run(*command, "--devices", "2")
+def test_two_launched_processes_equal_one(tmp_path: Path, one: dict[str, Any], launcher: list[str]) -> None:
+    finished = run(*(part.format(out=tmp_path) for part in launcher), "--devices", "2")
     assert finished.returncode == 0, finished.stderr
-    first, second = ends(tmp_path)
-    assert_close(first, one)
-    assert all(torch.equal(first["state"][name], second["state"][name]) for name in first["state"])
-    assert torch.equal(first["labels"], second["labels"])
+    assert_equals_one(tmp_path, one)
 
 
 @pytest.mark.parametrize(("nodes", "devices", "shared"), [(2, 1, False), (2, 2, False), (2, 1, True)])
@@ -77,8 +114,7 @@ def test_nodes_with_and_without_a_shared_disk(
     sizes = ["--nnodes", str(nodes), "--nproc-per-node", str(devices)]
     options = [*DDP, "--nodes", str(nodes), "--devices", str(devices)]
     commands = [[*TORCHRUN, *place, *sizes, "--node-rank", str(node), SCRIPT, out, *options] for node in range(nodes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    started = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for command in commands]
+    started = [subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) for command in commands]
     for process in started:
         _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, errors
@@ -91,17 +127,3 @@ def test_nodes_with_and_without_a_shared_disk(
     assert len(stores) == (1 if shared else nodes)
     contents = [{path.name: path.read_bytes() for path in store.glob("round-*/rank-*.bin")} for store in stores]
     assert all(content == contents[0] for content in contents), "each node has the files of all ranks"
-
-
-def test_terminated_job_ends_and_goes_on(tmp_path: Path) -> None:
-    command = [*PYTHON, "{out}", *DDP, "--devices", "2"]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert run(*[part.format(out=whole) for part in command]).returncode == 0
-    command = [part.format(out=cut) for part in command]
-    run(*command, "--terminate-at", "4")
-    assert not ends(cut), "it stopped before the end"
-    finished = run(*command)
-    assert finished.returncode == 0, finished.stderr
-    for mine, expected in zip(ends(cut), ends(whole), strict=True):
-        assert all(torch.equal(mine["state"][name], value) for name, value in expected["state"].items())
-        assert torch.equal(mine["labels"], expected["labels"])
