@@ -177,8 +177,10 @@ class PseudoLabelCallback(Callback):
         """With `guard="restore"`, return to the last good round if the network of the last epoch is not good."""
         if self.guard.mode != "restore":
             return
-        scores = self.measure(trainer, pl_module)
-        reasons = self.guard.complaints(scores) or self.guard.doubts(scores)
+        reasons = ["its weights are not finite"]
+        if all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
+            scores = self.measure(trainer, pl_module)
+            reasons = self.guard.complaints(scores) or self.guard.doubts(scores)
         if not reasons:
             return
         folder = target_dataset(trainer).store.directory

@@ -46,12 +46,12 @@ class CaseDice:
         self,
         predictions: Tensor,
         labels: Tensor,
-        cases: Sequence[str] | None = None,
+        cases: Sequence[str | None] | None = None,
         indices: Sequence[int] | None = None,
     ) -> None:
         """Count a batch of predicted and reference class indices, (B, *S) each.
 
-        By default every sample is a case of its own. `indices` are those of the samples in their data set.
+        A sample without a case is a case of its own. `indices` are those of the samples in their data set.
 
         Raises:
             ValueError: If the shapes differ, or a label is out of range.

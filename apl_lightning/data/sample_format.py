@@ -37,18 +37,19 @@ def read_sample(sample: object, keys: Keys, index: int) -> dict[str, Any]:
     result: dict[str, Any] = {"image": image}
     if parts.get("label") is not None:
         result["label"] = _label(parts["label"], image, index)
-    if "case" in parts:
-        result["case"] = str(parts["case"])
+    if (case := parts.get("case")) is not None and str(case):
+        result["case"] = str(case)
     return result
 
 
-def split_batch(batch: object, keys: Keys) -> tuple[Tensor, Tensor | None, list[str] | None]:
-    """Image (B, C, *S), label (B, *S) or `None`, and cases or `None`, of a batch."""
+def split_batch(batch: object, keys: Keys) -> tuple[Tensor, Tensor | None, list[str | None] | None]:
+    """Image (B, C, *S), label (B, *S) or `None`, and the cases if known (each `None` if empty), of a batch."""
     parts = _parts(batch, keys, None)
     image, label, cases = parts["image"], parts.get("label"), parts.get("case")
     if isinstance(label, Tensor) and label.ndim == image.ndim and label.shape[1] == 1:
         label = label[:, 0]
-    return image, label, [str(case) for case in cases] if cases is not None else None
+    named = None if cases is None else [None if case is None else str(case) or None for case in cases]
+    return image, label, named
 
 
 def _parts(sample: object, keys: Keys, index: int | None) -> dict[str, Any]:

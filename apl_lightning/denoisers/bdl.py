@@ -39,11 +39,9 @@ class BDL(DatasetDenoiser):
         self.thresholds = torch.empty(0)  # logits, (C,)
 
     def begin(self, round: int, num_classes: int, device: torch.device) -> None:
-        """Start with empty counts."""
         self._histogram = ConfidenceHistogram(num_classes, device)
 
     def observe(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, ...]:
-        """Count a batch of (B, C, *S)."""
         return self._histogram.observe(merge(p_main, p_aux))
 
     def settle(self) -> None:
@@ -53,5 +51,4 @@ class BDL(DatasetDenoiser):
         self.thresholds = median.clamp_max(logit(self.tau))
 
     def decide(self, labels: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels and weights of a batch."""
         return labels, (confidence >= self.thresholds[labels]).float()

@@ -52,7 +52,6 @@ class CBST(DatasetDenoiser):
         self._histogram = ConfidenceHistogram(num_classes, device)
 
     def observe(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, ...]:
-        """Count a batch of (B, C, *S)."""
         merged = merge(p_main, p_aux)
         return (class_logits(merged, *self._histogram.observe(merged)).half(),)
 
@@ -65,7 +64,6 @@ class CBST(DatasetDenoiser):
         self.thresholds = self._histogram.at_rank(ranks).nan_to_num(nan=torch.inf)
 
     def decide(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels and weights of a batch."""
         return self._ratios(logits).max(dim=1).indices, self._keeps(logits)
 
     def _ratios(self, logits: Tensor) -> Tensor:

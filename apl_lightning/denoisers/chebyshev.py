@@ -49,7 +49,6 @@ class Chebyshev(Denoiser):
         self._bound = self.smallest
 
     def begin(self, round: int, num_classes: int, device: torch.device) -> None:
-        """Set the bound of this round."""
         part = min(1.0, round / max(1, self.rounds - 1))
         self._bound = self.smallest + part * (self.largest - self.smallest)
 
@@ -63,7 +62,6 @@ class Chebyshev(Denoiser):
         return per_head[0].mean(dim=0), per_head[1].mean(dim=0), chosen.var(dim=0, correction=0)
 
     def __call__(self, p_main: Tensor, p_aux: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels and weights of a batch."""
         mean, labels = merge(p_main, p_aux).max(dim=1)
         chance = variance / (variance + (mean - 0.5).square()).clamp_min(torch.finfo(mean.dtype).tiny)
         return labels, ((chance < self._bound) & (mean > 0.5)).float()

@@ -61,7 +61,6 @@ class DPL(DatasetDenoiser):
         return p_main, p_aux, torch.stack(softened).std(dim=0, correction=0), features
 
     def begin(self, round: int, num_classes: int, device: torch.device) -> None:
-        """Start with empty sums."""
         self._classes = num_classes
         self._device = device
         self._sums: Tensor | None = None
@@ -84,7 +83,6 @@ class DPL(DatasetDenoiser):
         self.prototypes = sums[:, :-1] / sums[:, -1:]  # 0 / 0 for a class that never occurs
 
     def decide(self, labels: Tensor, stable: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels and weights of a batch."""
         flat = features.float().flatten(2).transpose(1, 2)
         absent = self.prototypes.isnan().any(dim=1)
         distances = torch.cdist(flat, self.prototypes.nan_to_num().expand(len(flat), -1, -1)).transpose(1, 2)

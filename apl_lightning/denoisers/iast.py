@@ -64,7 +64,6 @@ class IAST(DatasetDenoiser):
         self._histogram = ConfidenceHistogram(num_classes, device)
 
     def observe(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, ...]:
-        """Count a batch of (B, C, *S)."""
         return self._histogram.observe(merge(p_main, p_aux))
 
     def settle(self) -> None:
@@ -77,7 +76,6 @@ class IAST(DatasetDenoiser):
         self.thresholds = (self.beta * self.thresholds + (1 - self.beta) * percentile).clamp_max(0.999)
 
     def decide(self, labels: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels and weights of a batch."""
         return labels, (confidence >= self.thresholds.logit()[labels]).float()
 
     def loss(self, main: Tensor, aux: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -91,9 +89,7 @@ class IAST(DatasetDenoiser):
         return mean_over_heads(regularised, main, aux)
 
     def state_dict(self) -> dict[str, Any]:
-        """The thresholds."""
         return {"thresholds": self.thresholds.cpu()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the thresholds."""
         self.thresholds = state_dict["thresholds"]

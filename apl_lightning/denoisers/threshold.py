@@ -42,7 +42,6 @@ class Threshold(Denoiser):
             raise ValueError(f"Expected `normalise` to be 'kept' or 'all', but got {self.normalise!r}.")
 
     def __call__(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:
-        """Denoise one batch of (B, C, *S)."""
         labels, confidence = predicted(merge(p_main, p_aux))
         return labels, (confidence > logit(self.tau)).float()
 

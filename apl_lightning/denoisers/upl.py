@@ -54,7 +54,6 @@ class UPL(Denoiser):
         return total / self.views, total / self.views
 
     def __call__(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels and weights of a batch (B, C, *S)."""
         confidence, labels = merge(p_main, p_aux).max(dim=1)
         weights = (confidence > self.tau).float()
         for label, weight in zip(labels, weights, strict=True):

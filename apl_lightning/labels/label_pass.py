@@ -15,6 +15,7 @@ from apl_lightning.labels.statistics import LabelStatistics
 from apl_lightning.labels.target_images import ImageBatch
 from apl_lightning.store import PseudoLabelStore, RoundWriter
 
+_NETWORK_CURE = "lower the learning rate, or use precision='bf16-mixed' instead of '16-mixed'"
 Predictions = Iterator[tuple[ImageBatch, tuple[Tensor, ...]]]
 
 
@@ -30,12 +31,7 @@ def predict(
         torch.manual_seed(derived_seed(seed, batch.indices[0]))
         made = denoiser.predict(predictor, batch.images)
         p_main, p_aux = made[:2]
-        _check_finite(
-            p_main.sum(dim=1) + p_aux.sum(dim=1),
-            batch,
-            "predictions, but the network gave NaN",
-            "lower the learning rate, or use precision='bf16-mixed' instead of '16-mixed'",
-        )
+        _check_finite(p_main.sum(dim=1) + p_aux.sum(dim=1), batch, "predictions, but the network", _NETWORK_CURE)
         scores.update(p_main, p_aux)
         yield batch, made
 
@@ -94,7 +90,7 @@ def _check(labels: Tensor, weights: Tensor, batch: ImageBatch, classes: int) -> 
             f"images of shape {tuple(batch.images.shape)}, but got {labels.dtype} {tuple(labels.shape)} and "
             f"{tuple(weights.shape)}: check the denoiser."
         )
-    _check_finite(weights, batch, "weights, but the denoiser gave NaN", "check the denoiser")
+    _check_finite(weights, batch, "weights, but the denoiser", "check the denoiser")
     low, high = (float(value) for value in labels.aminmax())
     if low < 0 or high > (1 if labels.is_floating_point() else classes - 1):
         raise ValueError(
@@ -107,4 +103,4 @@ def _check_finite(values: Tensor, batch: ImageBatch, what: str, cure: str) -> No
     finite = torch.isfinite(values).flatten(1).all(dim=1)
     if not bool(finite.all()):
         samples = [index for index, good in zip(batch.indices, finite.tolist(), strict=True) if not good]
-        raise ValueError(f"Expected finite {what} for samples {samples}: {cure}.")
+        raise ValueError(f"Expected finite {what} gave NaN for samples {samples}: {cure}.")

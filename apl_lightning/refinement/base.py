@@ -124,7 +124,12 @@ class RefinementModule(LightningModule, ABC):
         return self
 
     def prepare_refinement(self, images: Iterable[Tensor]) -> None:
-        """Re-estimate BatchNorm and warm up a new second head; the callback calls it before the first round."""
+        """Re-estimate BatchNorm and warm up a new second head; the callback calls it before the first round.
+
+        A second fit starts from the teacher of the first one.
+        """
+        if self.teacher is not None and self.teacher.n_averaged > 1:
+            self.model.load_state_dict(self.teacher.module.state_dict())
         if self.batch_norm == "adapt":
             adapt_batch_norm(self.model, images, self.inferer)
         if not self.model.warm:
@@ -175,12 +180,20 @@ class RefinementModule(LightningModule, ABC):
         self._log_dice("test")
 
     def export(self, average: bool = False) -> nn.Module:
-        """The refined plain network: same class, same state-dict keys (see `DualHeadModel.export`)."""
-        if self.teacher is None:
-            return self.model.export(average)
+        """The refined plain network in evaluation mode: same class, same state-dict keys (see `DualHeadModel.export`).
+
+        Raises:
+            ValueError: If a weight is NaN or infinite.
+        """
         twin = copy.deepcopy(self.model)
-        twin.load_state_dict(self.teacher.module.state_dict())
-        return twin.export(average)
+        if self.teacher is not None:
+            twin.load_state_dict(self.teacher.module.state_dict())
+        if broken := [name for name, value in twin.state_dict().items() if not value.isfinite().all()]:
+            raise ValueError(
+                f"Expected finite weights, but {broken[0]!r} has NaN or infinity: lower the learning rate, or load an "
+                "earlier checkpoint."
+            )
+        return twin.export(average).eval()
 
     def _denoiser(self) -> Denoiser:
         """The denoiser of the run's `PseudoLabelCallback`; `APL` outside a run."""

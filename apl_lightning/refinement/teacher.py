@@ -46,6 +46,7 @@ class Teacher(AveragedModel):
     def copy(self, student: nn.Module) -> None:
         """Copy the student's state."""
         self.module.load_state_dict(student.state_dict())
+        self.n_averaged.fill_(1)
 
 
 def _ema_update(decay: float, *arguments: Any) -> None:

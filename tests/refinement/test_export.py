@@ -1,0 +1,68 @@
+"""What comes out of one fit, or of two, is finite, averaged and in evaluation mode."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import CLASSES, Images, TinyNet
+
+from apl_lightning import APLModule, PseudoLabelCallback, SelfTrainingModule, TargetDataModule
+
+Make = Callable[..., pl.Trainer]
+
+
+def fit(module: Any, folder: Path, trainer: Make, *callbacks: pl.Callback, **options: Any) -> Any:
+    data = TargetDataModule(Images(6), batch_size=2, store_dir=folder)
+    trainer(callbacks=[PseudoLabelCallback(**options), *callbacks], max_epochs=2).fit(module, data)
+    return module.export()
+
+
+@pytest.mark.parametrize("kind", [APLModule, SelfTrainingModule])
+def test_the_exported_network_is_in_evaluation_mode(kind: Any) -> None:
+    module = kind(TinyNet().train(), CLASSES)
+    assert not any(part.training for part in module.export().modules())
+    assert module.training
+
+
+def test_a_second_fit_starts_from_the_averaged_network(tmp_path: Path, trainer: Make) -> None:
+    module = APLModule(TinyNet(), CLASSES, learning_rate=0.05)
+    first = fit(module, tmp_path / "first", trainer).state_dict()
+    module.learning_rate = 0.0
+    second = fit(module, tmp_path / "second", trainer).state_dict()
+    for name, value in first.items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.equal(second[name], value), name
+
+
+def test_weights_that_are_loaded_before_a_fit_are_kept(tmp_path: Path, trainer: Make) -> None:
+    module, other = APLModule(TinyNet(), CLASSES, learning_rate=0.0), TinyNet()
+    module.model.network.load_state_dict(other.state_dict())
+    exported = fit(module, tmp_path, trainer).state_dict()
+    assert torch.equal(exported["classifier.weight"], other.classifier.weight)
+
+
+class Break(pl.Callback):
+    """Makes a weight NaN in the last epoch."""
+
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        if trainer.current_epoch == 1:
+            for model in (module.model, module.teacher.module):
+                model.network.encoder[0].weight.data[0] = torch.nan
+
+
+def test_nan_is_never_exported(tmp_path: Path, trainer: Make) -> None:
+    module = APLModule(TinyNet(), CLASSES)
+    with pytest.raises(ValueError, match="'network.encoder.0.weight' has NaN or infinity: lower the learning rate"):
+        fit(module, tmp_path, trainer, Break())
+
+
+def test_restore_undoes_nan(tmp_path: Path, trainer: Make) -> None:
+    module = APLModule(TinyNet(), CLASSES)
+    with pytest.warns(
+        UserWarning, match="network of round 0 is restored. After the last epoch its weights are not fin"
+    ):
+        exported = fit(module, tmp_path, trainer, Break(), guard="restore")
+    assert all(bool(value.isfinite().all()) for value in exported.state_dict().values())
