@@ -2,12 +2,20 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
-from apl_lightning._support.distributed import all_or_none, gather, share_state
-from apl_lightning._support.lightning import Callback, LightningModule, Trainer, has_finished, refuse_sharded
+from apl_lightning._support.distributed import all_or_none, gather, once_per_node, share_state
+from apl_lightning._support.lightning import (
+    Callback,
+    LightningModule,
+    Trainer,
+    has_finished,
+    on_root_device,
+    refuse_sharded,
+)
 from apl_lightning._support.preemption import stop_at_next_batch
 from apl_lightning._support.seeding import derived_seed, run_seed
 from apl_lightning.denoisers import APL, Denoiser, LabelsAndWeights, as_denoiser
@@ -90,6 +98,7 @@ class PseudoLabelCallback(Callback):
         self._epoch = -1  # the epoch that `round` was made for
         self._saved_round = -1  # the round that the newest checkpoint refers to
         self._seed = 0
+        self._has_judged = False  # whether the network of the last epoch has been measured
 
     def should_update(self, epoch: int) -> bool:
         """Whether new labels are due before this epoch."""
@@ -97,37 +106,33 @@ class PseudoLabelCallback(Callback):
 
     def update(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make, write and publish the labels of a new round."""
-        labelling = self._labelling(trainer, pl_module)
-        store, round, writes = labelling.dataset.store, self.round + 1, trainer.local_rank == 0
+        labelling = Labelling(trainer, pl_module, self.inferer, self.batch_size)
+        store, round, node = labelling.dataset.store, self.round + 1, trainer.local_rank
         if self.round < 0:
             with all_or_none("Preparing the network on the target images"):
                 labelling.prepare()
         share_state(pl_module)
-        with all_or_none("Creating the folder of the pseudo labels"):
-            if writes:
-                store.start(round)
+        once_per_node(node, "Creating the folder of the pseudo labels", lambda: store.start(round))
         self.statistics, self.scores = labelling.label(self.denoiser, round, derived_seed(self._seed, round))
-        complete_round(store.folder(round), responsible=writes)
-        with all_or_none("Joining the new pseudo labels"):
-            if writes:
-                store.join(round)
+        complete_round(store.folder(round), responsible=node == 0)
+        once_per_node(node, "Joining the new pseudo labels", lambda: store.join(round))
         if self.ignore_small_components:
             self.statistics |= labelling.ignore_small_components(round, self.largest_component_share)
-        with all_or_none("Publishing the new pseudo labels"):
-            if writes:
-                store.publish(round)
-                store.prune(keep={round, self._saved_round})
+        once_per_node(node, "Publishing the new pseudo labels", lambda: store.publish(round))
+        once_per_node(node, "Deleting old pseudo labels", lambda: store.prune(keep={round, self._saved_round}))
         self.round, self._epoch = round, trainer.current_epoch
         self._watch(trainer, pl_module, store)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """The unsupervised scores of the module as it is now, without a new round; call it on all ranks."""
-        return self._labelling(trainer, pl_module).measure(self.denoiser, derived_seed(self._seed, self.round + 1))
+        labelling = Labelling(trainer, pl_module, self.inferer, self.batch_size)
+        return labelling.measure(self.denoiser, derived_seed(self._seed, self.round + 1))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start with round 0, unless a checkpoint is loaded later; refuse a strategy that shards the network."""
         refuse_sharded(trainer)
         self.round = self._epoch = self._saved_round = -1
+        self._has_judged = False
         self.snapshot.reset()
         self._seed = run_seed(trainer)
 
@@ -144,9 +149,7 @@ class PseudoLabelCallback(Callback):
         if self.round < 0 or (self._is_due(trainer.current_epoch) and not has_finished(trainer)):
             self.update(trainer, pl_module)
         elif all(gather(store.has(self.round))):
-            with all_or_none("Publishing the pseudo labels of the checkpoint"):
-                if trainer.local_rank == 0:
-                    store.publish(self.round)
+            once_per_node(trainer.local_rank, "Publishing pseudo labels", lambda: store.publish(self.round))
         else:
             warnings.warn(
                 f"The pseudo labels of round {self.round} are not in {store.directory}: they are made anew with the "
@@ -175,27 +178,13 @@ class PseudoLabelCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """With `guard="restore"`, return to the last good round if the network of the last epoch is not good."""
-        if self.guard.mode != "restore":
-            return
-        reasons = ["its weights are not finite"]
-        if all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
-            scores = self.measure(trainer, pl_module)
-            reasons = self.guard.complaints(scores) or self.guard.doubts(scores)
-        if not reasons:
-            return
-        folder = target_dataset(trainer).store.directory
-        exists = all(gather(trainer.local_rank != 0 or self.snapshot.is_in(folder)))
-        if exists:
-            with all_or_none("Restoring the last healthy round"):
-                if trainer.local_rank == 0:
-                    self.snapshot.restore(pl_module, folder)
-            share_state(pl_module)
-        outcome = "is restored" if exists else f"was healthy, but is no longer in {folder}: the last epoch stays"
-        warnings.warn(
-            f"guard='restore': the network of round {self.snapshot.round} {outcome}. After the last epoch "
-            f"{'; '.join(reasons)}.",
-            stacklevel=2,
-        )
+        self._restore(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do the same in a run that was interrupted after its last step: resumed, it never calls `on_train_end`."""
+        if not self._has_judged:
+            with on_root_device(trainer, pl_module):
+                self._restore(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the round and the snapshot that this checkpoint refers to until the next one."""
@@ -217,8 +206,28 @@ class PseudoLabelCallback(Callback):
         self.snapshot.load_state_dict(state_dict["healthy"])
         self._seed = state_dict["seed"]
 
-    def _labelling(self, trainer: Trainer, module: LightningModule) -> Labelling:
-        return Labelling(trainer, module, self.inferer, self.batch_size)
+    def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._has_judged = True
+        if self.guard.mode != "restore" or self.round < 0:
+            return
+        reasons = ["its weights are not finite"]
+        if all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
+            scores = self.measure(trainer, pl_module)
+            reasons = self.guard.complaints(scores) or self.guard.doubts(scores)
+        if not reasons:
+            return
+        folder = target_dataset(trainer).store.directory
+        exists = all(gather(trainer.local_rank != 0 or self.snapshot.is_in(folder)))
+        if exists:
+            restore = partial(self.snapshot.restore, pl_module, folder)
+            once_per_node(trainer.local_rank, "Restoring the last healthy round", restore)
+            share_state(pl_module)
+        outcome = "is restored" if exists else f"was healthy, but is no longer in {folder}: the last epoch stays"
+        warnings.warn(
+            f"guard='restore': the network of round {self.snapshot.round} {outcome}. After the last epoch "
+            f"{'; '.join(reasons)}.",
+            stacklevel=2,
+        )
 
     def _is_due(self, epoch: int) -> bool:
         return self.should_update(epoch) and self._epoch != epoch

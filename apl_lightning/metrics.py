@@ -9,7 +9,13 @@ from apl_lightning._support.distributed import gather
 
 
 def overlap_counts(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Per class, the pixels in both, in the prediction and in the reference: (3, num_classes) from class indices."""
+    """Per class, the pixels in both, in prediction and reference: (3, num_classes) from class indices in range."""
+    low, high = (int(value) for value in labels.aminmax())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"Expected reference labels between 0 and {num_classes - 1}, but got values from {low} to {high}: check "
+            "`num_classes`, or map the labels (those of target images only serve `pseudo/dice` and may be left out)."
+        )
     pairs = torch.bincount((labels * num_classes + predictions).flatten(), minlength=num_classes**2)
     matrix = pairs.view(num_classes, num_classes)
     return torch.stack([matrix.diagonal(), matrix.sum(dim=0), matrix.sum(dim=1)])
@@ -36,8 +42,6 @@ class CaseDice:
         tensor([0.6667, 0.6667, 1.0000])
     """
 
-    # Not a torchmetrics `Metric`: its states need a size that is known beforehand, and the number of cases is not.
-
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
         self._counts: dict[int | tuple[str, int], tuple[str | None, Tensor]] = {}
@@ -60,11 +64,6 @@ class CaseDice:
             raise ValueError(
                 f"Expected predictions and labels of one shape (B, *S), but got {tuple(predictions.shape)} and "
                 f"{tuple(labels.shape)}."
-            )
-        if not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-            raise ValueError(
-                f"Expected reference labels between 0 and {self.num_classes - 1}, but got values from "
-                f"{int(labels.min())} to {int(labels.max())}: check `num_classes`, or map the labels."
             )
         for position, (prediction, label) in enumerate(zip(predictions, labels, strict=True)):
             counts = overlap_counts(prediction, label, self.num_classes).cpu()

@@ -278,7 +278,10 @@ def test_labels_out_of_range_are_explained(tmp_path: Path, trainer: Make, bad: s
         assert data.labels is not None
         data.labels[1][0, 0] = 255
     denoiser = {"reference": None, "pseudo": lambda p, q: (p.argmax(1) + 250, torch.ones_like(p[:, 0]))}[bad]
-    message = {"reference": "reference labels between 0 and 2.*to 255: map them", "pseudo": "ignored by weight 0"}[bad]
+    message = {
+        "reference": "reference labels between 0 and 2.*to 255: check `num_classes`, or map",
+        "pseudo": "ignored by weight 0",
+    }[bad]
     with pytest.raises(ValueError, match=message):
         trainer(callbacks=[PseudoLabelCallback(denoiser)]).fit(
             APLModule(TinyNet(), CLASSES), TargetDataModule(data, store_dir=tmp_path / "labels")

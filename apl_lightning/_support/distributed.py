@@ -1,6 +1,6 @@
 """Communication between processes; with a single process every function returns at once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -81,3 +81,10 @@ def all_or_none(task: str) -> Iterator[None]:
     if errors:
         first = next(iter(errors.values()))
         raise RuntimeError(f"{task} failed on ranks {list(errors)}: {first}") from error
+
+
+def once_per_node(local_rank: int, task: str, action: Callable[[], object]) -> None:
+    """Run an action on one rank of each node, within `all_or_none`."""
+    with all_or_none(task):
+        if local_rank == 0:
+            action()

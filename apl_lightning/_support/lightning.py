@@ -1,8 +1,8 @@
 """The one door to Lightning: its classes, and a named function for everything of it that is not public API."""
 
 import copy
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
@@ -46,6 +46,14 @@ def copy_without_trainer(model: nn.Module) -> nn.Module:
 def has_finished(trainer: Trainer) -> bool:
     """Whether no training step is left."""
     return trainer.fit_loop.done
+
+
+@contextmanager
+def on_root_device(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """The module on the device of this rank; before `on_fit_end` Lightning moves it to the CPU."""
+    module.to(trainer.strategy.root_device)
+    yield
+    module.cpu()
 
 
 def progress_bar(trainer: Trainer) -> ProgressBar | None:

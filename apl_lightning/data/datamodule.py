@@ -80,12 +80,10 @@ class TargetDataModule(LightningDataModule):
 
     @staticmethod
     def from_datamodule(existing: LightningDataModule, **options: Any) -> "TargetDataModule":
-        """Wrap the data module of an existing project.
+        """Wrap the data module of an existing project; `options` of `TargetDataModule` take precedence.
 
-        Args:
-            existing: Its training data set gives the target images, its other data sets validation, test and
-                prediction; its batch size, workers and pinning are used. Labels of training samples train nothing.
-            options: Arguments of [`TargetDataModule`][apl_lightning.TargetDataModule] that take precedence.
+        Its training data set gives the target images, its other data sets validation, test and prediction; its batch
+        size, workers and pinning are used. Labels of training samples train nothing.
         """
         return _WrappedDataModule(existing, options)
 

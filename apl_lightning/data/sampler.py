@@ -35,10 +35,6 @@ class EpochSampler(DistributedSampler[Any]):
         >>> ranks = [EpochSampler(range(4), world_size=2, rank=rank, seed=0, done=lambda: 0) for rank in (0, 1)]
         >>> sorted(drawn.index for sampler in ranks for drawn in sampler)
         [0, 1, 2, 3]
-        >>> resumed = EpochSampler(range(4), world_size=2, rank=0, seed=0, done=lambda: 1)
-        >>> resumed.set_epoch(5)
-        >>> [drawn.epoch for drawn in resumed]
-        [5]
     """
 
     def __init__(self, dataset: Sized, world_size: int, rank: int, seed: int, done: Callable[[], int]) -> None:

@@ -47,10 +47,9 @@ class Denoiser(ABC):
         """Start a round, 0 for the first one; called on all ranks."""
 
     def predict(self, predictor: Predictor, images: Tensor) -> tuple[Tensor, ...]:
-        """Run the network on images (B, C, *S): one plain pass by default.
+        """Run the network on images (B, C, *S), in one plain pass by default.
 
-        Returns:
-            The probabilities of both heads, (B, C, *S) in float32, and whatever else `__call__` or `observe` takes.
+        Returns the probabilities of both heads, (B, C, *S) in float32, and whatever else `__call__` or `observe` takes.
         """
         return predictor(images)
 
@@ -58,8 +57,7 @@ class Denoiser(ABC):
     def __call__(self, *args: Any, **kwargs: Any) -> LabelsAndWeights:
         """Denoise what `predict` returns for a batch.
 
-        Returns:
-            Labels (B, *S), int64, or soft labels (B, C, *S), and weights (B, *S) in [0, 1]; 0 ignores a pixel.
+        Returns labels (B, *S), int64, or soft labels (B, C, *S), and weights (B, *S) in [0, 1]; 0 ignores a pixel.
         """
 
     def loss(self, main: Tensor, aux: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

@@ -46,11 +46,7 @@ class Predictor:
         return Logits(main.float(), aux.float())
 
     def features(self, images: Tensor) -> Tensor:
-        """The input of the classifier in one plain pass, (B, F, *s).
-
-        Raises:
-            ValueError: If there is an inferer: the network may then see only parts of an image.
-        """
+        """The input of the classifier in one plain pass, (B, F, *s); not with an inferer, which may cut images."""
         if self._inferer is not None:
             raise ValueError(
                 f"Expected no `inferer` for a denoiser that reads features, but got {type(self._inferer).__name__}, "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apl_lightning._support.distributed import all_or_none
+from apl_lightning._support.distributed import all_or_none, once_per_node
 from apl_lightning._support.lightning import LightningModule, Trainer, autocast
 from apl_lightning._support.modes import evaluating
 from apl_lightning._support.progress import track
@@ -76,9 +76,7 @@ class Labelling:
         """Set the weights of small components to 0; returns the share of the foreground's weight in them."""
         reader = self.dataset.store.reader(round)
         small = find_small_components(reader, len(self._names), largest_component_share)
-        with all_or_none("Ignoring small components"):
-            if self._trainer.local_rank == 0:
-                reader.ignore(small.pixels)
+        once_per_node(self._trainer.local_rank, "Ignoring small components", lambda: reader.ignore(small.pixels))
         return {"pseudo/apart": small.share}
 
     def _predictions(self, denoiser: Denoiser, scores: UnsupervisedScores, seed: int, description: str) -> Predictions:

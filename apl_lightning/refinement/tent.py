@@ -18,7 +18,7 @@ class TentModule(RefinementModule):
 
     BatchNorm normalises with the statistics of each batch and updates its running statistics. Only its scales and
     shifts are trained. Train on any loader of images. The arguments are those of
-    [`RefinementModule`][apl_lightning.refinement.RefinementModule] without `batch_norm`.
+    [`RefinementModule`][apl_lightning.refinement.RefinementModule] without `aux` and `batch_norm`.
 
     Raises:
         ValueError: If the network has no BatchNorm with affine parameters.
@@ -40,7 +40,6 @@ class TentModule(RefinementModule):
         class_names: Sequence[str] | None = None,
         *,
         head: str | None = None,
-        aux: str = "auto",
         example: Tensor | None = None,
         network: str | None = None,
         optimizer: Optimizer = torch.optim.Adam,
@@ -58,7 +57,6 @@ class TentModule(RefinementModule):
             num_classes,
             class_names,
             head=head,
-            aux=aux,
             example=example,
             network=network,
             batch_norm="train",

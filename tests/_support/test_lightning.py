@@ -174,3 +174,16 @@ def test_refuse_sharded(trainer: Make) -> None:
 
     with pytest.raises(ValueError, match="whole network on each device, but got FSDPStrategy"):
         door.refuse_sharded(trainer(strategy=FSDPStrategy(), accelerator="auto", devices="auto"))
+
+
+def test_on_root_device(trainer: Make) -> None:
+    """At `on_fit_end` the module is on the CPU, and its trainer still knows the device of this rank."""
+    devices: list[Any] = []
+
+    class End(pl.Callback):
+        def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+            with door.on_root_device(trainer, pl_module):
+                devices.append(pl_module.layer.weight.device)
+
+    trainer(callbacks=[End()]).fit(Module(), DataLoader(Images(2)))
+    assert devices == [torch.device("cpu")]

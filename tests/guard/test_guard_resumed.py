@@ -1,0 +1,37 @@
+"""A run that is resumed after its last step ends as the uninterrupted one, restored."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import CLASSES, Images, TinyNet
+from test_guard import Fade, fit
+
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+
+Make = Callable[..., pl.Trainer]
+
+
+def test_a_run_interrupted_after_its_last_checkpoint_restores_too(tmp_path: Path, trainer: Make) -> None:
+    """Resumed, such a run trains nothing and never calls `on_train_end`; so does a finished script that runs again."""
+    saved = tmp_path / "saved.ckpt"
+
+    class Save(pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            trainer.save_checkpoint(saved)
+
+    with pytest.warns(UserWarning, match="network of round 0 is restored"):
+        first, states = fit(tmp_path, trainer, PseudoLabelCallback(guard="restore"), 2, callbacks=[Fade(2), Save()])
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, states[0][name]), name
+    again = APLModule(TinyNet(), CLASSES, learning_rate=0.05)
+    data = TargetDataModule(Images(6), store_dir=tmp_path / "labels")
+    with pytest.warns(UserWarning, match="network of round 0 is restored"):
+        trainer(max_epochs=2, callbacks=[PseudoLabelCallback(guard="restore")]).fit(
+            again, data, ckpt_path=saved, weights_only=False
+        )
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, first.state_dict()[name]), name
