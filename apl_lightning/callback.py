@@ -7,15 +7,9 @@ from typing import Any
 
 import torch
 
+from apl_lightning._support import lightning as door
 from apl_lightning._support.distributed import all_or_none, gather, once_per_node, share_state
-from apl_lightning._support.lightning import (
-    Callback,
-    LightningModule,
-    Trainer,
-    has_finished,
-    on_root_device,
-    refuse_sharded,
-)
+from apl_lightning._support.lightning import Callback, LightningModule, Trainer
 from apl_lightning._support.preemption import stop_at_next_batch
 from apl_lightning._support.seeding import derived_seed, run_seed
 from apl_lightning.denoisers import APL, Denoiser, LabelsAndWeights, as_denoiser
@@ -129,8 +123,9 @@ class PseudoLabelCallback(Callback):
         return labelling.measure(self.denoiser, derived_seed(self._seed, self.round + 1))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start with round 0, unless a checkpoint is loaded later; refuse a strategy that shards the network."""
-        refuse_sharded(trainer)
+        """Start with round 0, unless a checkpoint is loaded later; refuse what cannot work with rounds."""
+        door.refuse_sharded(trainer)
+        door.refuse_weight_averaging(trainer)
         self.round = self._epoch = self._saved_round = -1
         self._has_judged = False
         self.snapshot.reset()
@@ -146,7 +141,7 @@ class PseudoLabelCallback(Callback):
                 "resume it with `ckpt_path`, or name another folder."
             )
         # A run that was interrupted after its last step needs no more labels.
-        if self.round < 0 or (self._is_due(trainer.current_epoch) and not has_finished(trainer)):
+        if self.round < 0 or (self._is_due(trainer.current_epoch) and not door.has_finished(trainer)):
             self.update(trainer, pl_module)
         elif all(gather(store.has(self.round))):
             once_per_node(trainer.local_rank, "Publishing pseudo labels", lambda: store.publish(self.round))
@@ -183,7 +178,7 @@ class PseudoLabelCallback(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do the same in a run that was interrupted after its last step: resumed, it never calls `on_train_end`."""
         if not self._has_judged:
-            with on_root_device(trainer, pl_module):
+            with door.on_root_device(trainer, pl_module):
                 self._restore(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
+from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, StochasticWeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
@@ -77,6 +77,16 @@ def refuse_sharded(trainer: Trainer) -> None:
         raise ValueError(
             f"Expected a strategy with the whole network on each device, but got {name}, whose processes hold parts "
             "and cannot make pseudo labels on their own: use strategy='ddp' or a single device."
+        )
+
+
+def refuse_weight_averaging(trainer: Trainer) -> None:
+    """Raise a `ValueError` with `StochasticWeightAveraging`: it resets BatchNorm statistics that refinement fixes."""
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+        raise ValueError(
+            "Expected no `StochasticWeightAveraging`, which resets the statistics of BatchNorm: use `ema_decay`, which "
+            "averages the weights already."
         )
 
 

@@ -113,19 +113,32 @@ class TargetDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         if self._target is None:
             return {}
-        return {"directory": str(self._target.store.directory), "seed": self._target.seed}
+        state = {"directory": str(self._target.store.directory), "seed": self._target.seed}
+        return {**state, "joint_batch_size": self._joint_batch_size()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue with the seed and the store of the interrupted run, if the store still exists."""
+        """Continue with the seed and the store of the interrupted run, if the store still exists.
+
+        Raises:
+            ValueError: If all processes together have another batch size: samples would be skipped or repeated.
+        """
         if self._target is None or not state_dict:
             return
+        if (saved := state_dict["joint_batch_size"]) != (now := self._joint_batch_size()):
+            raise ValueError(
+                f"Expected the batch size of the interrupted run, {saved} over all processes, but got {now}: change "
+                "`batch_size` or the number of processes."
+            )
         self._target.seed = state_dict["seed"]
-        store, saved = self._target.store, Path(state_dict["directory"])
+        store, earlier = self._target.store, Path(state_dict["directory"])
         # Another node may have the run in another root directory.
-        for directory in (store.directory.with_name(saved.name), saved):
+        for directory in (store.directory.with_name(earlier.name), earlier):
             if directory.is_dir():
                 self._target.store = PseudoLabelStore(directory, store.length, store.identity)
                 break
+
+    def _joint_batch_size(self) -> int:
+        return self.batch_size * (1 if self.trainer is None else self.trainer.world_size)
 
     def _samples_done(self) -> int:
         """How many samples of the epoch this rank has done, when the first batch is fetched."""

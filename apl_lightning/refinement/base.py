@@ -44,8 +44,9 @@ class RefinementModule(LightningModule, ABC):
         aux: Passed to `add_dual_heads`.
         example: Passed to `add_dual_heads`.
         network: Passed to `add_dual_heads`.
-        batch_norm: `"adapt"` re-estimates the BatchNorm statistics on the target images before the first round and
-            then fixes them; `"frozen"` keeps those of the source; `"train"` updates them with the training batches.
+        batch_norm: `"adapt"` (the default) re-estimates the BatchNorm statistics on the target images before the first
+            round and then fixes them; `"frozen"` keeps those of the source; `"train"` updates them with the training
+            batches.
         optimizer: Called with the parameters and `lr`: a class, or a `functools.partial` of one.
         learning_rate: The learning rate.
         ema_decay: Labels, validation, test, prediction and `export` use an exponential moving average of the network
@@ -62,6 +63,8 @@ class RefinementModule(LightningModule, ABC):
         ValueError: If the network is not suitable (see `add_dual_heads`), or an option is out of its range.
     """
 
+    default_batch_norm: BatchNormMode = "adapt"
+
     def __init__(
         self,
         model: nn.Module,
@@ -72,7 +75,7 @@ class RefinementModule(LightningModule, ABC):
         aux: str = "auto",
         example: Tensor | None = None,
         network: str | None = None,
-        batch_norm: BatchNormMode = "adapt",
+        batch_norm: BatchNormMode | None = None,
         optimizer: Optimizer = torch.optim.Adam,
         learning_rate: float = 3e-4,
         ema_decay: float | None = None,
@@ -86,7 +89,6 @@ class RefinementModule(LightningModule, ABC):
         super().__init__()
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(f"Expected {num_classes} `class_names`, background included, but got {list(class_names)}.")
-        check_choice("batch_norm", batch_norm, BatchNormMode)
         self.save_hyperparameters(ignore=["model", "example", "optimizer", "lr_scheduler", "inferer"])
         self.model = (
             model
@@ -97,7 +99,8 @@ class RefinementModule(LightningModule, ABC):
             raise ValueError(f"Expected `num_classes` {self.model.num_classes}, as in `model`, but got {num_classes}.")
         self.teacher = None if ema_decay is None else Teacher(self.model, ema_decay)
         self.class_names = list(class_names) if class_names is not None else [str(c) for c in range(num_classes)]
-        self.batch_norm: BatchNormMode = batch_norm
+        self.batch_norm: BatchNormMode = batch_norm or self.default_batch_norm
+        check_choice("batch_norm", self.batch_norm, BatchNormMode)
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.lr_scheduler = lr_scheduler
@@ -105,7 +108,11 @@ class RefinementModule(LightningModule, ABC):
         self.keys = Keys(image_key, label_key, case_key)
         self.return_probabilities = return_probabilities
         self.dice = CaseDice(num_classes)
+        self.choose_parameters()
         self.train()
+
+    def choose_parameters(self) -> None:
+        """Exclude parameters from training; by default all that require gradients are trained."""
 
     @abstractmethod
     def losses(self, batch: Any) -> dict[str, Tensor]:

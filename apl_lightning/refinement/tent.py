@@ -1,24 +1,21 @@
 """Tent (Wang et al., ICLR 2021): entropy minimisation of the affine parameters of BatchNorm."""
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from apl_lightning.data import split_batch
-from apl_lightning.heads import Inferer
 from apl_lightning.losses import entropy
-from apl_lightning.refinement.base import Optimizer, RefinementModule, Scheduler
-from apl_lightning.refinement.batchnorm import batch_norms
+from apl_lightning.refinement.base import RefinementModule
+from apl_lightning.refinement.batchnorm import BatchNormMode, batch_norms
 
 
 class TentModule(RefinementModule):
     r"""Minimise the entropy $-\sum_c p_c \log p_c$ of the main head; a baseline without pseudo labels or callback.
 
-    BatchNorm normalises with the statistics of each batch and updates its running statistics. Only its scales and
-    shifts are trained. Train on any loader of images. The arguments are those of
-    [`RefinementModule`][apl_lightning.refinement.RefinementModule] without `aux` and `batch_norm`.
+    BatchNorm normalises with the statistics of each batch and updates its running statistics (`batch_norm="train"` is
+    the default here). Only its scales and shifts are trained. Train on any loader of images. The arguments are those of
+    [`RefinementModule`][apl_lightning.refinement.RefinementModule].
 
     Raises:
         ValueError: If the network has no BatchNorm with affine parameters.
@@ -33,43 +30,10 @@ class TentModule(RefinementModule):
         [(8,), (8,)]
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        num_classes: int,
-        class_names: Sequence[str] | None = None,
-        *,
-        head: str | None = None,
-        example: Tensor | None = None,
-        network: str | None = None,
-        optimizer: Optimizer = torch.optim.Adam,
-        learning_rate: float = 3e-4,
-        ema_decay: float | None = None,
-        lr_scheduler: Scheduler | None = None,
-        inferer: Inferer | None = None,
-        image_key: str = "image",
-        label_key: str = "label",
-        case_key: str = "case",
-        return_probabilities: bool = False,
-    ) -> None:
-        super().__init__(
-            model,
-            num_classes,
-            class_names,
-            head=head,
-            example=example,
-            network=network,
-            batch_norm="train",
-            optimizer=optimizer,
-            learning_rate=learning_rate,
-            ema_decay=ema_decay,
-            lr_scheduler=lr_scheduler,
-            inferer=inferer,
-            image_key=image_key,
-            label_key=label_key,
-            case_key=case_key,
-            return_probabilities=return_probabilities,
-        )
+    default_batch_norm: BatchNormMode = "train"
+
+    def choose_parameters(self) -> None:
+        """Train nothing but the scales and shifts."""
         trained = {id(parameter) for parameter in self._affine()}
         self.model.hold_constant(name for name, p in self.model.named_parameters() if id(p) not in trained)
         if not trained:

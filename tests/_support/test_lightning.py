@@ -187,3 +187,9 @@ def test_on_root_device(trainer: Make) -> None:
 
     trainer(callbacks=[End()]).fit(Module(), DataLoader(Images(2)))
     assert devices == [torch.device("cpu")]
+
+
+def test_refuse_weight_averaging(trainer: Make) -> None:
+    door.refuse_weight_averaging(trainer())
+    with pytest.raises(ValueError, match="no `StochasticWeightAveraging`.*use `ema_decay`"):
+        door.refuse_weight_averaging(trainer(callbacks=[pl.callbacks.StochasticWeightAveraging(0.1)]))

@@ -1,0 +1,23 @@
+"""A resumed run needs the joint batch size of the interrupted one: otherwise it would skip samples, or repeat some."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CLASSES, Images, TinyNet
+
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+
+
+def fit(folder: Path, trainer: Any, batch_size: int, resume: Path | None = None) -> None:
+    data = TargetDataModule(Images(8), batch_size=batch_size, store_dir=folder / "labels")
+    run = trainer(max_epochs=1 if resume is None else 2, callbacks=[PseudoLabelCallback()])
+    run.fit(APLModule(TinyNet(), CLASSES), data, ckpt_path=resume, weights_only=False if resume else None)
+    run.save_checkpoint(folder / "saved.ckpt")
+
+
+def test_another_batch_size_is_refused(tmp_path: Path, trainer: Any) -> None:
+    fit(tmp_path, trainer, batch_size=2)
+    with pytest.raises(ValueError, match="batch size of the interrupted run, 2 over all processes, but got 4: change"):
+        fit(tmp_path, trainer, batch_size=4, resume=tmp_path / "saved.ckpt")
+    fit(tmp_path, trainer, batch_size=2, resume=tmp_path / "saved.ckpt")
