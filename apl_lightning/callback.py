@@ -32,9 +32,9 @@ class PseudoLabelCallback(Callback):
 
     Logged once a round: `pseudo/confidence` (mean weight before small components are ignored), `pseudo/apart` (share
     of the foreground's weight in small components), `pseudo/agreement` (share of pixels where both heads agree),
-    `pseudo/changed` (share of labels that differ from the round before), `pseudo/class_ratio/<class>`, `pseudo/im` and
-    `pseudo/snd` (see [`UnsupervisedScores`][apl_lightning.guard.UnsupervisedScores]) and, if the data set has reference
-    labels, `pseudo/dice`, which only the log reads.
+    `pseudo/changed` (share of labels that differ from the round before), `pseudo/class_ratio/<class>` (of the labels),
+    `pseudo/im` and `pseudo/snd` (see [`UnsupervisedScores`][apl_lightning.guard.UnsupervisedScores]) and, if the data
+    set has reference labels, `pseudo/dice`, which only the log reads.
 
     Args:
         denoiser: Turns predictions into labels and weights, `APL()` by default: another method of
@@ -44,10 +44,10 @@ class PseudoLabelCallback(Callback):
         batch_size: Images that a rank predicts at once; by default 16 slices (on a CPU at most as many as have 2^17
             pixels) or 1 volume. It is not that of training, so that labels do not depend on the number of processes.
         guard: `"warn"` when a class, the predictions or the agreement of the heads collapse (see
-            [`Guard`][apl_lightning.guard.Guard]); `"restore"` also ends the run with the network of the last round
-            without collapse that shows a gain; `"off"`.
-        ignore_small_components: Set the weight of all components of a class but its largest one in a patient to 0, for
-            classes whose largest components hold most of the weight; needs the patients (`case`) and the order of
+            [`Guard`][apl_lightning.guard.Guard]); `"restore"` also ends the run with the network of the last
+            healthy round, which has not collapsed and shows a gain; `"off"`.
+        ignore_small_components: Whether every component of a class except its largest one in a patient gets weight 0,
+            for classes whose largest components hold most of the weight; needs the patients (`case`) and the order of
             slices (see [`find_small_components`][apl_lightning.labels.find_small_components]). By default only with
             `APL`: other methods stay as published.
         largest_component_share: The share of the weight of a class that its largest components must hold.
@@ -77,6 +77,8 @@ class PseudoLabelCallback(Callback):
         for name, value in (("every_n_epochs", every_n_epochs), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"Expected `{name}` to be at least 1, but got {value}.")
+        if not 0 <= largest_component_share <= 1:
+            raise ValueError(f"Expected `largest_component_share` in [0, 1], but got {largest_component_share}.")
         self.denoiser = APL() if denoiser is None else as_denoiser(denoiser)
         self.every_n_epochs = every_n_epochs
         self.inferer = inferer
@@ -124,6 +126,8 @@ class PseudoLabelCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start with round 0, unless a checkpoint is loaded later; refuse what cannot work with rounds."""
+        if stage != "fit":
+            return
         door.refuse_sharded(trainer)
         door.refuse_weight_averaging(trainer)
         self.round = self._epoch = self._saved_round = -1
@@ -172,7 +176,7 @@ class PseudoLabelCallback(Callback):
         torch.manual_seed(derived_seed(self._seed, trainer.current_epoch, batch_idx, trainer.global_rank))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """With `guard="restore"`, return to the last good round if the network of the last epoch is not good."""
+        """With `guard="restore"`, return to the last healthy round if the network of the last epoch is not healthy."""
         self._restore(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -12,7 +12,7 @@ def stop_at_next_batch(trainer: Trainer) -> None:
     """With several ranks, let SIGTERM only set a flag, which Lightning's loops share before each batch.
 
     Lightning's own handler runs a collective inside the signal handler. If the signal interrupts another collective,
-    all ranks wait for ever. Lightning restores the handlers of before the fit at its end.
+    all ranks wait for ever. Lightning restores the previous handlers when the fit ends.
     """
     if is_distributed() and threading.current_thread() is threading.main_thread():
 

@@ -23,7 +23,8 @@ class TargetDataModule(LightningDataModule):
     """Target images for refinement and, optionally, labelled images for validation and test.
 
     Args:
-        train: The unlabelled target images, a map-style data set (see [`TargetDataset`][apl_lightning.TargetDataset]).
+        train: The unlabelled target images, a map-style data set (see [`TargetDataset`][apl_lightning.TargetDataset]);
+            not needed for test and prediction.
         val: Labelled images for the Dice during training; `None` to train without.
         batch_size: Samples per batch and process.
         num_workers: Worker processes of each loader; they are persistent.
@@ -96,6 +97,8 @@ class TargetDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
+            if self.train is None:
+                raise ValueError("Expected target images for a fit, but got none: pass `train`.")
             directory, seed = self._run_directory(), run_seed(self.trainer)
             self._target = TargetDataset(self.train, directory, self.transform, self.keys, seed)
         for name in ("val", "test", "predict"):
@@ -117,11 +120,7 @@ class TargetDataModule(LightningDataModule):
         return {**state, "joint_batch_size": self._joint_batch_size()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue with the seed and the store of the interrupted run, if the store still exists.
-
-        Raises:
-            ValueError: If all processes together have another batch size: samples would be skipped or repeated.
-        """
+        """Continue with the seed and the store of the interrupted run; with another joint batch size a `ValueError`."""
         if self._target is None or not state_dict:
             return
         if (saved := state_dict["joint_batch_size"]) != (now := self._joint_batch_size()):

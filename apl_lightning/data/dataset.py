@@ -24,7 +24,7 @@ class TargetDataset(Dataset[Any]):
     index, or by what [`EpochSampler`][apl_lightning.data.EpochSampler] draws.
 
     Labels are made on the image as the data set returns it, so the data set must be deterministic. Random transforms
-    belong into `transform`, which moves image, label and weight together.
+    belong in `transform`, which moves image, label and weight together.
 
     Args:
         dataset: A map-style data set of tensors, `(image, label)` or dictionaries. Nothing that trains reads its

@@ -23,8 +23,8 @@ _CELLS = 8
 def transform_jointly(transform: Transform, sample: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """Apply `transform` to `{"image" (C, *S), "pseudo_label" (1, *S), "weight" (1, *S)}` and check the result.
 
-    A soft pseudo label has one channel a class. Returns the transformed samples (several if the transform draws several
-    patches), label and weight as (*S), a soft label as (C, *S).
+    A soft pseudo label has one channel per class. Returns the transformed samples (several if the transform draws
+    several patches), label and weight as (*S), a soft label as (C, *S).
 
     Raises:
         ValueError: If the transform drops a key, changes the shape of one of the three alone, or interpolates labels.

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 class RandomAffine:
     """Rotate, scale and shift image, pseudo label and weight together, in 2D or 3D.
 
-    Labels are made on the unmoved image, so a moved image gives the network something new to learn. This decides
-    results (the documentation has the figures). Pixels from outside the image get weight 0. All randomness is torch's.
+    Labels are made on the unmoved image, so a moved image gives the network something new to learn. Most of the gain
+    depends on it (see the ablation in the documentation). Pixels from outside the image get weight 0. All randomness
+    is torch's.
 
     Args:
         degrees: Largest rotation, in degrees (in 3D about each axis).

@@ -48,6 +48,7 @@ def split_batch(batch: object, keys: Keys) -> tuple[Tensor, Tensor | None, list[
     image, label, cases = parts["image"], parts.get("label"), parts.get("case")
     if isinstance(label, Tensor) and label.ndim == image.ndim and label.shape[1] == 1:
         label = label[:, 0]
+    label = label.long() if isinstance(label, Tensor) else label
     named = None if cases is None else [None if case is None else str(case) or None for case in cases]
     return image, label, named
 

@@ -21,14 +21,8 @@ class EpochSampler(DistributedSampler[Any]):
 
     It yields `DrawnSample`s, so that the data set knows the epoch in every worker. In each step all ranks together see
     what one process sees with the joint batch size. Samples that fill up uneven shares are marked as repeated and do
-    not count. It is a torch `DistributedSampler`, so Lightning keeps it and sets its epoch.
-
-    Args:
-        dataset: The data set.
-        world_size: Number of ranks.
-        rank: This rank.
-        seed: The same on all ranks.
-        done: Called at the start of an epoch; returns how many samples of it this rank has done before a resume.
+    not count. It is a torch `DistributedSampler`, so Lightning keeps it and sets its epoch. At the start of an epoch
+    `done` returns how many samples of it this rank has done before a resume.
 
     Examples:
         >>> from apl_lightning.data import EpochSampler

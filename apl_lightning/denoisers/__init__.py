@@ -1,4 +1,4 @@
-"""Predictions of both heads become pseudo labels and weights, one method a file."""
+"""Methods that turn the predictions of both heads into pseudo labels and weights, one per file."""
 
 from apl_lightning.denoisers.apl import APL
 from apl_lightning.denoisers.base import DatasetDenoiser, Denoiser, LabelsAndWeights, as_denoiser, denoise

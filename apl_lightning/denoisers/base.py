@@ -1,8 +1,8 @@
 """The base classes of all denoisers."""
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -34,10 +34,11 @@ class Denoiser(ABC):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        hooks = [name for name in dir(cls.__base__) if not name.startswith("_")]
+        hooks = sorted({name for base in cls.__mro__[1:] for name in dir(base) if not name.startswith("_")})
+        kinds = (FunctionType, staticmethod, classmethod, property)
         for name, value in vars(cls).items():
             is_abstract = getattr(value, "__isabstractmethod__", False)
-            if inspect.isfunction(value) and not (is_abstract or name.startswith("_") or name in hooks):
+            if isinstance(value, kinds) and not (is_abstract or name.startswith("_") or name in hooks):
                 raise TypeError(
                     f"Expected the public methods of {cls.__name__} to be among {hooks}, but got {name!r}: correct the "
                     "name, begin it with an underscore, or inherit from `DatasetDenoiser`."
@@ -115,11 +116,11 @@ def as_denoiser(method: Denoiser | Callable[..., LabelsAndWeights]) -> Denoiser:
     if isinstance(method, Denoiser):
         return method
     hooks = [name for name in dir(DatasetDenoiser) if not name.startswith("_") and hasattr(method, name)]
-    if not callable(method) or inspect.isclass(method) or hooks:
-        found = f"with {hooks}" if hooks else f"{method!r}"
+    if not callable(method) or isinstance(method, type) or hooks:
+        found = f"the class {method.__name__}" if isinstance(method, type) else f"{type(method).__name__} with {hooks}"
         raise TypeError(
             "Expected `denoiser` to be a `Denoiser` or a plain function of the probabilities of both heads, but got "
-            f"{type(method).__name__} {found}: inherit from `apl_lightning.denoisers.Denoiser`."
+            f"{found}: pass an instance of a class that inherits from `apl_lightning.denoisers.Denoiser`."
         )
     return _FunctionDenoiser(method)
 

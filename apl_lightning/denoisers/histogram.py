@@ -35,7 +35,7 @@ class ConfidenceHistogram:
         self.counts = total(self.counts)
 
     def sizes(self) -> Tensor:
-        """Pixels a class, (C,)."""
+        """Pixels per class, (C,)."""
         return self.counts.sum(dim=1)
 
     def at_rank(self, ranks: Tensor) -> Tensor:

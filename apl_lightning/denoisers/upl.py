@@ -1,4 +1,4 @@
-"""UPL-SFDA (Wu et al., TMI 2023): keep confident pixels of the mean over views, in one component a class."""
+"""UPL-SFDA (Wu et al., TMI 2023): keep confident pixels of the mean over views, in one component per class."""
 
 from dataclasses import dataclass
 

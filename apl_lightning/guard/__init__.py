@@ -1,4 +1,4 @@
-"""Scores that need no labels show whether refinement does harm; the last good round can be restored."""
+"""Scores without labels show whether refinement does harm; the network of the last healthy round can be restored."""
 
 from apl_lightning.guard.guard import Guard, GuardMode
 from apl_lightning.guard.snapshot import Snapshot

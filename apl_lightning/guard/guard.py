@@ -14,13 +14,13 @@ class Guard:
     """Compares the scores of a network with those of the first round, before any training.
 
     A class that takes over others changes the class ratios. If all classes fade a little, information maximisation
-    (diversity minus uncertainty) falls. Smaller losses change neither, so a network must also show a gain: its
-    predictions form denser clusters. The scores are those of
+    (diversity minus uncertainty) falls. A slow deterioration changes neither, so a healthy network must also show a
+    gain: its predictions form denser clusters. The scores are those of
     [`UnsupervisedScores`][apl_lightning.guard.UnsupervisedScores].
 
     Args:
-        mode: `"warn"` about complaints; `"restore"` also ends the run with the last round without complaint or doubt;
-            `"off"` does nothing.
+        mode: `"warn"` about complaints; `"restore"` also ends the run with the last healthy round, without complaint
+            or doubt; `"off"` does nothing.
         drift: The largest factor by which a class may grow or shrink.
         fade: The largest relative fall of information maximisation.
         agreement: The largest fall of the agreement of the heads.
@@ -62,7 +62,7 @@ class Guard:
         self.first = dict(scores)
 
     def complaints(self, scores: Mapping[str, float]) -> list[str]:
-        """What is worse than in the first round, each with its figure."""
+        """What is worse than in the first round, each with its value."""
         if self.mode == "off":
             return []
         found = []

@@ -1,4 +1,4 @@
-"""The weights of the last good round, on disk."""
+"""The weights of the last healthy round, on disk."""
 
 from pathlib import Path
 

@@ -17,7 +17,7 @@ _TEMPERATURE = 0.05
 class UnsupervisedScores:
     r"""Class ratios, agreement of the heads, information maximisation and soft neighbourhood density.
 
-    - `pseudo/class_ratio/<class>` is the share of pixels whose merged prediction is this class.
+    - `pseudo/class_ratio/<class>` is the share of pixels whose merged prediction is this class (in the log: the label).
     - `pseudo/agreement` is the share of pixels where both heads predict the same class.
     - `pseudo/im` is the diversity of the predictions minus their uncertainty, $H(\bar p) - \overline{H(p)}$ (Liang et
       al., "Do We Really Need to Access the Source Data?", ICML 2020): high for confident predictions of many classes.
@@ -25,7 +25,7 @@ class UnsupervisedScores:
       ICCV 2021): with the cosine similarities $s_{ij}$ of the predictions, the mean over i of the entropy of
       $\mathrm{softmax}_j(s_{ij} / 0.05)$, j ≠ i. High for predictions in dense clusters.
 
-    The last two use evenly spaced pixels of the merged prediction (1024 and 256 an image) and are in nats.
+    The last two use evenly spaced pixels of the merged prediction (1024 and 256 per image) and are in nats.
 
     Args:
         class_names: Names of the classes, background included.

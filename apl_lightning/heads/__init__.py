@@ -1,4 +1,4 @@
-"""A network gets a second classifier on its shared encoder, and gives the plain network back."""
+"""A network gets a second classifier on its shared encoder; the plain network can be exported again."""
 
 from apl_lightning.heads.add import add_dual_heads
 from apl_lightning.heads.find_classifier import HeadNotFoundError

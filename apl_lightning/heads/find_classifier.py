@@ -79,7 +79,7 @@ def find_classifier(model: nn.Module, num_classes: int, example: Tensor, output:
     shared = [name for name, call in calls.items() if name and call.times > 1 and call.channels_out == num_classes]
     if shared:
         cause = f"{shared[0]!r} is called {calls[shared[0]].times} times, and its results are joined"
-        cure = "a shared predictor cannot get a second head; choose an output with a classifier of its own"
+        cure = "pass `main_output` of an output that has its own classifier"
     else:
         cause = "found none"
         cure = "pass `head`, the dotted path of its classifier (see `model.named_modules()`)"

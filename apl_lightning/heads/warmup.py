@@ -17,7 +17,7 @@ def warm_up_second_head(model: DualHeadModel, images: Iterable[Tensor], steps: i
     Minimises the cross-entropy between p_m (fixed) and p_a with Adam, with a linear decay of the learning rate to 0.
     Only the parameters of `model.second` change. The batches of images (B, C, *S) are repeated until `steps` are done.
     """
-    assert model.second is not None, "only a new module can be cold"
+    assert model.second is not None, "only a new second head needs a warm-up"
     parameters = list(model.second.parameters())
     optimizer = torch.optim.Adam(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total_iters=steps)

@@ -90,7 +90,8 @@ def _check(labels: Tensor, weights: Tensor, batch: ImageBatch, classes: int) -> 
             f"images of shape {tuple(batch.images.shape)}, but got {labels.dtype} {tuple(labels.shape)} and "
             f"{tuple(weights.shape)}: check the denoiser."
         )
-    _check_finite(weights, batch, "weights, but the denoiser", "check the denoiser")
+    for values in (labels, weights):
+        _check_finite(values, batch, "labels and weights, but the denoiser", "check the denoiser")
     low, high = (float(value) for value in labels.aminmax())
     if low < 0 or high > (1 if labels.is_floating_point() else classes - 1):
         raise ValueError(

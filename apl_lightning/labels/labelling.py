@@ -35,7 +35,9 @@ class Labelling:
         self._names: Any = module.class_names
         self._predictor = Predictor(module, inferer, partial(autocast, trainer))
         self._batch_size = batch_size or predicted_at_once(self.dataset.size, module.device)
-        self._prepared_at_once = batch_size or _at_most(self.dataset.size)  # BatchNorm statistics need large batches
+        self._prepared_at_once = batch_size or _largest_batch(
+            self.dataset.size
+        )  # BatchNorm statistics need large batches
 
     def prepare(self) -> None:
         """Let the module prepare itself on all images: BatchNorm statistics, a new second head."""
@@ -100,13 +102,13 @@ class _Images:
 def predicted_at_once(size: Sequence[int], device: torch.device) -> int:
     """How many images of spatial size (*S) a label pass predicts at once: 1 volume, or 16 slices.
 
-    On a CPU at most as many slices as have 2^17 pixels: two of 256 x 256 at a time take a third less time each than 16.
+    On a CPU at most as many slices as have 2^17 pixels: batches of two 256 x 256 slices take a third less time a slice.
     """
-    most = _at_most(size)
+    most = _largest_batch(size)
     return min(most, max(1, 2**17 // math.prod(size))) if device.type == "cpu" else most
 
 
-def _at_most(size: Sequence[int]) -> int:
+def _largest_batch(size: Sequence[int]) -> int:
     return 16 if len(size) <= 2 else 1
 
 

@@ -1,4 +1,4 @@
-"""Find the components of a class apart from its largest one in a patient: their pixels lose their weight."""
+"""Find small components: all components of a class in a patient except the largest one."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -32,10 +32,10 @@ def find_small_components(
     $k$ of a class in volume $v$ is the sum of its weights $\omega$, so confident components are large. Only classes
     whose largest components hold most of the weight,
 
-    $$\sum_v \max_k m_{vk} \ge \tfrac{3}{4} \sum_v \sum_k m_{vk},$$
+    $$\sum_v \max_k m_{vk} \ge s \sum_v \sum_k m_{vk},$$
 
-    are treated this way, so a class loses at most a quarter of its weight. Classes with many components (lesions,
-    vessels, an organ that the network does not know yet) and the background are exempt.
+    are treated this way, with s = 3/4 by default, so a class loses at most a quarter of its weight. Classes with many
+    components (lesions, vessels, an organ that the network does not know yet) and the background are exempt.
 
     A volume is a sample in 3D. In 2D it is all slices of one case and one size, in the order of the data set, which
     must be their order in the body, since pixels are connected by faces. Slices without a case are exempt.
@@ -45,7 +45,7 @@ def find_small_components(
     Args:
         reader: A round with the labels of all ranks.
         num_classes: Number of classes, background (class 0) included.
-        largest_component_share: The share of the weight that the largest components of a class must hold.
+        largest_component_share: s, the share of the weight that the largest components of a class must hold.
 
     Examples:
         >>> import tempfile, torch

@@ -31,7 +31,7 @@ class APLModule(RefinementModule):
         weighting: The definition of W in L_Con.
         learning_rate: The learning rate of the encoder.
         head_rate: The learning rate of the heads, relative to `learning_rate`. The steps of Adam do not depend on the
-            size of a loss, so `consistency_weight` does not slow the heads down, but this does.
+            size of a loss, so `consistency_weight` does not slow the heads down; `head_rate` does.
 
     Raises:
         ValueError: If the network is not suitable (see `add_dual_heads`), or an option is out of its range.
@@ -109,6 +109,7 @@ class APLModule(RefinementModule):
 
         Samples that only fill up the batch, marked in `repeated` (B,), do not count in L_Con; their `weight` is 0.
         """
+        self.check_labelled(batch)
         for_heads, for_encoder = self.model.routed(batch["image"])
         losses = {}
         if self.consistency_weight:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from apl_lightning._support.lightning import LightningModule, attached_callbacks
 from apl_lightning._support.resizing import resize_to
-from apl_lightning.data import Keys, split_batch
+from apl_lightning.data import Keys, describe, split_batch
 from apl_lightning.denoisers import APL, Denoiser
 from apl_lightning.heads import DualHeadModel, Inferer, Logits, add_dual_heads, warm_up_second_head
 from apl_lightning.metrics import CaseDice
@@ -143,6 +143,14 @@ class RefinementModule(LightningModule, ABC):
             warm_up_second_head(self.model, images)
         if self.teacher is not None:
             self.teacher.copy(self.model)
+
+    def check_labelled(self, batch: Any) -> None:
+        """Raise a `TypeError` unless a batch has pseudo labels."""
+        if not isinstance(batch, dict) or not {"image", "pseudo_label", "weight"} <= set(batch):
+            raise TypeError(
+                f"Expected batches with `image`, `pseudo_label` and `weight`, but got {describe(batch)}: train on a "
+                "`TargetDataModule`, with `PseudoLabelCallback`."
+            )
 
     def label_loss(self, logits: Logits, batch: dict[str, Tensor]) -> Tensor:
         """The denoiser's loss of the logits of both heads on `pseudo_label` and `weight`."""

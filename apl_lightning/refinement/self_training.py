@@ -25,6 +25,7 @@ class SelfTrainingModule(RefinementModule):
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`refinement`, which is the `loss`."""
+        self.check_labelled(batch)
         loss = self.label_loss(self.model(batch["image"]), batch)
         return {"refinement": loss, "loss": loss}
 

@@ -3,7 +3,8 @@
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
@@ -49,6 +50,9 @@ class Teacher(AveragedModel):
         self.n_averaged.fill_(1)
 
 
-def _ema_update(decay: float, *arguments: Any) -> None:
-    # A function of the module: torch's closure cannot be pickled, as `ddp_spawn` does.
-    get_ema_multi_avg_fn(decay)(*arguments)
+def _ema_update(decay: float, averaged: list[Tensor], current: list[Tensor], _count: Any) -> None:
+    # Not torch's closure alone: it cannot be pickled, as `ddp_spawn` does, and it averages integers, such as indices.
+    if averaged[0].is_floating_point():
+        get_ema_multi_avg_fn(decay)(averaged, current, _count)
+    else:
+        torch._foreach_copy_(averaged, current)

@@ -99,7 +99,7 @@ class RoundWriter:
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"{error.strerror} while writing pseudo labels ({self._dtype.itemsize + 1} bytes a pixel) to "
+                f"{error.strerror} while writing pseudo labels ({self._dtype.itemsize + 1} bytes per pixel) to "
                 f"{self._folder}: free some space or pass another `store_dir`",
             ) from error
 

@@ -16,7 +16,7 @@ _IDENTITY = "store.json"
 
 
 class PseudoLabelStore:
-    """A folder with the pseudo labels of a data set: one byte a pixel for the label, one for its weight.
+    """A folder with the pseudo labels of a data set: one byte per pixel for the label, one for its weight.
 
     Each round has its own folder. Every rank writes the samples of its share to its own file, `join` makes one index of
     all ranks, and `publish` atomically replaces a pointer file. Readers follow the pointer at each read, so persistent

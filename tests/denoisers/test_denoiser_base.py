@@ -51,9 +51,14 @@ def test_misspelt_hook_is_an_error() -> None:
         type("Misspelt", (Plain,), {"beginn": lambda self, *_: None})
     with pytest.raises(TypeError, match="but got 'observe'.*inherit from `DatasetDenoiser`"):
         type("NoDataset", (Plain,), {"observe": lambda self, *_: ()})
+    for kind in (staticmethod, classmethod, property):
+        with pytest.raises(TypeError, match="but got 'losss'"):
+            type("Decorated", (Plain,), {"losss": kind(lambda *_: None)})
     with pytest.raises(TypeError, match="abstract"):
         type("HalfDone", (DatasetDenoiser,), {"observe": lambda self, *_: ()})()
     type("Helper", (Plain,), {"_helper": lambda self: None})
+    mixin = type("Mixin", (), {"other": lambda self: None})
+    type("Mixed", (mixin, Plain), {"begin": lambda self, *_: None, "other": lambda self: None})
 
 
 def test_a_function_is_wrapped_once() -> None:
@@ -68,9 +73,7 @@ def test_a_function_is_wrapped_once() -> None:
 
 @pytest.mark.parametrize("method", [Plain, 3, "APL", type("Old", (), {"__call__": plain, "begin": plain})()])
 def test_other_objects_are_refused(method: Any) -> None:
-    with pytest.raises(
-        TypeError, match=r"a `Denoiser` or a plain function .* inherit from `apl_lightning.denoisers.Den"
-    ):
+    with pytest.raises(TypeError, match=r"a `Denoiser` or a plain function .* inherits from `apl_lightning.denois"):
         PseudoLabelCallback(method)
 
 

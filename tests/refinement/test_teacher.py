@@ -63,6 +63,8 @@ def test_the_mean_over_steps(tmp_path: Path, trainer: Make, accumulate: int) -> 
     for name, value in module.teacher.module.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(value, expected[name], msg=name)
+        else:
+            assert torch.equal(value, steps[-1][name]), name
 
 
 def test_the_teacher_predicts_and_is_exported(tmp_path: Path, trainer: Make) -> None:
@@ -105,3 +107,13 @@ def test_without_a_teacher_the_student_predicts() -> None:
 def test_bad_decay_is_named(decay: float) -> None:
     with pytest.raises(ValueError, match="ema_decay"):
         Teacher(TinyNet(), decay)
+
+
+def test_integers_are_copied() -> None:
+    """SwinUNETR keeps indices as buffers: an average of them would point elsewhere."""
+    student = TinyNet()
+    student.register_buffer("index", torch.arange(1000))
+    teacher = Teacher(student, 0.95)
+    for _ in range(50):
+        teacher.update_parameters(student)
+    assert torch.equal(teacher.module.index, torch.arange(1000))

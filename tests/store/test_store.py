@@ -120,6 +120,6 @@ def test_bad_values_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(writer, "_file", type("Full", (), {"write": staticmethod(full), "tell": int, "close": int}))
-        with pytest.raises(OSError, match=r"No space left .*\(2 bytes a pixel\).*another `store_dir`"):
+        with pytest.raises(OSError, match=r"No space left .*\(2 bytes per pixel\).*another `store_dir`"):
             writer.add(0, torch.zeros(2, 2), torch.ones(2, 2))
     assert np.load(tmp_path / "round-000000" / "rank-00000.npz")["sample"].tolist() == [0]

@@ -31,11 +31,8 @@ class _Entry(NamedTuple):
 class Bundle:
     """A checkpoint of TensorFlow's `Saver`, which reads names and shapes (`entries`) at once and values on demand.
 
-    The path is the prefix of the files (`sifa-299`), one of the files, or a folder with a `checkpoint` file.
-
-    Raises:
-        FileNotFoundError: If the index does not exist.
-        CheckpointError: If the index is damaged.
+    The path is the prefix of the files (`sifa-299`), one of the files, or a folder with a `checkpoint` file. A damaged
+    index is a `CheckpointError`, a missing one a `FileNotFoundError`.
     """
 
     def __init__(self, path: str | Path) -> None:

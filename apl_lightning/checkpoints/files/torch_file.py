@@ -14,11 +14,8 @@ from apl_lightning.checkpoints.error import CheckpointError
 def read_torch_file(path: str | Path) -> dict[str, Tensor]:
     """Read all tensors in a checkpoint, with `weights_only=True`.
 
-    The keys of nested dictionaries are joined with dots, for example `state_dict.conv1.weight`.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        CheckpointError: If the file is empty or damaged, contains Python objects, or contains no tensors.
+    The keys of nested dictionaries are joined with dots, for example `state_dict.conv1.weight`. A file that is empty,
+    damaged, or contains Python objects or no tensors is a `CheckpointError`, a missing one a `FileNotFoundError`.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,0 +1,66 @@
+"""What users do wrong is named with its cure."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CLASSES, Images, TinyNet
+from torch.utils.data import DataLoader
+
+from apl_lightning import APLModule, PseudoLabelCallback, SelfTrainingModule, TargetDataModule
+
+
+@pytest.mark.parametrize("kind", [APLModule, SelfTrainingModule])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_training_without_pseudo_labels(trainer: Any, kind: Any, labelled: bool) -> None:
+    loader = DataLoader(Images(2, labelled=labelled), 2)
+    with pytest.raises(TypeError, match="`image`, `pseudo_label` and `weight`, but got .*with `PseudoLabelCallback`"):
+        trainer().fit(kind(TinyNet(), CLASSES), loader)
+
+
+def test_a_fit_without_target_images(trainer: Any) -> None:
+    with pytest.raises(ValueError, match="target images for a fit, but got none: pass `train`"):
+        trainer(callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), TargetDataModule())
+
+
+@pytest.mark.parametrize("share", [75, -1, float("nan")])
+def test_a_share_out_of_range(share: float) -> None:
+    with pytest.raises(ValueError, match=r"`largest_component_share` in \[0, 1\], but got"):
+        PseudoLabelCallback(largest_component_share=share)
+
+
+def test_soft_labels_with_nan(tmp_path: Path, trainer: Any) -> None:
+    def soft(p_main: Any, p_aux: Any) -> Any:
+        return p_main * torch.nan, p_main[:, 0]
+
+    data = TargetDataModule(Images(2), store_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"labels and weights, but the denoiser gave NaN for samples \[0, 1\]"):
+        trainer(callbacks=[PseudoLabelCallback(soft)]).fit(APLModule(TinyNet(), CLASSES), data)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_labels_of_other_types_give_the_same_dice(trainer: Any, dtype: torch.dtype) -> None:
+    """With uint8, `class * num_classes` overflows from 17 classes on."""
+    network = TinyNet(classes=20).eval()
+    images = list(Images(3))
+    with torch.no_grad():
+        labels = [network(image[None]).argmax(1).to(dtype) for image in images]  # (1, H, W), as MONAI has them
+    module = APLModule(network, 20)
+    (found,) = trainer().validate(module, DataLoader(list(zip(images, labels, strict=True)), 3), verbose=False)
+    assert found["val/dice"] == 1
+
+
+def test_a_validated_run_can_be_saved_and_resumed(tmp_path: Path, trainer: Any) -> None:
+    module = APLModule(TinyNet(), CLASSES)
+    data = TargetDataModule(Images(4), Images(2, labelled=True), store_dir=tmp_path)
+    run = trainer(callbacks=[PseudoLabelCallback()])
+    run.fit(module, data)
+    run.validate(module, data, verbose=False)
+    run.save_checkpoint(tmp_path / "saved.ckpt")
+    resumed = PseudoLabelCallback()
+    data = TargetDataModule(Images(4), Images(2, labelled=True), store_dir=tmp_path)
+    trainer(callbacks=[resumed], max_epochs=2).fit(
+        APLModule(TinyNet(), CLASSES), data, ckpt_path=tmp_path / "saved.ckpt", weights_only=False
+    )
+    assert resumed.round == 1
