@@ -60,7 +60,8 @@ def test_consistency_ignores_images_of_weight_0(weighting: str) -> None:
 
 
 def test_hand_computed_consistency() -> None:
-    # Two pixels. p_m = (.8, .2), (.4, .6); p_a = (.7, .3), (.9, .1). The heads predict (0, 0) and (1, 0): W_00 = W_10 = 1/2.
+    # Two pixels: p_m = (.8, .2), (.4, .6) and p_a = (.7, .3), (.9, .1). The heads predict (0, 0) and (1, 0), so
+    # W_00 = W_10 = 1/2.
     # A_10 = (.2 * .7 + .6 * .9) / 2 = .34, so L = .17.
     p_main = torch.tensor([[[0.8, 0.4], [0.2, 0.6]]])
     p_aux = torch.tensor([[[0.7, 0.9], [0.3, 0.1]]])

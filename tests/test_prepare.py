@@ -28,7 +28,7 @@ def prepare(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def anatomy(shape: tuple[int, int, int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Image and label with an organ in each corner: slices from the feet, rows from the front, columns from the right."""
+    """Image and label with an organ in each corner; slices start at the feet, rows in front, columns at the right."""
     label = np.zeros(shape, np.uint8)
     slices, rows, columns = shape
     label[slices // 2 : slices - 6, : rows // 3, : columns // 3] = 1  # liver: front, right, top

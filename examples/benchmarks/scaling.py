@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
-from apl_lightning.labels.labelling import predicted_at_once
+from apl_lightning.labels import predicted_at_once
 from apl_lightning.losses import weighted_cross_entropy
 
 CLASSES = 5
