@@ -242,14 +242,15 @@ def test_reading_state_changes_nothing(tmp_path: Path, trainer: Make) -> None:
         assert sorted(path.name for path in folder.glob("round-*")) == kept
 
 
-def test_a_frozen_submodule_stays_frozen(tmp_path: Path, trainer: Make) -> None:
+def test_modes_of_submodules_are_kept(tmp_path: Path, trainer: Make) -> None:
     module = APLModule(TinyNet(), CLASSES)
+    module.model.network.encoder[3].eval()
     modes = {name: part.training for name, part in module.named_modules()}
     trainer(callbacks=[PseudoLabelCallback()]).fit(module, TargetDataModule(Images(), store_dir=tmp_path / "labels"))
     assert {name: part.training for name, part in module.named_modules()} == modes
 
 
-def test_bad_predictions_name_the_sample(tmp_path: Path, trainer: Make) -> None:
+def test_nan_predictions_name_the_sample(tmp_path: Path, trainer: Make) -> None:
     class Fragile(TinyNet):
         def forward(self, image: Tensor) -> Tensor:
             features = self.encoder(image) / (image.flatten(1).amax(1) < 2).float().view(-1, 1, 1, 1)
@@ -262,7 +263,7 @@ def test_bad_predictions_name_the_sample(tmp_path: Path, trainer: Make) -> None:
         trainer(callbacks=[PseudoLabelCallback()]).fit(module, data)
 
 
-def test_bad_weights_name_the_denoiser(tmp_path: Path, trainer: Make) -> None:
+def test_nan_weights_name_the_denoiser(tmp_path: Path, trainer: Make) -> None:
     def divide_by_zero(p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:
         return p_main.argmax(1), p_main[:, 0] * torch.nan
 
@@ -272,7 +273,7 @@ def test_bad_weights_name_the_denoiser(tmp_path: Path, trainer: Make) -> None:
 
 
 @pytest.mark.parametrize("bad", ["pseudo", "reference"])
-def test_labels_out_of_range_are_explained(tmp_path: Path, trainer: Make, bad: str) -> None:
+def test_labels_out_of_range_are_an_error(tmp_path: Path, trainer: Make, bad: str) -> None:
     data = Images(3, labelled=True)
     if bad == "reference":
         assert data.labels is not None
@@ -288,7 +289,7 @@ def test_labels_out_of_range_are_explained(tmp_path: Path, trainer: Make, bad: s
         )
 
 
-def test_a_corrupt_sample_is_named(tmp_path: Path, trainer: Make) -> None:
+def test_error_names_the_corrupt_sample(tmp_path: Path, trainer: Make) -> None:
     class Corrupt(Images):
         def __getitem__(self, index: int) -> Any:
             return super().__getitem__(index) * (torch.inf if index == 4 else 1)
@@ -327,6 +328,6 @@ def test_rich_progress_bar(tmp_path: Path, trainer: Make) -> None:
     assert "Pseudo labels, round 0" in described
 
 
-def test_bad_options_are_explained() -> None:
+def test_bad_options_are_an_error() -> None:
     with pytest.raises(ValueError, match="`every_n_epochs` to be at least 1, but got 0"):
         PseudoLabelCallback(every_n_epochs=0)

@@ -8,7 +8,7 @@ base and ignore small components; the variants of the defaults change one part e
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from apl_lightning import APLModule, SelfTrainingModule
+from apl_lightning import APLModule, RefinementModule, SelfTrainingModule
 from apl_lightning.denoisers import BDL, CBST, CRST, DPL, IAST, UPL, Chebyshev, MRNet, Threshold
 from apl_lightning.presets import PAPER
 
@@ -19,7 +19,7 @@ ONCE = 10**6  # as `every_n_epochs`: labels only before the first epoch
 class Recipe(NamedTuple):
     """The module class and the options of module, callback and data module."""
 
-    module: type[APLModule]
+    module: type[RefinementModule]
     options: dict[str, Any]
     callback: Callable[[], dict[str, Any]]
     data: dict[str, Any]

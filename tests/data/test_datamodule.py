@@ -76,7 +76,10 @@ def test_existing_data_module_without_validation(tmp_path: Path, trainer: Any) -
             return DataLoader(Images(4), batch_size=2)
 
     data = TargetDataModule.from_datamodule(Blind(), store_dir=tmp_path)
-    trainer(callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), data)
+    fit = trainer(callbacks=[PseudoLabelCallback()])
+    fit.fit(APLModule(TinyNet(), CLASSES), data)
+    assert fit.global_step == 2
+    assert not [name for name in fit.callback_metrics if name.startswith("val/")]
 
 
 def test_each_run_has_its_own_folder(tmp_path: Path, trainer: Any) -> None:

@@ -1,4 +1,4 @@
-"""A resumed run needs the joint batch size of the interrupted one: otherwise it would skip samples, or repeat some."""
+"""A resumed run needs the global batch size of the interrupted run, or it skips or repeats samples."""
 
 from pathlib import Path
 from typing import Any

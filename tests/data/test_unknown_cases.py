@@ -1,4 +1,4 @@
-"""A case that is `None` or empty is unknown: it is not a patient that all such samples share."""
+"""Samples whose case is `None` or empty do not belong to one common patient."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def samples(case: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("case", [None, ""])
-def test_slices_of_unknown_cases_make_no_volume(tmp_path: Path, trainer: Any, case: Any) -> None:
+def test_slices_without_a_case_are_not_one_volume(tmp_path: Path, trainer: Any, case: Any) -> None:
     data = TargetDataModule(samples(case), store_dir=tmp_path)
     callback = PseudoLabelCallback(largest_component_share=0.0)
     trainer(callbacks=[callback]).fit(APLModule(TinyNet(), CLASSES), data)
@@ -25,7 +25,7 @@ def test_slices_of_unknown_cases_make_no_volume(tmp_path: Path, trainer: Any, ca
 
 
 @pytest.mark.parametrize("case", [None, ""])
-def test_samples_of_unknown_cases_are_cases(trainer: Any, case: Any) -> None:
+def test_each_sample_without_a_case_is_its_own_case(trainer: Any, case: Any) -> None:
     labelled = samples(case)
     assert [sample["case"] for sample in EvaluationDataset(labelled, Keys(), labelled=True)] == ["0", "1", "2", "3"]
     module = APLModule(TinyNet(), CLASSES)

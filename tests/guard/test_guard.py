@@ -1,4 +1,4 @@
-"""The label-free figures against naive ones; a collapse is named, and the best round comes back."""
+"""Label-free scores compared with naive implementations; warnings of a collapse; restored rounds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FIRST = {
 
 
 def naive_scores(batches: list[Tensor]) -> dict[str, float]:
-    """Information maximisation and density of images so small that every pixel is used."""
+    """Information maximisation and soft neighbourhood density for images so small that all pixels are used."""
     pixels = [
         p[:, n].tolist() for batch in batches for image in batch for p in [image.flatten(1)] for n in range(p.shape[1])
     ]
@@ -62,7 +62,7 @@ def test_scores() -> None:
 
 
 def test_scores_sample_large_images() -> None:
-    """Rows of 64: an even step would always hit the same columns."""
+    """In rows of 64 pixels, an even step would always sample the same columns."""
     image = torch.zeros(1, 2, 64, 64)
     image[:, 0, :, ::2] = image[:, 1, :, 1::2] = 1
     scores = UnsupervisedScores(["0", "1"])
@@ -103,21 +103,29 @@ def test_doubts() -> None:
     assert doubt.endswith("no sign of a gain")
 
 
-@pytest.mark.parametrize("options", [{"mode": "on"}, {"mode": "warn", "drift": 1.0}, {"mode": "warn", "agreement": 0}])
-def test_bad_options_are_named(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="Expected"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mode": "on"}, "`guard` to be one of .*'restore'.* but got 'on'"),
+        ({"mode": "warn", "drift": 1.0}, "`drift` > 1.*drift=1.0"),
+        ({"mode": "warn", "fade": 1.0}, "`fade` between 0 and 1.*fade=1.0"),
+        ({"mode": "warn", "agreement": 0}, "`agreement` > 0.*agreement=0"),
+    ],
+)
+def test_bad_options_are_an_error(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Guard(**options)
 
 
 class Scripted(Guard):
-    """Finds the rounds as healthy as a list says, whose last value is for the network of the last epoch."""
+    """Takes the health of each round from a list; its last value is for the network after the last epoch."""
 
     healthy: list[int]
 
-    def complaints(self, figures: Any) -> list[str]:
-        return [] if self.healthy.pop(0) else ["as the list says"]
+    def complaints(self, scores: Any) -> list[str]:
+        return [] if self.healthy.pop(0) else ["scripted complaint"]
 
-    def doubts(self, figures: Any) -> list[str]:
+    def doubts(self, scores: Any) -> list[str]:
         return []
 
 
@@ -129,7 +137,7 @@ def scripted(*healthy: int) -> PseudoLabelCallback:
 
 
 class Weights(pl.Callback):
-    """Notes the weights that made each round."""
+    """Records the weights that made each round."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Tensor]] = []
@@ -148,7 +156,7 @@ def fit(folder: Path, trainer: Make, callback: PseudoLabelCallback, epochs: int 
 
 
 class Fade(pl.Callback):
-    """Shifts the classifiers towards class 0 before an epoch."""
+    """Shifts the classifiers towards class 0 at the start of given rounds."""
 
     def __init__(self, *epochs: int) -> None:
         self.epochs = epochs
@@ -160,7 +168,7 @@ class Fade(pl.Callback):
                     classifier.bias.data[0] += 100
 
 
-def test_a_collapse_is_named(tmp_path: Path, trainer: Make) -> None:
+def test_collapse_is_a_warning(tmp_path: Path, trainer: Make) -> None:
     with pytest.warns(
         UserWarning, match=r"round 1 a collapse may have begun: '1' is 0.00 % of all pixels, 0.00 times the 15.23 %"
     ):
@@ -168,28 +176,28 @@ def test_a_collapse_is_named(tmp_path: Path, trainer: Make) -> None:
 
 
 @pytest.mark.parametrize("denoiser", [None, lambda p, q: (p.argmax(1) * 0, torch.ones_like(p[:, 0])), UPL()])
-def test_restore_undoes_a_collapse_and_leaves_an_unchanged_network(
-    tmp_path: Path, trainer: Make, denoiser: Any
-) -> None:
-    """With the real guard: labels of any denoiser, and predictions of its own, are compared with their like."""
+def test_restore_after_a_collapse_but_not_without_one(tmp_path: Path, trainer: Make, denoiser: Any) -> None:
+    """The real guard compares scores of the same kind of predictions, for each denoiser."""
     callback = PseudoLabelCallback(denoiser, guard="restore")
     with pytest.warns(UserWarning, match="network of round 0 is restored. After the last epoch .*'1' is 0.00 %"):
         module, states = fit(tmp_path / "fading", trainer, callback, epochs=2, callbacks=[Fade(2)])
     for name, value in module.model.state_dict().items():
         assert torch.equal(value, states[0][name]), name
-    still = PseudoLabelCallback(denoiser, guard="restore")
+    unchanged = PseudoLabelCallback(denoiser, guard="restore")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="In round .* a collapse may have begun")
         warnings.filterwarnings("error", message="guard='restore': .* After the last epoch '")
         warnings.filterwarnings("ignore", message="guard='restore': .* no sign of a gain")
-        fit(tmp_path / "still", trainer, still, epochs=2, learning_rate=0.0)
-    assert still.guard.complaints(still.scores) == []
-    assert still.scores == still.guard.first, "an unchanged network has unchanged scores"
+        fit(tmp_path / "unchanged", trainer, unchanged, epochs=2, learning_rate=0.0)
+    assert unchanged.guard.complaints(unchanged.scores) == []
+    assert unchanged.scores == unchanged.guard.first, "an unchanged network has unchanged scores"
 
 
 @pytest.mark.parametrize(("healthy", "last"), [((1, 1, 0, 0), 1), ((1, 0, 0, 0), 0), ((1, 0, 1, 0), 2)])
 def test_restore(tmp_path: Path, trainer: Make, healthy: tuple[int, ...], last: int) -> None:
-    with pytest.warns(UserWarning, match=f"network of round {last} is restored. After the last epoch as the list says"):
+    with pytest.warns(
+        UserWarning, match=f"network of round {last} is restored. After the last epoch scripted complaint"
+    ):
         module, states = fit(tmp_path, trainer, scripted(*healthy))
     for name, value in module.model.state_dict().items():
         assert torch.equal(value, states[last][name]), name
@@ -198,13 +206,13 @@ def test_restore(tmp_path: Path, trainer: Make, healthy: tuple[int, ...], last: 
 
 
 @pytest.mark.parametrize("healthy", [(1, 1, 1, 1), (1, 0, 0, 1)])
-def test_a_healthy_network_stays(tmp_path: Path, trainer: Make, healthy: tuple[int, ...]) -> None:
+def test_healthy_last_network_is_kept(tmp_path: Path, trainer: Make, healthy: tuple[int, ...]) -> None:
     module, states = fit(tmp_path, trainer, scripted(*healthy))
     weight = module.model.network.classifier.weight
     assert all(not torch.equal(weight, state["network.classifier.weight"]) for state in states)
 
 
-def test_a_lost_file_loses_no_training(tmp_path: Path, trainer: Make) -> None:
+def test_lost_snapshot_keeps_the_last_network(tmp_path: Path, trainer: Make) -> None:
     class Lose(pl.Callback):
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
             for path in (tmp_path / "labels").rglob("healthy-*"):
@@ -216,8 +224,8 @@ def test_a_lost_file_loses_no_training(tmp_path: Path, trainer: Make) -> None:
     assert all(not torch.equal(weight, state["network.classifier.weight"]) for state in states)
 
 
-def test_a_resumed_run_restores_the_same_round(tmp_path: Path, trainer: Make) -> None:
-    """The first run has seen another healthy round after the checkpoint was written: its file does not count."""
+def test_resumed_run_restores_the_same_round(tmp_path: Path, trainer: Make) -> None:
+    """The first run has another healthy round after the checkpoint; the resumed run ignores its file."""
     saved = tmp_path / "saved.ckpt"
 
     class Save(pl.Callback):

@@ -1,4 +1,4 @@
-"""A run that is resumed after its last step ends as the uninterrupted one, restored."""
+"""A run that is resumed after its last step restores the same round as the uninterrupted run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +15,8 @@ from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 Make = Callable[..., pl.Trainer]
 
 
-def test_a_run_interrupted_after_its_last_checkpoint_restores_too(tmp_path: Path, trainer: Make) -> None:
-    """Resumed, such a run trains nothing and never calls `on_train_end`; so does a finished script that runs again."""
+def test_run_resumed_after_its_last_step_restores(tmp_path: Path, trainer: Make) -> None:
+    """Such a run has no steps left and never calls `on_train_end`; the same holds if a finished script runs again."""
     saved = tmp_path / "saved.ckpt"
 
     class Save(pl.Callback):

@@ -132,7 +132,7 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {**SMP, **TORCHVISION, **MON
 
 
 def row(name: str, model: DualHeadModel) -> str:
-    """What was found, as a line of the table."""
+    """The table row of a network: classifier, second head and resolution."""
     image = example_input(model.network)
     main, _ = model.eval()(image)
     scale = image.shape[-1] // main.shape[-1]
@@ -141,13 +141,13 @@ def row(name: str, model: DualHeadModel) -> str:
 
 
 def table() -> str:
-    """The whole table, from runs."""
+    """Run all architectures and format the table."""
     rows = [row(name, add_dual_heads(build().eval(), CLASSES)) for name, build in ARCHITECTURES.items()]
     return '| network | classifier | second head (`aux="auto"`) | resolution |\n|---|---|---|---|\n' + "".join(rows)
 
 
 def routing(model: DualHeadModel, image: Tensor) -> None:
-    """Each pair of logits has a gradient on its own side only, the one that a separate network would have."""
+    """Check that each pair of logits has gradients on its side only, equal to those of a plain forward pass."""
     for_heads, for_encoder = model.routed(image)
     plain = model(image)
     scale = max(z.abs().max().item() for z in plain)

@@ -1,4 +1,4 @@
-"""Two heads are found on every architecture that people bring, without being told where."""
+"""`add_dual_heads` finds the classifier of each common architecture without further arguments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 def test_heads_are_found(name: str) -> None:
     network = ARCHITECTURES[name]().eval()
     model = add_dual_heads(network, CLASSES)
-    # A UperNet of Hugging Face does not pickle, with one head or two.
+    # The UperNet of Hugging Face cannot be pickled, with one head or two.
     loaded = model if name == "Hugging Face UperNet" else pickle.loads(pickle.dumps(model))
     image = example_input(network)
 
@@ -45,16 +45,18 @@ def test_heads_are_found(name: str) -> None:
     rebuilt = ARCHITECTURES[name]().eval()
     rebuilt.load_state_dict(model.export().state_dict())
     assert torch.equal(main_of(rebuilt), expected)
-    assert torch.equal(main_of(network), expected), "the network that came in is as it was"
+    assert torch.equal(main_of(network), expected), "the original network does not change"
 
     routing(model, image)
     for_heads, for_encoder = model.train().routed(image)
-    assert for_heads.main.shape == expected.shape, "in training the network answers as at test time"
+    assert for_heads.main.shape == expected.shape, "the output in training has the shape of that in evaluation"
     sum(z.square().mean() for z in (*for_heads, *for_encoder)).backward()
-    assert all((p.grad is not None) == p.requires_grad for p in model.parameters()), "as DDP expects it"
+    assert all((p.grad is not None) == p.requires_grad for p in model.parameters()), (
+        "DDP expects a gradient for each trainable parameter"
+    )
 
 
-def test_the_page_lists_what_is_tested() -> None:
+def test_page_lists_all_architectures() -> None:
     lines = PAGE.read_text().split(START)[1].split(END)[0].splitlines()
     rows = [line.split("|")[1].strip() for line in lines if line.startswith("| ")]
     assert rows[1:] == list(ARCHITECTURES)
@@ -75,7 +77,7 @@ def test_shared_predictor_is_refused() -> None:
 
 
 class Queries(nn.Module):
-    """Answers as Mask2Former does."""
+    """Returns queries as Mask2Former does."""
 
     def __init__(self) -> None:
         super().__init__()

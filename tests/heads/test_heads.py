@@ -1,4 +1,4 @@
-"""Two heads on any network: the same logits, the same keys back, gradients where they belong."""
+"""Networks with two heads: unchanged logits, export with the original keys, routed gradients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_copies_are_independent(network: TinyNet) -> None:
         assert torch.equal(twin(image).aux, expected.aux)
         assert twin.second is not None
         nn.init.zeros_(twin.second.weight)
-        assert not torch.equal(twin(image).aux, expected.aux), "the copy's hooks read the copy's second head"
+        assert not torch.equal(twin(image).aux, expected.aux), "the hooks of the copy use the second head of the copy"
     assert torch.equal(model(image).aux, expected.aux)
 
 
@@ -35,7 +35,7 @@ def test_half_precision_and_compile(network: TinyNet) -> None:
     torch.testing.assert_close(compiled(image).aux, model(image).aux)
 
 
-def test_frozen_head_moves_no_statistics() -> None:
+def test_statistics_of_the_head_are_updated_once() -> None:
     class HeadWithNorm(TinyNet):
         def __init__(self) -> None:
             super().__init__()
@@ -47,7 +47,7 @@ def test_frozen_head_moves_no_statistics() -> None:
     assert model.network.get_submodule("classifier.1").num_batches_tracked.item() == before + 1
 
 
-def test_own_second_output() -> None:
+def test_second_output_of_the_network() -> None:
     class TwoOutputs(TinyNet):
         def __init__(self) -> None:
             super().__init__()
@@ -68,7 +68,7 @@ def test_own_second_output() -> None:
 
 
 @pytest.mark.parametrize("aux", ["fresh", "encoder.2"])
-def test_cold_heads_warm_up_on_the_first(network: TinyNet, aux: str) -> None:
+def test_new_second_head_is_warmed_up_on_the_first(network: TinyNet, aux: str) -> None:
     model, images = add_dual_heads(network, CLASSES, aux=aux).eval(), torch.rand(4, 1, 16, 16)
     before = copy.deepcopy(model.state_dict())
 
@@ -86,7 +86,7 @@ def test_cold_heads_warm_up_on_the_first(network: TinyNet, aux: str) -> None:
     routing(model, images)
 
 
-def test_average_of_linear_heads(network: TinyNet) -> None:
+def test_export_of_averaged_linear_heads(network: TinyNet) -> None:
     model, image = add_dual_heads(network, CLASSES).eval(), torch.rand(1, 1, 8, 8)
     torch.testing.assert_close(model.export(average=True)(image), torch.stack(list(model(image))).mean(0))
     with pytest.raises(ValueError, match="two heads of one linear layer each for average=True"):
@@ -97,6 +97,7 @@ def test_mode_is_kept(network: TinyNet) -> None:
     network.encoder[1].eval()
     model = add_dual_heads(network, CLASSES)
     assert model.training
+    assert not model.network.encoder[1].training
     assert not add_dual_heads(network.eval(), CLASSES).training
 
 
@@ -144,7 +145,7 @@ class AddsItsInput(WithActivation):
         (lambda: nn.Linear(3, 3), {}, ValueError, "has none: pass `example`"),
     ],
 )
-def test_bad_input_is_explained(
+def test_bad_input_is_an_error(
     build: Callable[[], nn.Module], options: dict[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

@@ -1,4 +1,4 @@
-"""The network in a LightningModule is found, or named, or its absence is explained."""
+"""The network in a LightningModule is found, or selected by name; otherwise the error lists the candidates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from apl_lightning.heads.unwrap import plain_network
 
 
 class Project(pl.LightningModule):
-    """A network, a loss with weights and a metric; `forward` gives probabilities."""
+    """A network, a loss with weights and a metric; `forward` returns probabilities."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Student(Project):
 
 
 class Pieces(pl.LightningModule):
-    """A network itself: no part of it is one."""
+    """A LightningModule that is itself the network."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def test_module_that_is_a_network(trainer: Any) -> None:
     assert model.network._trainer is None
 
 
-def test_network_is_named() -> None:
+def test_network_is_selected_by_name() -> None:
     project = TwoNetworks()
     assert plain_network(project, CLASSES, "teacher") is project.teacher
     assert type(APLModule(project, CLASSES, network="net").export()) is TinyNet
@@ -95,11 +95,11 @@ def test_network_is_named() -> None:
         (Project, {"network": "model"}, "name a part of Project, but got 'model': its parts are 'net', 'loss'"),
     ],
 )
-def test_absence_is_explained(build: Callable[[], nn.Module], options: dict[str, Any], message: str) -> None:
+def test_missing_network_is_an_error(build: Callable[[], nn.Module], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         add_dual_heads(build(), **{"num_classes": CLASSES, **options})
 
 
-def test_frozen_network_is_explained() -> None:
+def test_frozen_network_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"all its parameters are frozen: call `model.requires_grad_\(True\)`"):
         add_dual_heads(TinyNet().requires_grad_(False), CLASSES)

@@ -1,4 +1,4 @@
-"""What lies apart from the largest piece of its class loses its weight, and nothing else does."""
+"""Small components: all pixels of a class outside its largest component get weight 0."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Make = Callable[..., pl.Trainer]
 def find(
     folder: Path, labels: list[Tensor], weights: list[Tensor], cases: list[str], classes: int = 3, **options: Any
 ) -> SmallComponents:
-    """Write a round as two ranks would and look for what lies apart in it."""
+    """Write a round as two ranks and search it for small components."""
     store = PseudoLabelStore(folder, len(labels))
     store.start(0)
     for rank in range(2):
@@ -39,16 +39,16 @@ def rows(*text: str) -> Tensor:
     return torch.tensor([[int(digit) for digit in row] for row in text])
 
 
-def test_the_pixel_apart(tmp_path: Path) -> None:
-    """Four pixels of class 1 touch, one does not; class 2 is in two halves, and the background in two parts."""
+def test_single_pixel_outside_the_largest_component(tmp_path: Path) -> None:
+    """Class 1 has components of four pixels and one pixel; class 2 has two halves and is exempt, as is background."""
     labels = rows("11020", "11020", "00001", "22000")
     found = find(tmp_path, [labels[None]], [torch.ones(1, 4, 5)], [""])
     assert {index: pixels.tolist() for index, pixels in found.pixels.items()} == {0: [14]}
     assert found.share == pytest.approx(1 / 9)
 
 
-def test_a_class_in_pieces_is_left(tmp_path: Path) -> None:
-    """Three quarters in one piece are enough, a pixel less is not."""
+def test_class_without_a_large_component_is_exempt(tmp_path: Path) -> None:
+    """A component with three quarters of the weight is large enough; one with two thirds is not."""
     enough = find(tmp_path / "enough", [rows("1110", "0001")[None]], [torch.ones(1, 2, 4)], [""])
     fewer = find(tmp_path / "fewer", [rows("1100", "0001")[None]], [torch.ones(1, 2, 4)], [""])
     assert enough.pixels[0].tolist() == [7]
@@ -56,22 +56,22 @@ def test_a_class_in_pieces_is_left(tmp_path: Path) -> None:
     assert fewer.share == 0
 
 
-def test_the_rule_is_for_all_volumes_together(tmp_path: Path) -> None:
-    """One volume in halves does not keep a class from being nearly one piece."""
+def test_largest_component_share_is_over_all_volumes(tmp_path: Path) -> None:
+    """A class in two halves in one volume still has most of its weight in the largest components."""
     halves, whole = rows("1010", "0000")[None], rows("1111", "1110")[None]
     found = find(tmp_path, [halves, whole], [torch.ones(1, 2, 4)] * 2, ["", ""])
     assert found.pixels[0].tolist() == [2]
     assert found.pixels[1].tolist() == []
 
 
-def test_sure_pixels_make_a_piece_large(tmp_path: Path) -> None:
+def test_size_of_a_component_is_its_weight(tmp_path: Path) -> None:
     weights = torch.tensor([[[0.1, 0.1, 0.1, 0.0, 1.0]]])
     found = find(tmp_path, [rows("11101")[None]], [weights], [""])
     assert found.pixels[0].tolist() == [0, 1, 2]
 
 
-def test_slices_make_a_volume(tmp_path: Path) -> None:
-    """Two patients whose slices take turns: a pixel that is alone in its slice has its piece in the next one."""
+def test_slices_of_a_case_are_one_volume(tmp_path: Path) -> None:
+    """Slices of two patients alternate: a pixel may belong to a component through the next slice of its patient."""
     first = [rows("1110", "1110"), rows("0010", "0001")]
     second = [rows("0000", "0001"), rows("0001", "0111")]
     labels, cases = [first[0], second[0], first[1], second[1]], ["a", "b", "a", "b"]
@@ -79,12 +79,12 @@ def test_slices_make_a_volume(tmp_path: Path) -> None:
     assert {index: pixels.tolist() for index, pixels in found.pixels.items()} == {0: [], 1: [], 2: [7], 3: []}
 
 
-def test_slices_of_no_case_are_left(tmp_path: Path) -> None:
+def test_slices_without_a_case_are_exempt(tmp_path: Path) -> None:
     assert find(tmp_path, [rows("1110", "0001")], [torch.ones(2, 4)], [""]) == SmallComponents({}, 0.0)
 
 
 def flood(mask: np.ndarray[Any, Any]) -> list[set[tuple[int, ...]]]:
-    """Connected components, pixel by pixel."""
+    """Find connected components by flood fill."""
     left, found = {tuple(place) for place in np.argwhere(mask).tolist()}, []
     while left:
         piece, edge = set[tuple[int, ...]](), [left.pop()]
@@ -101,7 +101,7 @@ def flood(mask: np.ndarray[Any, Any]) -> list[set[tuple[int, ...]]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_naive_flood(tmp_path: Path, seed: int) -> None:
+def test_equals_flood_fill(tmp_path: Path, seed: int) -> None:
     torch.manual_seed(seed)
     slices, weights = torch.randint(3, (6, 7, 8)), torch.rand(6, 7, 8)
     found = find(tmp_path, list(slices), list(weights), ["case"] * 6, largest_component_share=0.0)
@@ -126,7 +126,7 @@ def fit(folder: Path, trainer: Make, **options: Any) -> tuple[PseudoLabelStore, 
     return data.train_dataset.store, callback.statistics
 
 
-def test_other_methods_stay_as_published() -> None:
+def test_only_apl_ignores_small_components_by_default() -> None:
     assert PseudoLabelCallback(APL(temperature=2.0)).ignore_small_components
     assert not PseudoLabelCallback(CBST()).ignore_small_components
 
@@ -134,15 +134,15 @@ def test_other_methods_stay_as_published() -> None:
 @pytest.mark.parametrize("denoiser", [APL(), CRST()], ids=["hard labels", "soft labels"])
 def test_training_ignores_small_components(tmp_path: Path, trainer: Make, denoiser: Any) -> None:
     torch.manual_seed(0)
-    ours, told = fit(
+    ours, statistics = fit(
         tmp_path / "ours", trainer, denoiser=denoiser, ignore_small_components=True, largest_component_share=0.0
     )
     torch.manual_seed(0)
-    plain, untold = fit(tmp_path / "plain", trainer, denoiser=denoiser, ignore_small_components=False)
+    plain, plain_statistics = fit(tmp_path / "plain", trainer, denoiser=denoiser, ignore_small_components=False)
     apart = find_small_components(plain.reader(0), CLASSES, 0.0)
-    assert told["pseudo/apart"] == pytest.approx(apart.share)
+    assert statistics["pseudo/apart"] == pytest.approx(apart.share)
     assert apart.share > 0.01
-    assert "pseudo/apart" not in untold
+    assert "pseudo/apart" not in plain_statistics
     for index in range(10):
         weights = plain.read(index).weights
         weights.view(-1)[torch.from_numpy(apart.pixels[index])] = 0

@@ -1,4 +1,4 @@
-"""Training: which parameters move, and everything that Lightning users expect to work."""
+"""APLModule: which parameters each loss trains, Trainer options, checkpoints and export."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def same(before: list[torch.Tensor], parameters: list[nn.Parameter]) -> bool:
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, partial(torch.optim.AdamW, weight_decay=0.1)])
 @pytest.mark.parametrize("only", ["consistency", "refinement"])
-def test_one_step_on_one_loss_leaves_the_other_side_alone(only: str, optimizer: Any) -> None:
+def test_each_loss_trains_only_its_parameters(only: str, optimizer: Any) -> None:
     other = {"consistency": "refinement_weight", "refinement": "consistency_weight"}[only]
     module = APLModule(TinyNet(), CLASSES, optimizer=optimizer, learning_rate=0.1, weighting="none", **{other: 0.0})
     heads, encoder = module.model.head_parameters(), module.model.encoder_parameters()
@@ -51,7 +51,7 @@ def test_one_step_on_one_loss_leaves_the_other_side_alone(only: str, optimizer: 
 
 
 def test_both_losses_in_one_pass_equal_two_optimisers() -> None:
-    """Algorithm 1 to the letter: two forward passes, two optimisers on disjoint sets, against one of each."""
+    """One pass gives the gradients of Algorithm 1, which has two passes and two disjoint optimisers."""
     options = {"optimizer": torch.optim.SGD, "learning_rate": 0.1, "head_rate": 1.0, "aux": "encoder.2"}
     module = APLModule(TinyNet(), CLASSES, **options)
     data = batch()
@@ -100,7 +100,7 @@ def test_trainer_options(trainer: Make, data: TargetDataModule, options: dict[st
     assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
 
 
-def test_accumulation_is_the_mean_of_its_batches(trainer: Make, data: TargetDataModule) -> None:
+def test_accumulated_gradient_is_the_mean_over_batches(trainer: Make, data: TargetDataModule) -> None:
     gradients = []
     for options in ({"accumulate_grad_batches": 3}, {}):
         torch.manual_seed(0)
@@ -119,7 +119,7 @@ def test_accumulation_is_the_mean_of_its_batches(trainer: Make, data: TargetData
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-# Dynamo looks at `.grad` while it traces Lightning's own `self.log`.
+# Dynamo reads `.grad` when it traces `self.log` of Lightning.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_module_trains(trainer: Make, data: TargetDataModule) -> None:
     torch.manual_seed(0)
@@ -133,7 +133,7 @@ def test_compiled_module_trains(trainer: Make, data: TargetDataModule) -> None:
         torch.testing.assert_close(parameter, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_checkpoint_gives_the_module_back(trainer: Make, data: TargetDataModule, tmp_path: Path) -> None:
+def test_checkpoint_restores_the_module(trainer: Make, data: TargetDataModule, tmp_path: Path) -> None:
     module = APLModule(TinyNet(), CLASSES, ["background", "a", "b"], consistency_weight=0.3, learning_rate=0.01)
     fit = trainer(callbacks=[PseudoLabelCallback()])
     fit.fit(module, data)
@@ -153,7 +153,7 @@ def test_export_loads_into_the_plain_network(trainer: Make, data: TargetDataModu
     fresh.load_state_dict(module.export().state_dict())
     image = torch.rand(1, 1, 16, 16)
     torch.testing.assert_close(fresh.eval()(image), module.eval()(image).main)
-    assert not torch.equal(fresh(image), network.eval()(image)), "the network that came in is not refined in place"
+    assert not torch.equal(fresh(image), network.eval()(image)), "the original network does not change"
 
 
 def test_optimizer_and_scheduler(trainer: Make, data: TargetDataModule) -> None:
@@ -168,11 +168,11 @@ def test_optimizer_and_scheduler(trainer: Make, data: TargetDataModule) -> None:
     fit.fit(module, data)
     (optimizer,) = fit.optimizers
     assert optimizer.param_groups[0]["momentum"] == 0.9
-    # The encoder's and the heads', each divided by 10 twice.
+    # The learning rates of encoder and heads, divided by 10 twice.
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.002, 0.0002])
 
 
-def test_low_resolution_logits_are_brought_to_the_image() -> None:
+def test_logits_are_resized_to_the_image() -> None:
     class Coarse(TinyNet):
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             return super().forward(F.avg_pool2d(image, 4))
@@ -194,11 +194,11 @@ def test_low_resolution_logits_are_brought_to_the_image() -> None:
         ({"consistency_weight": 0.0, "refinement_weight": 0.0}, "not both 0"),
     ],
 )
-def test_bad_options_are_explained(options: dict[str, Any], message: str) -> None:
+def test_bad_options_are_an_error(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         APLModule(TinyNet(), **{"num_classes": CLASSES, **options})
 
 
-def test_validation_without_labels_is_explained(trainer: Make) -> None:
+def test_validation_without_labels_is_an_error(trainer: Make) -> None:
     with pytest.raises(ValueError, match="evaluation samples to have a label, but sample 0 has none: pass `label_key`"):
         trainer().validate(APLModule(TinyNet(), CLASSES), TargetDataModule(Images(), Images()), verbose=False)

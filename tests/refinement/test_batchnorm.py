@@ -1,4 +1,4 @@
-"""BatchNorm statistics: re-estimated on the target, held still, or followed."""
+"""BatchNorm statistics: re-estimated on target images, frozen, or updated in training."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def test_mode_in_training(mode: str, moves: bool) -> None:
     assert torch.equal(layer.running_mean, before) != moves
 
 
-def test_only_adapt_touches_the_statistics_beforehand() -> None:
+def test_only_adapt_changes_statistics_before_training() -> None:
     for mode, changes in (("frozen", False), ("adapt", True), ("train", False)):
         module = APLModule(TinyNet(), CLASSES, batch_norm=mode)
         module.prepare_refinement([torch.rand(4, 1, 8, 8) + 3])
         assert bool(module.model.network.encoder[1].running_mean.any()) == changes
 
 
-def test_synchronised_layers_are_batch_norms_too() -> None:
+def test_sync_batch_norm_is_adapted_too() -> None:
     plain, images = TinyNet(), [torch.rand(4, 1, 8, 8) for _ in range(3)]
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
     assert any(isinstance(module, nn.SyncBatchNorm) for module in synchronised.modules())

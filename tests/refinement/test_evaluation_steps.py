@@ -91,7 +91,7 @@ def test_test_logs_the_dice(trainer: Make, kind: Any, data_module: bool) -> None
     )
 
 
-def test_the_data_module_of_a_project_brings_test_and_prediction(trainer: Make) -> None:
+def test_existing_data_module_provides_test_and_prediction(trainer: Make) -> None:
     class Data(pl.LightningDataModule):
         def test_dataloader(self) -> Any:
             return DataLoader(Images(5, labelled=True), 2)
@@ -106,11 +106,11 @@ def test_the_data_module_of_a_project_brings_test_and_prediction(trainer: Make) 
     assert torch.equal(torch.cat(predictions), expected_labels(module))
 
 
-def test_a_test_without_labels_is_explained(trainer: Make) -> None:
+def test_test_without_labels_is_an_error(trainer: Make) -> None:
     with pytest.raises(ValueError, match="Expected labels in the batches, but got none: pass `label_key`"):
         trainer().test(APLModule(TinyNet(), CLASSES), DataLoader(Images(2)), verbose=False)
 
 
-def test_a_module_of_ones_own_needs_losses_and_an_optimizer() -> None:
+def test_refinement_module_is_abstract() -> None:
     with pytest.raises(TypeError, match="losses"):
         RefinementModule(TinyNet(), CLASSES)  # type: ignore[abstract]

@@ -1,4 +1,4 @@
-"""What comes out of one fit, or of two, is finite, averaged and in evaluation mode."""
+"""The exported network is finite, averaged over steps and in evaluation mode, also after a second fit."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +21,13 @@ def fit(module: Any, folder: Path, trainer: Make, *callbacks: pl.Callback, **opt
 
 
 @pytest.mark.parametrize("kind", [APLModule, SelfTrainingModule])
-def test_the_exported_network_is_in_evaluation_mode(kind: Any) -> None:
+def test_exported_network_is_in_evaluation_mode(kind: Any) -> None:
     module = kind(TinyNet().train(), CLASSES)
     assert not any(part.training for part in module.export().modules())
     assert module.training
 
 
-def test_a_second_fit_starts_from_the_averaged_network(tmp_path: Path, trainer: Make) -> None:
+def test_second_fit_starts_from_the_averaged_network(tmp_path: Path, trainer: Make) -> None:
     module = APLModule(TinyNet(), CLASSES, learning_rate=0.05)
     first = fit(module, tmp_path / "first", trainer).state_dict()
     module.learning_rate = 0.0
@@ -37,7 +37,7 @@ def test_a_second_fit_starts_from_the_averaged_network(tmp_path: Path, trainer: 
             assert torch.equal(second[name], value), name
 
 
-def test_weights_that_are_loaded_before_a_fit_are_kept(tmp_path: Path, trainer: Make) -> None:
+def test_weights_loaded_before_a_fit_are_kept(tmp_path: Path, trainer: Make) -> None:
     module, other = APLModule(TinyNet(), CLASSES, learning_rate=0.0), TinyNet()
     module.model.network.load_state_dict(other.state_dict())
     exported = fit(module, tmp_path, trainer).state_dict()
@@ -59,7 +59,7 @@ def test_nan_is_never_exported(tmp_path: Path, trainer: Make) -> None:
         fit(module, tmp_path, trainer, Break())
 
 
-def test_restore_undoes_nan(tmp_path: Path, trainer: Make) -> None:
+def test_guard_restores_after_nan(tmp_path: Path, trainer: Make) -> None:
     module = APLModule(TinyNet(), CLASSES)
     with pytest.warns(
         UserWarning, match="network of round 0 is restored. After the last epoch its weights are not fin"

@@ -1,4 +1,4 @@
-"""The teacher is the mean over the steps, labels in the student's place, and comes back from a checkpoint."""
+"""The teacher is the moving average of the student; it predicts, is exported and is saved in checkpoints."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Make = Callable[..., pl.Trainer]
 
 
 class Weights(pl.Callback):
-    """Notes the student's weights before the first step and after each."""
+    """Records the weights of the student before the first step and after each step."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, torch.Tensor]] = []
 
     def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
         if not self.states:
-            self._note(module)
+            self._record(module)
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        self._note(module)
+        self._record(module)
 
-    def _note(self, module: Any) -> None:
+    def _record(self, module: Any) -> None:
         self.states.append({name: value.clone() for name, value in module.model.state_dict().items()})
 
 
@@ -47,7 +47,7 @@ def fit(
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_mean_over_steps(tmp_path: Path, trainer: Make, accumulate: int) -> None:
+def test_teacher_is_the_moving_average_over_steps(tmp_path: Path, trainer: Make, accumulate: int) -> None:
     weights = Weights()
     module = fit(tmp_path, trainer, [weights], accumulate_grad_batches=accumulate)
     steps = [weights.states[0]] + [
@@ -67,7 +67,7 @@ def test_the_mean_over_steps(tmp_path: Path, trainer: Make, accumulate: int) -> 
             assert torch.equal(value, steps[-1][name]), name
 
 
-def test_the_teacher_predicts_and_is_exported(tmp_path: Path, trainer: Make) -> None:
+def test_teacher_predicts_and_is_exported(tmp_path: Path, trainer: Make) -> None:
     module = fit(tmp_path, trainer)
     assert module.teacher is not None
     image, refined = torch.rand(1, 1, 16, 16), module.export().eval()
@@ -78,7 +78,7 @@ def test_the_teacher_predicts_and_is_exported(tmp_path: Path, trainer: Make) -> 
     assert not any(parameter.requires_grad for parameter in module.teacher.parameters())
 
 
-def test_it_begins_as_the_prepared_student(trainer: Make) -> None:
+def test_teacher_starts_as_the_prepared_student(trainer: Make) -> None:
     module = APLModule(TinyNet(), CLASSES, aux="fresh")
     module.prepare_refinement([torch.rand(4, 1, 16, 16) + 2])
     assert module.teacher is not None
@@ -86,7 +86,7 @@ def test_it_begins_as_the_prepared_student(trainer: Make) -> None:
         assert torch.equal(value, module.model.state_dict()[name]), name
 
 
-def test_a_resumed_run_goes_on_with_its_teacher(tmp_path: Path, trainer: Make) -> None:
+def test_resumed_run_continues_with_its_teacher(tmp_path: Path, trainer: Make) -> None:
     (tmp_path / "whole").mkdir()
     (tmp_path / "parted").mkdir()
     whole = fit(tmp_path / "whole", trainer, epochs=3)
@@ -104,13 +104,13 @@ def test_without_a_teacher_the_student_predicts() -> None:
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1])
-def test_bad_decay_is_named(decay: float) -> None:
+def test_bad_decay_is_an_error(decay: float) -> None:
     with pytest.raises(ValueError, match="ema_decay"):
         Teacher(TinyNet(), decay)
 
 
 def test_integers_are_copied() -> None:
-    """SwinUNETR keeps indices as buffers: an average of them would point elsewhere."""
+    """Buffers of indices, as in SwinUNETR, must not be averaged."""
     student = TinyNet()
     student.register_buffer("index", torch.arange(1000))
     teacher = Teacher(student, 0.95)

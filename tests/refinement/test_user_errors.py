@@ -1,4 +1,4 @@
-"""What users do wrong is named with its cure."""
+"""Errors name the mistake of the user and its solution."""
 
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ def test_training_without_pseudo_labels(trainer: Any, kind: Any, labelled: bool)
         trainer().fit(kind(TinyNet(), CLASSES), loader)
 
 
-def test_a_fit_without_target_images(trainer: Any) -> None:
+def test_fit_without_target_images(trainer: Any) -> None:
     with pytest.raises(ValueError, match="target images for a fit, but got none: pass `train`"):
         trainer(callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), TargetDataModule())
 
 
 @pytest.mark.parametrize("share", [75, -1, float("nan")])
-def test_a_share_out_of_range(share: float) -> None:
+def test_share_out_of_range(share: float) -> None:
     with pytest.raises(ValueError, match=r"`largest_component_share` in \[0, 1\], but got"):
         PseudoLabelCallback(largest_component_share=share)
 
@@ -41,17 +41,17 @@ def test_soft_labels_with_nan(tmp_path: Path, trainer: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_labels_of_other_types_give_the_same_dice(trainer: Any, dtype: torch.dtype) -> None:
-    """With uint8, `class * num_classes` overflows from 17 classes on."""
+    """With uint8, `class * num_classes` overflows if there are 17 or more classes."""
     network = TinyNet(classes=20).eval()
     images = list(Images(3))
     with torch.no_grad():
-        labels = [network(image[None]).argmax(1).to(dtype) for image in images]  # (1, H, W), as MONAI has them
+        labels = [network(image[None]).argmax(1).to(dtype) for image in images]  # (1, H, W), as in MONAI
     module = APLModule(network, 20)
     (found,) = trainer().validate(module, DataLoader(list(zip(images, labels, strict=True)), 3), verbose=False)
     assert found["val/dice"] == 1
 
 
-def test_a_validated_run_can_be_saved_and_resumed(tmp_path: Path, trainer: Any) -> None:
+def test_run_is_saved_and_resumed_after_validation(tmp_path: Path, trainer: Any) -> None:
     module = APLModule(TinyNet(), CLASSES)
     data = TargetDataModule(Images(4), Images(2, labelled=True), store_dir=tmp_path)
     run = trainer(callbacks=[PseudoLabelCallback()])

@@ -1,4 +1,4 @@
-"""Two processes do what one does."""
+"""Two processes give the same labels, weights and metrics as one process."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import CLASSES, Images, Slices, TinyNet
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from apl_lightning import (
@@ -28,21 +29,34 @@ Make = Callable[..., pl.Trainer]
 
 
 class Record(pl.Callback):
-    """Writes what the parent cannot see: the weights and the metrics at the end of each rank."""
+    """Saves the final weights, metrics and statistics of each rank for the parent process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.started: list[dict[str, Tensor]] = []  # the state that made the labels of each epoch
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        self.started.append(copy.deepcopy(module.state_dict()))
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        self.stepped = copy.deepcopy(module.state_dict())
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
         torch.save(
-            {"state": module.state_dict(), "metrics": metrics, "statistics": trainer.callbacks[0].statistics},
+            {
+                "state": module.state_dict(),
+                "started": self.started,
+                "stepped": self.stepped,
+                "metrics": metrics,
+                "statistics": trainer.callbacks[0].statistics,
+            },
             self.folder / f"rank{trainer.global_rank}.pt",
         )
 
 
 def run(folder: Path, trainer: Make, devices: int, samples: int, epochs: int = 1, **options: Any) -> list[Any]:
-    """Fit on `devices` processes with a global batch of 4; returns what each rank recorded."""
+    """Fit on `devices` processes with a global batch of 4; return the records of all ranks."""
     folder.mkdir()
     torch.manual_seed(0)
     kind, more = options.pop("kind", APLModule), options.pop("module", {})
@@ -63,7 +77,7 @@ def run(folder: Path, trainer: Make, devices: int, samples: int, epochs: int = 1
 
 
 def labels(folder: Path) -> bytes:
-    """Every label and weight, by index, as the store reads them."""
+    """All labels and weights in the order of their index, read from the store."""
     (directory,) = (folder / "labels").iterdir()
     identity = json.loads((directory / "store.json").read_text())
     store = PseudoLabelStore(directory, identity["length"], identity["identity"])
@@ -75,7 +89,7 @@ def labels(folder: Path) -> bytes:
 
 @pytest.mark.parametrize("samples", [64, 37, 1])
 def test_labels_are_those_of_one_process(tmp_path: Path, trainer: Make, samples: int) -> None:
-    """Even shares, uneven ones, and a rank without a sample."""
+    """Even shares, uneven shares, and a rank without samples."""
     (one,) = run(tmp_path / "one", trainer, 1, samples, max_steps=1)
     two = run(tmp_path / "two", trainer, 2, samples, max_steps=1)
     assert labels(tmp_path / "one") == labels(tmp_path / "two")
@@ -89,7 +103,7 @@ def test_labels_are_those_of_one_process(tmp_path: Path, trainer: Make, samples:
     ids=lambda denoiser: type(denoiser).__name__,
 )
 def test_labels_of_every_method_are_those_of_one_process(tmp_path: Path, trainer: Make, denoiser: Any) -> None:
-    """Statistics are reduced over ranks, and dropout draws what it would have drawn."""
+    """Statistics are reduced over ranks, and dropout does not depend on the number of processes."""
     for folder, devices in (("one", 1), ("two", 2)):
         run(tmp_path / folder, trainer, devices, 37, max_steps=1, denoiser=copy.deepcopy(denoiser))
     assert labels(tmp_path / "one") == labels(tmp_path / "two")
@@ -104,8 +118,8 @@ def test_small_components_are_those_of_one_process(tmp_path: Path, trainer: Make
     assert parts == [parts[0]] * 3
 
 
-def test_a_step_on_the_same_global_batch(tmp_path: Path, trainer: Make) -> None:
-    """The weighted mean is global: the ranks' weights differ, the gradient is that of the joint batch."""
+def test_step_on_the_same_global_batch(tmp_path: Path, trainer: Make) -> None:
+    """Pixel weights differ between ranks, but the gradient is that of the weighted mean over the global batch."""
     (one,) = run(tmp_path / "one", trainer, 1, 4)
     two = run(tmp_path / "two", trainer, 2, 4)
     for rank in two:
@@ -115,8 +129,8 @@ def test_a_step_on_the_same_global_batch(tmp_path: Path, trainer: Make) -> None:
 
 
 @pytest.mark.parametrize("weighting", ["none", "confusion"])
-def test_weights_with_samples_that_ranks_cannot_share_evenly(tmp_path: Path, trainer: Make, weighting: str) -> None:
-    """Seven samples, joint batches of four: one of them fills up the last batch, and counts for nothing."""
+def test_weights_with_uneven_shares(tmp_path: Path, trainer: Make, weighting: str) -> None:
+    """Seven samples in global batches of four: the sample that fills up the last batch does not count."""
     (one,) = run(tmp_path / "one", trainer, 1, 7, epochs=3, module={"weighting": weighting})
     two = run(tmp_path / "two", trainer, 2, 7, epochs=3, module={"weighting": weighting})
     for rank in two:
@@ -126,9 +140,9 @@ def test_weights_with_samples_that_ranks_cannot_share_evenly(tmp_path: Path, tra
 
 @pytest.mark.parametrize("mode", ["adapt", "frozen"])
 def test_synchronised_batch_norm(tmp_path: Path, trainer: Make, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its statistics are held still, and re-estimated by every rank on all images: nothing is synchronised.
+    """Each rank re-estimates the statistics on all images and then freezes them, so nothing is synchronised.
 
-    torch's DDP refuses the layer on CPUs, whether it synchronises or not; that check is all that is taken out.
+    DDP refuses SyncBatchNorm on CPUs; the test disables only this check.
     """
     monkeypatch.setattr(DistributedDataParallel, "_passing_sync_batchnorm_handle", lambda self, module: None)
     options = {"module": {"batch_norm": mode}, "epochs": 2}
@@ -140,8 +154,8 @@ def test_synchronised_batch_norm(tmp_path: Path, trainer: Make, mode: str, monke
 
 
 @pytest.mark.parametrize("kind", [SelfTrainingModule, TentModule])
-def test_the_other_modules_train_on_two_ranks(tmp_path: Path, trainer: Make, kind: Any) -> None:
-    """DDP waits for the gradient of every parameter that asks for one."""
+def test_other_modules_train_on_two_ranks(tmp_path: Path, trainer: Make, kind: Any) -> None:
+    """DDP waits for the gradient of each parameter that requires one."""
     first, second = run(tmp_path / "two", trainer, 2, 8, epochs=2, kind=kind)
     for name, value in first["state"].items():
         if "running" not in name and "num_batches" not in name:
@@ -149,7 +163,7 @@ def test_the_other_modules_train_on_two_ranks(tmp_path: Path, trainer: Make, kin
 
 
 def test_validation_counts_padded_samples_once(tmp_path: Path, trainer: Make) -> None:
-    """Five samples on two ranks: the sampler gives one of them twice."""
+    """Five samples on two ranks: the sampler repeats one of them."""
     (one,) = run(tmp_path / "one", trainer, 1, 4)
     two = run(tmp_path / "two", trainer, 2, 4)
     for rank in two:
@@ -158,13 +172,17 @@ def test_validation_counts_padded_samples_once(tmp_path: Path, trainer: Make) ->
 
 
 def test_batch_norm_that_differs_between_ranks(tmp_path: Path, trainer: Make) -> None:
-    """In training mode each rank has its own running statistics; labels come from those of rank 0."""
-    run(tmp_path / "two", trainer, 2, 8, epochs=2, module={"batch_norm": "train"})
-    assert labels(tmp_path / "two")
+    """In training mode the running statistics differ between ranks; labels use those of rank 0."""
+    options = {"module": {"batch_norm": "train"}, "limit_val_batches": 0}  # validation would synchronise them
+    first, second = run(tmp_path / "two", trainer, 2, 8, epochs=2, **options)
+    name = "model.network.encoder.1.running_mean"
+    assert not torch.equal(first["stepped"][name], second["stepped"][name])
+    for mine, other in zip(first["started"], second["started"], strict=True):
+        assert torch.equal(mine[name], other[name]), "both ranks make labels with the statistics of rank 0"
 
 
 class CorruptOnOneRank(Images):
-    """Sample 2 turns bad once the run has begun: it is in the share of rank 1."""
+    """Sample 2, in the share of rank 1, becomes invalid after the start of the run."""
 
     reads = 0
 
@@ -174,7 +192,7 @@ class CorruptOnOneRank(Images):
         return image / (0 if index == 2 and self.reads > 3 else 1), label
 
 
-def test_an_error_on_one_rank_ends_all_with_its_message(tmp_path: Path, trainer: Make) -> None:
+def test_error_on_one_rank_is_raised_on_all(tmp_path: Path, trainer: Make) -> None:
     data = CorruptOnOneRank(4, labelled=True)
     with pytest.raises(Exception, match=r"failed on ranks \[.*1\]: .*sample 2"):
         run(tmp_path / "two", trainer, 2, 4, train=data)

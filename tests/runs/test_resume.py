@@ -1,4 +1,4 @@
-"""A run that is killed anywhere and resumed ends as the one that was not: weights, labels, Dice."""
+"""A run that is killed at any moment and resumed ends with the same weights, labels and Dice."""
 
 from __future__ import annotations
 
@@ -37,29 +37,29 @@ class DropoutNet(TinyNet):
 
 
 class Moments:
-    """Counts the moments of a process at which it might be killed, and kills it at one of them."""
+    """Counts the moments at which a process may be killed, and kills it at the one numbered `fatal`."""
 
     def __init__(self, fatal: int | None, kind: signal.Signals = signal.SIGKILL) -> None:
         self.fatal = fatal
         self.kind = kind
         self.seen = 0
 
-    def pass_by(self) -> None:
+    def reach(self) -> None:
         self.seen += 1
         if self.seen == self.fatal:
             os.kill(os.getpid(), self.kind)
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            self.pass_by()
+            self.reach()
             result = function(*args, **kwargs)
-            self.pass_by()
+            self.reach()
             return result
 
         return wrapped
 
     def watch(self) -> None:
-        """Between any two of these, and in the middle of a checkpoint's bytes. In a forked process only."""
+        """Count moments before and after these calls and within the write of a checkpoint; only in a forked process."""
         for owner, names in {
             os: ["replace"],
             APL: ["__call__"],
@@ -74,17 +74,17 @@ class Moments:
                 setattr(owner, name, self.around(getattr(owner, name)))
         write = local_files.LocalFileOpener.write
 
-        def in_two_parts(file: Any, data: bytes) -> int:
+        def write_in_two_parts(file: Any, data: bytes) -> int:
             written = write(file, data[: len(data) // 2])
             file.f.flush()
-            self.pass_by()
+            self.reach()
             return written + write(file, data[len(data) // 2 :])
 
-        local_files.LocalFileOpener.write = in_two_parts
+        local_files.LocalFileOpener.write = write_in_two_parts
 
 
 class Record(pl.Callback):
-    """Writes what the parent cannot see; rank `rank` is the one that may be killed."""
+    """Saves the final state of each rank for the parent process; kills the process of `rank` at the moment `fatal`."""
 
     def __init__(self, folder: Path, rank: int = 0, fatal: int | None = None, kind: Any = signal.SIGKILL) -> None:
         self.folder = folder
@@ -96,7 +96,7 @@ class Record(pl.Callback):
         self.moments.watch()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        # What validation logged is gone if the run was killed after its very last step: count the Dice again.
+        # A run that is killed after its last step has no logged metrics when it resumes, so compute the Dice again.
         images, labels = (torch.stack(list(column)) for column in zip(*Images(3, labelled=True), strict=True))
         with evaluating(pl_module), torch.no_grad():
             dice = CaseDice(CLASSES)
@@ -131,12 +131,12 @@ def fit(make: Make, folder: Path, devices: int, record: Record, every: int, work
 
 
 def in_a_process(task: Callable[[], None]) -> int:
-    """Run a task in a forked process; returns its exit code, or minus the signal that killed it."""
+    """Run a task in a forked process; return its exit code, or the negative number of the signal that killed it."""
     child = os.fork()
     if child == 0:
         try:
             fork_further()
-            warnings.simplefilter("ignore")  # that there is no checkpoint yet
+            warnings.simplefilter("ignore")  # Lightning warns if there is no checkpoint
             task()
             os._exit(0)
         except BaseException:
@@ -146,7 +146,7 @@ def in_a_process(task: Callable[[], None]) -> int:
 
 
 class Outcome(NamedTuple):
-    """The end of a run: weights, Dice, every label and weight, and how many moments each rank passed by."""
+    """Weights, Dice, labels with weights, and the number of moments of each rank at the end of a run."""
 
     state: dict[str, Tensor]
     dice: Tensor
@@ -173,7 +173,7 @@ def assert_same(ours: Outcome, expected: Outcome) -> None:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """The outcome of a run that nobody killed, once for each way to run it."""
+    """The outcome of an uninterrupted run, computed once per set of options."""
     outcomes: dict[Any, Any] = {}
 
     def uninterrupted(make: Make, *options: Any) -> Outcome:
@@ -206,7 +206,7 @@ def test_killed_anywhere(tmp_path: Path, trainer: Make, reference: Callable[...,
 def test_one_of_two_processes_killed_anywhere(
     tmp_path: Path, trainer: Make, reference: Callable[..., Any], place: float
 ) -> None:
-    """The other one ends too, and both are started again."""
+    """The other process stops too, and both are started again."""
     expected = reference(trainer, 2, 1, 0)
     rank, share = divmod(2 * place, 1)
     record = Record(tmp_path, int(rank), 1 + int(share * expected.moments[int(rank)]))
@@ -219,7 +219,7 @@ def test_one_of_two_processes_killed_anywhere(
 def test_resumed_with_another_number_of_processes(
     tmp_path: Path, trainer: Make, reference: Callable[..., Any], first: int, second: int
 ) -> None:
-    """In the middle of an epoch: to float tolerance, as the gradient of two is a sum of two."""
+    """Resume within an epoch. Equal within float tolerance, because two processes sum two gradients."""
     expected = reference(trainer, 1, 1, 0, False)
     record = Record(tmp_path, 0, expected.moments[0] // 2)
     assert in_a_process(lambda: fit(trainer, tmp_path, first, record, 1, 0, dropout=False)) != 0
@@ -235,7 +235,7 @@ def test_resumed_with_another_number_of_processes(
 def test_resumed_between_checkpoints(
     tmp_path: Path, trainer: Make, reference: Callable[..., Any], every: int, workers: int
 ) -> None:
-    """Steps after the last checkpoint are done again, with persistent workers too."""
+    """Steps after the last checkpoint are repeated, also with persistent workers."""
     expected = reference(trainer, 1, 1, 0)
     record = Record(tmp_path, 0, expected.moments[0] * 2 // 3)
     assert in_a_process(lambda: fit(trainer, tmp_path, 1, record, every, workers)) == -signal.SIGKILL
@@ -243,8 +243,8 @@ def test_resumed_between_checkpoints(
     assert_same(outcome(tmp_path), expected)
 
 
-def test_terminated_run_can_be_resumed(tmp_path: Path, trainer: Make, reference: Callable[..., Any]) -> None:
-    """SIGTERM, as a scheduler sends it before it takes the machine away; several launched ranks are another test."""
+def test_terminated_run_is_resumed(tmp_path: Path, trainer: Make, reference: Callable[..., Any]) -> None:
+    """SIGTERM, as a cluster scheduler sends it; `test_launched.py` tests several ranks."""
     expected = reference(trainer, 1, 1, 0)
     record = Record(tmp_path, 0, expected.moments[0] // 2, signal.SIGTERM)
     assert in_a_process(lambda: fit(trainer, tmp_path, 1, record, 1, 0)) != 0

@@ -1,4 +1,4 @@
-"""Trouble on one rank ends all of them within seconds, with a message that says where it was."""
+"""An error on one rank stops all ranks within seconds, with a message that names its origin."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 from apl_lightning.denoisers import APL
 
 Make = Callable[..., pl.Trainer]
-PATIENCE = 60  # seconds; each takes about 2
+PATIENCE = 60  # timeout in seconds; a run takes about 2
 
 
 class Troubled(Images):
-    """From the second label pass on, one sample makes trouble on the rank that reads it."""
+    """Once armed, one sample raises an error or kills the worker that reads it."""
 
     def __init__(self, trouble: str, bad: int) -> None:
         super().__init__(40, (64, 64))
@@ -46,7 +46,7 @@ armed = multiprocessing.get_context("fork").Event()
 
 
 class Arm(pl.Callback):
-    """Switches the trouble on, in all processes, at a moment of the run."""
+    """Arms the error in all processes at a moment of the run; may limit the file size on one rank."""
 
     def __init__(self, moment: str, full_disk_on: int | None = None) -> None:
         self.moment = moment
@@ -71,7 +71,7 @@ class Arm(pl.Callback):
 
 
 class FailsOnRankOne(APL):
-    """A denoiser with a fault that shows on one rank only."""
+    """A denoiser that fails on rank 1 only."""
 
     def __call__(self, p_main: Any, p_aux: Any) -> Any:
         if torch.distributed.get_rank() == 1:
@@ -89,11 +89,11 @@ def attempt(queue: Any, make: Make, folder: Path, data: Any, arm: Arm, denoiser:
     except BaseException as error:
         queue.put(str(error))
     else:
-        queue.put("it ran to its end")
+        queue.put("no error")
 
 
 def message(*arguments: Any) -> str:
-    """What the user reads; the run gets a process of its own, so that a limit or a kill stays there."""
+    """The error message of a run in its own process, so that limits and signals do not affect the tests."""
     armed.clear()
     fork = multiprocessing.get_context("fork")
     queue = fork.Queue()
@@ -106,38 +106,38 @@ def message(*arguments: Any) -> str:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_corrupt_sample_in_the_label_pass(tmp_path: Path, trainer: Make, workers: int) -> None:
+def test_corrupt_sample_in_the_label_pass(tmp_path: Path, trainer: Make, workers: int) -> None:
     text = message(trainer, tmp_path, Troubled("sample", 20), Arm("later labels"), None, workers)
     assert "Making pseudo labels failed on ranks [1]: " in text
     assert "sample 20: OSError: unexpected end of file" in text
 
 
-def test_a_corrupt_sample_in_training(tmp_path: Path, trainer: Make) -> None:
+def test_corrupt_sample_in_training(tmp_path: Path, trainer: Make) -> None:
     text = message(trainer, tmp_path, Troubled("sample", 20), Arm("training"), None, 0)
     assert "sample 20: OSError: unexpected end of file" in text
 
 
-def test_a_killed_worker(tmp_path: Path, trainer: Make) -> None:
+def test_killed_worker(tmp_path: Path, trainer: Make) -> None:
     text = message(trainer, tmp_path, Troubled("worker", 20), Arm("later labels"), None, 1)
     assert "Making pseudo labels failed on ranks [1]: RuntimeError: DataLoader worker" in text
 
 
-def test_a_full_disk(tmp_path: Path, trainer: Make) -> None:
+def test_full_disk(tmp_path: Path, trainer: Make) -> None:
     text = message(trainer, tmp_path, Troubled("", 0), Arm("later labels", full_disk_on=1), None, 0)
     assert "Making pseudo labels failed on ranks [1]: " in text
-    assert "while writing pseudo labels (2 bytes a pixel)" in text
+    assert "while writing pseudo labels (2 bytes per pixel)" in text
     assert "free some space or pass another `store_dir`" in text
 
 
-def test_a_fault_on_one_rank(tmp_path: Path, trainer: Make) -> None:
+def test_denoiser_error_on_one_rank(tmp_path: Path, trainer: Make) -> None:
     text = message(trainer, tmp_path, Troubled("", 0), Arm("never"), FailsOnRankOne(), 0)
     assert "Making pseudo labels failed on ranks [1]: ZeroDivisionError: division by zero" in text
 
 
-def test_parted_networks_are_refused(network: TinyNet) -> None:
+def test_sharded_networks_are_refused(network: TinyNet) -> None:
     module: Any = APLModule(network, CLASSES)
     for strategy in (SingleDeviceStrategy(), DDPStrategy()):
         strategy.broadcast = lambda value: value
-        PseudoLabelCallback().setup(SimpleNamespace(strategy=strategy), module, "fit")
+        PseudoLabelCallback().setup(SimpleNamespace(strategy=strategy, callbacks=[]), module, "fit")
     with pytest.raises(ValueError, match="whole network on each device, but got FSDPStrategy, .*strategy='ddp'"):
-        PseudoLabelCallback().setup(SimpleNamespace(strategy=FSDPStrategy()), module, "fit")
+        PseudoLabelCallback().setup(SimpleNamespace(strategy=FSDPStrategy(), callbacks=[]), module, "fit")

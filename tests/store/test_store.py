@@ -1,4 +1,4 @@
-"""The store gives back what was written, whole rounds only, and touches nothing that is not its own."""
+"""The store returns the labels that were written, publishes only complete rounds and never changes other files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_round_trip(tmp_path: Path, shapes: list[tuple[int, ...]], ranks: int) -
         assert read.round == 0
 
 
-def test_two_bytes_a_pixel(tmp_path: Path) -> None:
+def test_two_bytes_per_pixel(tmp_path: Path) -> None:
     fill(PseudoLabelStore(tmp_path, 10), 0, make([(32, 32)] * 10), ranks=2)
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.bin")) == 10 * 32 * 32 * 2
 
@@ -71,7 +71,7 @@ def test_readers_follow_to_a_new_round(tmp_path: Path) -> None:
     assert torch.equal(reader.read(0).labels, second[0][0])
 
 
-def test_half_a_round_is_never_read(tmp_path: Path) -> None:
+def test_incomplete_round_is_never_read(tmp_path: Path) -> None:
     store, samples = PseudoLabelStore(tmp_path, 2), make([(3, 3)] * 2)
     fill(store, 0, samples)
     store.start(1)
@@ -81,16 +81,16 @@ def test_half_a_round_is_never_read(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="one label for each of 2 samples in round 1, but got 1 for 1 samples"):
         store.join(1)
     assert store.read(0).round == 0
-    fill(store, 1, samples)  # what was left is dropped
+    fill(store, 1, samples)  # the incomplete round is replaced
     assert store.read(1).round == 1
 
 
-def test_no_round_yet(tmp_path: Path) -> None:
+def test_reading_before_the_first_round_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no round is there yet: train with `PseudoLabelCallback`"):
         PseudoLabelStore(tmp_path, 1).read(0)
 
 
-def test_other_folders_are_left_alone(tmp_path: Path) -> None:
+def test_other_folders_are_refused(tmp_path: Path) -> None:
     fill(PseudoLabelStore(tmp_path / "labels", 2, "ours"), 0, make([(3, 3)] * 2))
     with pytest.raises(ValueError, match=r"\(3 samples, ours\).*those of another \(2 samples, ours\): name another"):
         PseudoLabelStore(tmp_path / "labels", 3, "ours")
@@ -104,7 +104,7 @@ def test_other_folders_are_left_alone(tmp_path: Path) -> None:
     assert thesis.read_text() == "all my work"
 
 
-def test_bad_values_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_values_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = PseudoLabelStore(tmp_path, 1)
     with pytest.raises(ValueError, match="at most 65535 classes, but got 65536"):
         store.write(0, 65536)

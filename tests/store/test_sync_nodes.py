@@ -1,4 +1,4 @@
-"""Files of other ranks arrive whole where they lack, or the same error is raised everywhere."""
+"""Nodes receive missing files of other ranks completely, or all ranks raise the same error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZE = 3 * sync_nodes._PIECE + 17
 
 
 def processes(count: int, task: Callable[[int], Any], meeting: Path) -> list[Any]:
-    """What a task returns, or the text of what it raises, on each rank of a gloo group."""
+    """Run a task on each rank of a gloo group; return the results, or the messages of the errors."""
     fork = multiprocessing.get_context("fork")
     queue = fork.Queue()
 
@@ -52,8 +52,8 @@ def write(folder: Path, rank: int) -> None:
     table.write_bytes(b"table %d" % rank)
 
 
-def test_pieces_arrive_where_they_lack(tmp_path: Path) -> None:
-    """Ranks 0 and 1 share a disk, rank 2 (without a sample) and rank 3 have one each."""
+def test_nodes_receive_missing_files(tmp_path: Path) -> None:
+    """Ranks 0 and 1 share a disk; rank 2, which has no sample, and rank 3 have their own disks."""
     node = {0: "a", 1: "a", 2: "b", 3: "c"}
 
     def task(rank: int) -> None:
@@ -67,10 +67,10 @@ def test_pieces_arrive_where_they_lack(tmp_path: Path) -> None:
             data, table = rank_files(tmp_path / folder, rank)
             assert data.read_bytes() == content(rank)
             assert table.read_bytes() == b"table %d" % rank
-        assert len(list((tmp_path / folder).iterdir())) == 8, "nothing unfinished is left"
+        assert len(list((tmp_path / folder).iterdir())) == 8, "no temporary files are left"
 
 
-def test_nothing_is_sent_on_a_shared_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_is_sent_on_a_shared_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("sent")
 
@@ -85,7 +85,7 @@ def test_nothing_is_sent_on_a_shared_disk(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("broken", ["full disk", "lost file"])
-def test_trouble_is_told_to_all(tmp_path: Path, broken: str) -> None:
+def test_error_is_raised_on_all_ranks(tmp_path: Path, broken: str) -> None:
     def task(rank: int) -> None:
         write(tmp_path / str(rank), rank)
         distributed.barrier()
