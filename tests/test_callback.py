@@ -115,12 +115,13 @@ def test_resumed_inside_an_epoch(run: Any, tmp_path: Path, workers: int, persist
     assert fit.global_step == 12
 
 
-def test_resume_from_the_previous_round(run: Any, tmp_path: Path) -> None:
-    """The run stopped in the next round, but its newest checkpoint belongs to the previous one."""
+@pytest.mark.parametrize("step", [2, 4])
+def test_resume_from_the_previous_round(run: Any, tmp_path: Path, step: int) -> None:
+    """The run stopped in round 1, but the checkpoint, within the first epoch or at its end, refers to round 0."""
     run(stop_at=5)
-    (tmp_path / "checkpoints" / "step=4.ckpt").rename(tmp_path / "kept.ckpt")
+    (tmp_path / "checkpoints" / f"step={step}.ckpt").rename(tmp_path / "kept.ckpt")
     seen, _ = run(0, tmp_path / "kept.ckpt")
-    assert seen == expected(range(1, 3))
+    assert seen == expected(range(1), samples=8 - 2 * step) + expected(range(1, 3))
 
 
 def test_lost_labels_are_made_again_with_a_warning(run: Any, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import TinyNet
 from PIL import Image
 
 from apl_lightning import checkpoints
@@ -213,7 +214,9 @@ def test_overhead(example: Any) -> None:
     assert all(ratio > 0 for ratio in medians.values())
 
 
-def test_scaling(example: Any) -> None:
+def test_scaling(example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a small network; the process that measures memory starts anew and has the network of the benchmark."""
+    monkeypatch.setattr(example("scaling"), "network", lambda: TinyNet(5))
     options = ["--size", "32", "--images", "4", "--batch-size", "2", "--turns", "1", "--counts", "4"]
     scaling, bare, memory = example("scaling").main(options).values()
     assert all(ratio > 0 for ratio in (*scaling.values(), *bare.values()))

@@ -12,7 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import CLASSES, Images, TinyNet
-from torch import Tensor
+from torch import Tensor, nn
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 from apl_lightning.denoisers import UPL
@@ -191,6 +191,24 @@ def test_restore_after_a_collapse_but_not_without_one(tmp_path: Path, trainer: M
         fit(tmp_path / "unchanged", trainer, unchanged, epochs=2, learning_rate=0.0)
     assert unchanged.guard.complaints(unchanged.scores) == []
     assert unchanged.scores == unchanged.guard.first, "an unchanged network has unchanged scores"
+
+
+def test_measured_scores_are_those_in_evaluation_mode(tmp_path: Path, trainer: Make) -> None:
+    class WithDropout(TinyNet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder.append(nn.Dropout(0.5))
+
+    class Measure(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            measured.append(labels.measure(trainer, module))
+            assert module.model.network.encoder[4].training
+
+    measured: list[dict[str, float]] = []
+    labels = PseudoLabelCallback()
+    module = APLModule(WithDropout(), CLASSES, learning_rate=0.0)
+    trainer(callbacks=[labels, Measure()]).fit(module, TargetDataModule(Images(4), batch_size=2, store_dir=tmp_path))
+    assert measured == [pytest.approx(labels.scores)] * 2
 
 
 @pytest.mark.parametrize(("healthy", "last"), [((1, 1, 0, 0), 1), ((1, 0, 0, 0), 0), ((1, 0, 1, 0), 2)])

@@ -71,6 +71,7 @@ def test_teacher_predicts_and_is_exported(tmp_path: Path, trainer: Make) -> None
     module = fit(tmp_path, trainer)
     assert module.teacher is not None
     image, refined = torch.rand(1, 1, 16, 16), module.export().eval()
+    assert not any(part.training for part in module.train().teacher.modules())
     module.eval()
     torch.testing.assert_close(module(image).main, refined(image))
     assert not torch.allclose(module.model(image).main, refined(image), atol=1e-4)

@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class Record(pl.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.terminate_at == trainer.global_step and trainer.global_rank == 0:
+            time.sleep(0.5)  # the other ranks now wait in the next collective
             os.kill(os.getpid(), signal.SIGTERM)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:

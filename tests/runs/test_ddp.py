@@ -131,8 +131,9 @@ def test_step_on_the_same_global_batch(tmp_path: Path, trainer: Make) -> None:
 @pytest.mark.parametrize("weighting", ["none", "confusion"])
 def test_weights_with_uneven_shares(tmp_path: Path, trainer: Make, weighting: str) -> None:
     """Seven samples in global batches of four: the sample that fills up the last batch does not count."""
-    (one,) = run(tmp_path / "one", trainer, 1, 7, epochs=3, module={"weighting": weighting})
-    two = run(tmp_path / "two", trainer, 2, 7, epochs=3, module={"weighting": weighting})
+    module = {"weighting": weighting, "consistency_weight": 10.0, "head_rate": 1.0}
+    (one,) = run(tmp_path / "one", trainer, 1, 7, epochs=3, module=module)
+    two = run(tmp_path / "two", trainer, 2, 7, epochs=3, module=module)
     for rank in two:
         for name, value in one["state"].items():
             torch.testing.assert_close(rank["state"][name], value, atol=1e-5, rtol=1e-5, msg=name)

@@ -102,7 +102,7 @@ def test_two_launched_processes_equal_one(tmp_path: Path, one: dict[str, Any], l
     assert_equals_one(tmp_path, one)
 
 
-@pytest.mark.parametrize(("nodes", "devices", "shared"), [(2, 1, False), (2, 2, False), (2, 1, True)])
+@pytest.mark.parametrize(("nodes", "devices", "shared"), [(2, 2, False), (2, 1, True)])
 def test_nodes_with_and_without_a_shared_disk(
     tmp_path: Path, one: dict[str, Any], nodes: int, devices: int, shared: bool
 ) -> None:
