@@ -206,7 +206,7 @@ def test_measured_scores_are_those_in_evaluation_mode(tmp_path: Path, trainer: M
 
     measured: list[dict[str, float]] = []
     labels = PseudoLabelCallback()
-    module = APLModule(WithDropout(), CLASSES, learning_rate=0.0)
+    module = APLModule(WithDropout(), CLASSES, learning_rate=0.0, ema_decay=None)
     trainer(callbacks=[labels, Measure()]).fit(module, TargetDataModule(Images(4), batch_size=2, store_dir=tmp_path))
     assert measured == [pytest.approx(labels.scores)] * 2
 

@@ -105,17 +105,17 @@ def test_equals_flood_fill(tmp_path: Path, seed: int) -> None:
     torch.manual_seed(seed)
     slices, weights = torch.randint(3, (6, 7, 8)), torch.rand(6, 7, 8)
     found = find(tmp_path, list(slices), list(weights), ["case"] * 6, largest_component_share=0.0)
-    apart = torch.zeros(6, 7, 8, dtype=torch.bool)
+    small = torch.zeros(6, 7, 8, dtype=torch.bool)
     for index, pixels in found.pixels.items():
-        apart[index].view(-1)[torch.from_numpy(pixels)] = True
-    expected = torch.zeros_like(apart)
+        small[index].view(-1)[torch.from_numpy(pixels)] = True
+    expected = torch.zeros_like(small)
     bytes_ = (255 * weights).round()
     for number in (1, 2):
         pieces = flood((slices == number).numpy())
         largest = max(pieces, key=lambda piece: sum(float(bytes_[place]) for place in piece))
         for place in itertools.chain(*(piece for piece in pieces if piece is not largest)):
             expected[place] = True
-    assert torch.equal(apart, expected)
+    assert torch.equal(small, expected)
     assert found.share == pytest.approx(float(bytes_[expected].sum() / bytes_[slices > 0].sum()))
 
 
@@ -139,12 +139,12 @@ def test_training_ignores_small_components(tmp_path: Path, trainer: Make, denois
     )
     torch.manual_seed(0)
     plain, plain_statistics = fit(tmp_path / "plain", trainer, denoiser=denoiser, ignore_small_components=False)
-    apart = find_small_components(plain.reader(0), CLASSES, 0.0)
-    assert statistics["pseudo/apart"] == pytest.approx(apart.share)
-    assert apart.share > 0.01
+    small = find_small_components(plain.reader(0), CLASSES, 0.0)
+    assert statistics["pseudo/apart"] == pytest.approx(small.share)
+    assert small.share > 0.01
     assert "pseudo/apart" not in plain_statistics
     for index in range(10):
         weights = plain.read(index).weights
-        weights.view(-1)[torch.from_numpy(apart.pixels[index])] = 0
+        weights.view(-1)[torch.from_numpy(small.pixels[index])] = 0
         assert torch.equal(ours.read(index).weights, weights)
         assert torch.equal(ours.read(index).labels, plain.read(index).labels)

@@ -65,7 +65,7 @@ def run(folder: Path, trainer: Make, devices: int, samples: int, epochs: int = 1
     module = kind(TinyNet(), CLASSES, optimizer=torch.optim.SGD, learning_rate=0.1, **more)
     data = TargetDataModule(
         options.pop("train", None) or Images(samples, labelled=True),
-        Images(5, labelled=True),
+        options.pop("val", None) or Images(5, labelled=True),
         batch_size=4 // devices,
         transform=None,
         store_dir=folder / "labels",
@@ -163,10 +163,18 @@ def test_other_modules_train_on_two_ranks(tmp_path: Path, trainer: Make, kind: A
             assert torch.equal(value, second["state"][name]), name
 
 
+class LabelledSlices(Images):
+    """Dictionaries of image, label and case: the slices of two patients in alternating order."""
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        return {"image": image, "label": label, "case": index % 2}
+
+
 def test_validation_counts_padded_samples_once(tmp_path: Path, trainer: Make) -> None:
-    """Five samples on two ranks: the sampler repeats one of them."""
-    (one,) = run(tmp_path / "one", trainer, 1, 4)
-    two = run(tmp_path / "two", trainer, 2, 4)
+    """Five slices on two ranks: the sampler repeats one of them, which would change the Dice of its patient."""
+    (one,) = run(tmp_path / "one", trainer, 1, 4, val=LabelledSlices(5, labelled=True))
+    two = run(tmp_path / "two", trainer, 2, 4, val=LabelledSlices(5, labelled=True))
     for rank in two:
         for name in ("val/dice", "val/dice/1", "val/dice/2"):
             assert rank["metrics"][name] == pytest.approx(one["metrics"][name], abs=1e-6)
