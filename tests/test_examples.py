@@ -162,7 +162,7 @@ def test_label_pass_benchmark(example: Any) -> None:
     options = ["--size", "64", "--images", "2", "--turns", "1"]
     found = label_pass.main([*options, "--rows", "script of CRST"])
     assert list(found) == ["script of CRST"]
-    # A new process imports for 8 seconds, so the second row is measured in this one.
+    # A new process takes 8 seconds to import, so this one measures the second row.
     found["CBST"] = label_pass.measure("CBST", argparse.Namespace(size=64, images=2, turns=1, threads=1))
     assert all(ratio > 0 and peak > 100 for ratio, peak in found.values())
 
@@ -210,15 +210,17 @@ def test_wandb_logging(example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_overhead(example: Any) -> None:
     medians = example("overhead").main(["--size", "32", "--images", "4", "--batch-size", "2", "--turns", "1"])
-    assert len(medians) == 2
+    assert list(medians) == list(example("overhead").NETWORKS)
     assert all(ratio > 0 for ratio in medians.values())
 
 
 def test_scaling(example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a small network; the process that measures memory starts anew and has the network of the benchmark."""
+    """Use a small network; only the new process that measures memory uses the network of the benchmark."""
     monkeypatch.setattr(example("scaling"), "network", lambda: TinyNet(5))
     options = ["--size", "32", "--images", "4", "--batch-size", "2", "--turns", "1", "--counts", "4"]
     scaling, bare, memory = example("scaling").main(options).values()
+    assert set(scaling) == {"label pass", "training step", "plain fine-tuning step"}
+    assert set(bare) == {"label pass", "training step"}
     assert all(ratio > 0 for ratio in (*scaling.values(), *bare.values()))
     assert memory["peak with 4 images, MiB"] > 100
     # The store also has an index, which is large relative to tiny images.
