@@ -21,9 +21,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from apl_lightning import APLModule, PseudoLabelCallback, PseudoLabelStore, TargetDataModule
+from apl_lightning._support.modes import evaluating
 from apl_lightning.denoisers import APL
 from apl_lightning.metrics import CaseDice
-from apl_lightning._support.modes import evaluating
 from apl_lightning.store.round_files import RoundReader, RoundWriter
 
 Make = Callable[..., pl.Trainer]
