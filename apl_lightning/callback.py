@@ -10,6 +10,7 @@ import torch
 from apl_lightning._support import lightning as door
 from apl_lightning._support.distributed import all_or_none, gather, once_per_node, share_state
 from apl_lightning._support.lightning import Callback, LightningModule, Trainer
+from apl_lightning._support.modes import not_finite
 from apl_lightning._support.preemption import stop_at_next_batch
 from apl_lightning._support.seeding import derived_seed, run_seed
 from apl_lightning.denoisers import APL, Denoiser, LabelsAndWeights, as_denoiser
@@ -209,8 +210,9 @@ class PseudoLabelCallback(Callback):
         self._has_judged = True
         if self.guard.mode != "restore" or self.round < 0:
             return
-        reasons = ["its weights are not finite"]
-        if all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
+        if not_finite(pl_module.state_dict()):
+            reasons = ["its weights are not finite"]
+        else:
             scores = self.measure(trainer, pl_module)
             reasons = self.guard.complaints(scores) or self.guard.doubts(scores)
         if not reasons:
@@ -243,5 +245,5 @@ class PseudoLabelCallback(Callback):
                 stacklevel=2,
             )
         if self.guard.mode == "restore" and not complaints and not self.guard.doubts(self.scores):
-            with all_or_none("Keeping the healthy round"):
-                self.snapshot.keep(self.round, module, store.directory, writes=trainer.local_rank == 0)
+            self.snapshot.round = self.round
+            once_per_node(trainer.local_rank, "Keeping a round", partial(self.snapshot.write, module, store.directory))

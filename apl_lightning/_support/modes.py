@@ -1,11 +1,11 @@
-"""Modes of a network for the length of a block."""
+"""Modes of a network for the length of a block, and whether its weights are finite."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -46,3 +46,8 @@ def hooked(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors of a state dict with NaN or infinity."""
+    return [name for name, value in state.items() if not value.isfinite().all()]

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from apl_lightning._support.modes import not_finite
 from apl_lightning.checkpoints.error import CheckpointError
 from apl_lightning.checkpoints.files import is_bundle, read_sifa_bundle, read_torch_file
 from apl_lightning.checkpoints.match import Match, matches, shorten
@@ -58,7 +59,7 @@ def load(system: str, path: str | Path, num_classes: int = 5, **options: Any) ->
     network = match.network.build(match.channels, {name: tuple(t.shape) for name, t in state.items()}, **options)
     initial = network.state_dict()
     state = {name: tensor for name, tensor in state.items() if name in initial}
-    if damaged := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+    if damaged := not_finite(state):
         raise CheckpointError(
             f"Expected finite weights, but {path} contains NaN or infinity in {shorten(damaged, 3)}: use an earlier "
             "checkpoint."

@@ -19,15 +19,13 @@ class Snapshot:
         self.round = -1
         self._saved = -1  # the round that the newest checkpoint refers to
 
-    def keep(self, round: int, module: nn.Module, folder: Path, writes: bool) -> None:
-        """Keep the state of the module instead of an earlier one; one process per node writes."""
-        self.round = round
-        if writes:
-            with replacing(_file(folder, round)) as unfinished:
-                torch.save(module.state_dict(), unfinished)
-            for path in folder.glob("healthy-*.pt"):
-                if path not in (_file(folder, round), _file(folder, self._saved)):
-                    path.unlink()
+    def write(self, module: nn.Module, folder: Path) -> None:
+        """Write the state of the module for `round`, and delete an earlier one; one process per node calls it."""
+        with replacing(_file(folder, self.round)) as unfinished:
+            torch.save(module.state_dict(), unfinished)
+        for path in folder.glob("healthy-*.pt"):
+            if path not in (_file(folder, self.round), _file(folder, self._saved)):
+                path.unlink()
 
     def is_in(self, folder: Path) -> bool:
         """Whether the file of the snapshot exists."""

@@ -58,8 +58,7 @@ class UnsupervisedScores:
         some = _evenly_spaced(flat, _ENTROPY_PIXELS)
         entropy = -torch.special.xlogy(some, some).sum()
         density = _density(_evenly_spaced(flat, _DENSITY_PIXELS)).sum()
-        pixels = some.shape[0] * some.shape[2]
-        sums = [float(entropy), pixels, float(density), len(flat), agree.numel(), int(agree.sum())]
+        sums = [float(entropy), some[:, 0].numel(), float(density), len(flat), agree.numel(), int(agree.sum())]
         self._sums += torch.cat([some.sum(dim=(0, 2)).double().cpu(), torch.tensor(sums, dtype=torch.float64)])
 
     def compute(self, device: torch.device) -> dict[str, float]:

@@ -35,9 +35,8 @@ class Labelling:
         self._names: Any = module.class_names
         self._predictor = Predictor(module, inferer, partial(autocast, trainer))
         self._batch_size = batch_size or predicted_at_once(self.dataset.size, module.device)
-        self._prepared_at_once = batch_size or _largest_batch(
-            self.dataset.size
-        )  # BatchNorm statistics need large batches
+        # BatchNorm statistics need large batches.
+        self._prepared_at_once = batch_size or _largest_batch(self.dataset.size)
 
     def prepare(self) -> None:
         """Let the module prepare itself on all images: BatchNorm statistics, a new second head."""

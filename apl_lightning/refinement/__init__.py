@@ -2,7 +2,7 @@
 
 from apl_lightning.refinement.apl import APLModule
 from apl_lightning.refinement.base import Prediction, RefinementModule
-from apl_lightning.refinement.batchnorm import BatchNormMode, adapt_batch_norm
+from apl_lightning.refinement.batchnorm import adapt_batch_norm
 from apl_lightning.refinement.self_training import SelfTrainingModule
 from apl_lightning.refinement.teacher import Teacher
 from apl_lightning.refinement.tent import TentModule

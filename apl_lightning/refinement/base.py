@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from apl_lightning._support.lightning import LightningModule, attached_callbacks
+from apl_lightning._support.modes import not_finite
 from apl_lightning._support.resizing import resize_to
 from apl_lightning.data import Keys, describe, split_batch
 from apl_lightning.denoisers import APL, Denoiser
@@ -131,10 +132,7 @@ class RefinementModule(LightningModule, ABC):
         return self
 
     def prepare_refinement(self, images: Iterable[Tensor]) -> None:
-        """Re-estimate BatchNorm and warm up a new second head; the callback calls it before the first round.
-
-        A second fit starts from the teacher of the first one.
-        """
+        """Before the first round: take over an earlier fit's teacher, adapt BatchNorm, warm up a new second head."""
         if self.teacher is not None and self.teacher.n_averaged > 1:
             self.model.load_state_dict(self.teacher.module.state_dict())
         if self.batch_norm == "adapt":
@@ -200,15 +198,16 @@ class RefinementModule(LightningModule, ABC):
         Raises:
             ValueError: If a weight is NaN or infinite.
         """
-        twin = copy.deepcopy(self.model)
+        model = self.model
         if self.teacher is not None:
-            twin.load_state_dict(self.teacher.module.state_dict())
-        if broken := [name for name, value in twin.state_dict().items() if not value.isfinite().all()]:
+            model = copy.deepcopy(model)
+            model.load_state_dict(self.teacher.module.state_dict())
+        if broken := not_finite(model.state_dict()):
             raise ValueError(
                 f"Expected finite weights, but {broken[0]!r} has NaN or infinity: lower the learning rate, or load an "
                 "earlier checkpoint."
             )
-        return twin.export(average).eval()
+        return model.export(average).eval()
 
     def _denoiser(self) -> Denoiser:
         """The denoiser of the run's `PseudoLabelCallback`; `APL` outside a run."""
