@@ -19,15 +19,15 @@ from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 
 
 class Record(pl.Callback):
-    """Saves the final state of each rank; with `terminate_at`, rank 0 sends itself SIGTERM after that step."""
+    """Saves the final state of each rank; with `terminate_at`, rank 0 gets SIGTERM during that step."""
 
     def __init__(self, folder: Path, terminate_at: int | None) -> None:
         self.folder = folder
         self.terminate_at = terminate_at
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.terminate_at == trainer.global_step and trainer.global_rank == 0:
-            time.sleep(0.5)  # the other ranks now wait in the next collective
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        if self.terminate_at == trainer.global_step + 1 and trainer.global_rank == 0:
+            time.sleep(0.5)  # the other ranks now wait for the gradients of this one
             os.kill(os.getpid(), signal.SIGTERM)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:

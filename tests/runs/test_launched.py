@@ -20,7 +20,9 @@ PYTHON = [sys.executable, "-W", "ignore", SCRIPT]
 DDP = ["--strategy", "ddp"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 PATIENCE = 120  # timeout in seconds; a run takes about 10
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+# Launched processes import the package of this checkout, also where another one is installed.
+PATHS = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(PATHS)}
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -79,7 +81,7 @@ def test_two_ddp_processes_equal_one(ddp: Path, one: dict[str, Any]) -> None:
 
 
 def test_terminated_job_resumes_exactly(tmp_path: Path, ddp: Path) -> None:
-    """SIGTERM at rank 0 stops both ranks after step 4; the resumed run equals the uninterrupted one."""
+    """SIGTERM at rank 0 during step 4 stops both ranks after it; the resumed run equals the uninterrupted one."""
     command = [*PYTHON, str(tmp_path), *DDP, "--devices", "2"]
     run(*command, "--terminate-at", "4")
     assert not ends(tmp_path), "the run stops before its end"
