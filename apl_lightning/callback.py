@@ -139,7 +139,8 @@ class PseudoLabelCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make or find the first labels of this fit: a run resumed in an epoch never calls `on_train_epoch_start`."""
         stop_at_next_batch(trainer)
-        store = target_dataset(trainer).store
+        dataset = target_dataset(trainer)
+        store = dataset.store
         if self.round < 0 and store.current is not None:
             raise ValueError(
                 f"Expected an empty store for a fresh run, but {store.directory} holds the labels of an earlier one: "
@@ -148,15 +149,18 @@ class PseudoLabelCallback(Callback):
         # A run that was interrupted after its last step needs no more labels.
         if self.round < 0 or (self._is_due(trainer.current_epoch) and not door.has_finished(trainer)):
             self.update(trainer, pl_module)
-        elif all(gather(store.has(self.round))):
-            once_per_node(trainer.local_rank, "Publishing pseudo labels", lambda: store.publish(self.round))
-        else:
+        elif damage := max(gather("" if trainer.local_rank else store.damage(self.round))):
             warnings.warn(
-                f"The pseudo labels of round {self.round} are not in {store.directory}: they are made anew with the "
-                "weights of the checkpoint. Keep the folder to resume exactly.",
+                f"The labels of round {self.round} are made anew with the weights of the checkpoint, so this run does "
+                f"not continue exactly. {damage}",
                 stacklevel=2,
             )
+            once_per_node(trainer.local_rank, "Deleting damaged pseudo labels", lambda: store.discard(self.round))
             self.update(trainer, pl_module)
+        else:
+            once_per_node(trainer.local_rank, "Publishing pseudo labels", lambda: store.publish(self.round))
+        with all_or_none("Comparing the target images with those that have pseudo labels"):
+            dataset.check_labelled_images()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make new labels before each further epoch: the workers of its loader have not started yet."""

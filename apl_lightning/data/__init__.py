@@ -2,6 +2,7 @@
 
 from apl_lightning.data.datamodule import TargetDataModule
 from apl_lightning.data.dataset import EvaluationDataset, TargetDataset
+from apl_lightning.data.fingerprints import check_fingerprint, fingerprint
 from apl_lightning.data.loader import LazyDataLoader, collate
 from apl_lightning.data.random_affine import RandomAffine
 from apl_lightning.data.sample_format import Keys, describe, split_batch

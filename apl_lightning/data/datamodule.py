@@ -133,7 +133,7 @@ class TargetDataModule(LightningDataModule):
         # Another node may have the run in another root directory.
         for directory in (store.directory.with_name(earlier.name), earlier):
             if directory.is_dir():
-                self._target.store = PseudoLabelStore(directory, store.length, store.identity)
+                self._target.store = PseudoLabelStore(directory, store.length)
                 break
 
     def _joint_batch_size(self) -> int:

@@ -1,6 +1,5 @@
 """Target images joined with their pseudo labels, and images for evaluation."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from apl_lightning._support.seeding import derived_seed, seeded
+from apl_lightning.data.fingerprints import check_fingerprint, fingerprint
 from apl_lightning.data.joint_transforms import Transform, check_alignment, transform_jointly
 from apl_lightning.data.sample_format import Keys, read_sample
 from apl_lightning.data.sampler import DrawnSample
@@ -37,8 +37,8 @@ class TargetDataset(Dataset[Any]):
 
     Raises:
         TypeError: If `dataset` is not a map-style data set, or its samples have another form.
-        ValueError: If it is empty or random, if the transform separates image and label, or if `directory` contains
-            the labels of another data set.
+        ValueError: If it is empty or random, if the transform separates image and label, or if an image is not the
+            one that its pseudo label was made on.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TargetDataset(Dataset[Any]):
         self._check_deterministic(length)
         if transform is not None:
             check_alignment(transform, image)
-        self.store = PseudoLabelStore(directory, length, self._identity(length))
+        self.store = PseudoLabelStore(directory, length)
 
     def __len__(self) -> int:
         return self.store.length
@@ -69,7 +69,9 @@ class TargetDataset(Dataset[Any]):
         index = drawn.index
         labels, weights, round = self.store.read(index)
         weights = torch.zeros_like(weights) if drawn.repeated else weights
-        sample = {"image": self.read_named(index)["image"], "pseudo_label": labels, "weight": weights}
+        image = self.read_named(index)["image"]
+        check_fingerprint(fingerprint(image), self.store.fingerprint(index), index)
+        sample = {"image": image, "pseudo_label": labels, "weight": weights}
         moved = [sample]
         if self.transform is not None:
             with seeded(derived_seed(self.seed, drawn.epoch, index), self.transform):
@@ -88,8 +90,13 @@ class TargetDataset(Dataset[Any]):
         except Exception as error:
             raise RuntimeError(f"sample {index}: {type(error).__name__}: {error}") from error
 
+    def check_labelled_images(self) -> None:
+        """Raise a `ValueError` if one of a few images is not the one that its pseudo label was made on."""
+        for index in _probes(len(self)):
+            check_fingerprint(fingerprint(self.read_named(index)["image"]), self.store.fingerprint(index), index)
+
     def _check_deterministic(self, length: int) -> None:
-        for index in sorted({step * (length - 1) // max(1, _PROBES - 1) for step in range(_PROBES)}):
+        for index in _probes(length):
             first, second = (self.read(index)["image"] for _ in range(2))
             if first.shape != second.shape or not torch.equal(first, second):
                 raise ValueError(
@@ -97,12 +104,6 @@ class TargetDataset(Dataset[Any]):
                     "when read twice: its pseudo label would not fit. Take the random transforms out of the data set "
                     "and pass them as `transform`, which moves image, pseudo label and weight together."
                 )
-
-    def _identity(self, length: int) -> str:
-        digest = hashlib.sha256()
-        for index in sorted({0, length // 2, length - 1}):
-            digest.update(self.read(index)["image"].contiguous().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
 
 
 class EvaluationDataset(Dataset[dict[str, Any]]):
@@ -128,6 +129,11 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
                 f"Expected evaluation samples to have a label, but sample {index} has none: pass `label_key`."
             )
         return {"case": str(index), **sample, "index": index}
+
+
+def _probes(length: int) -> list[int]:
+    """A few evenly spaced indices."""
+    return sorted({step * (length - 1) // (_PROBES - 1) for step in range(_PROBES)})
 
 
 def _length(dataset: object) -> int:

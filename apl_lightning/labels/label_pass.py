@@ -8,6 +8,7 @@ from torch import Tensor
 from apl_lightning._support.distributed import all_or_none
 from apl_lightning._support.seeding import derived_seed
 from apl_lightning._support.soft_labels import hard_labels
+from apl_lightning.data import check_fingerprint
 from apl_lightning.denoisers import DatasetDenoiser, Denoiser, Predictor
 from apl_lightning.guard import UnsupervisedScores
 from apl_lightning.labels.spool import Spool
@@ -51,8 +52,9 @@ class Recorder:
         hard = hard_labels(labels, weights)
         self._statistics.add(hard, weights)
         for place, index in enumerate(batch.indices):
-            writer.add(index, labels[place], weights[place], batch.cases[place])
+            writer.add(index, labels[place], weights[place], batch.cases[place], batch.fingerprints[place])
             if not self._is_first_round:
+                check_fingerprint(batch.fingerprints[place], self._store.fingerprint(index), index)
                 self._statistics.compare(hard[place], self._store.read(index).classes)
             reference = batch.references[place]
             if reference is not None:

@@ -9,16 +9,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from apl_lightning._support.lightning import Trainer, to_device
 from apl_lightning._support.preemption import raise_if_stopped
-from apl_lightning.data import TargetDataset
+from apl_lightning.data import TargetDataset, fingerprint
 
 
 class ImageBatch(NamedTuple):
-    """Images of one size on the device, (B, C, *S), their indices, and reference labels and cases if known."""
+    """Images of one size on the device, (B, C, *S), their indices and fingerprints, and labels and cases if known."""
 
     indices: list[int]
     images: Tensor
     references: list[Tensor | None]
     cases: list[str]
+    fingerprints: list[Tensor]
 
 
 class TargetImages:
@@ -62,6 +63,7 @@ class TargetImages:
                     to_device(self._trainer, images),
                     [sample.get("label") for _, sample in alike],
                     [sample.get("case", "") for _, sample in alike],
+                    [sample["fingerprint"] for _, sample in alike],
                 )
 
 
@@ -70,4 +72,5 @@ class _Untransformed(Dataset[Any]):
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
-        return index, self.dataset.read_named(index)
+        sample = self.dataset.read_named(index)
+        return index, {**sample, "fingerprint": fingerprint(sample["image"])}

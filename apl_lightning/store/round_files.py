@@ -1,11 +1,13 @@
 """The files of one round: a data file and a table of contents for each rank, and an index that joins the tables."""
 
+import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import google_crc32c
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,7 +17,10 @@ from apl_lightning._support.files import replacing
 from apl_lightning._support.soft_labels import is_soft
 
 INDEX = "index.npz"
-_COLUMNS = ("sample", "rank", "offset", "shape", "case")
+_COLUMNS = ("sample", "rank", "offset", "shape", "case", "checksum", "fingerprint")
+
+
+_NONE = torch.empty(0)
 
 
 class PseudoLabel(NamedTuple):
@@ -44,14 +49,14 @@ class RoundWriter:
         self._rank = rank
         self._data, self._table = rank_files(folder, rank)
         self._dtype = dtype
-        self._rows: list[tuple[int, int, tuple[int, ...], str]] = []  # sample, offset, shape, case
+        self._rows: list[tuple[Any, ...]] = []  # sample, offset, shape, case, checksum, fingerprint
         self._planes = 0  # number of classes of soft labels
         self._file = self._data.open("wb")
 
-    def add(self, index: int, labels: Tensor, weights: Tensor, case: str = "") -> None:
+    def add(self, index: int, labels: Tensor, weights: Tensor, case: str = "", fingerprint: Tensor = _NONE) -> None:
         """Append one image: class indices (*S) or soft labels (C, *S), weights (*S) in [0, 1], and its case if known.
 
-        Soft labels and weights are stored in steps of 1/255.
+        Soft labels and weights are stored in steps of 1/255. The fingerprint (K,) identifies the image later.
 
         Raises:
             ValueError: If the shapes differ, or a weight is not in [0, 1].
@@ -65,11 +70,13 @@ class RoundWriter:
                 f"{tuple(labels.shape)} and {tuple(weights.shape)}, weights from {weights.min()} to {weights.max()}: "
                 "check the denoiser."
             )
-        self._rows.append((index, self._file.tell(), tuple(shape), case))
+        content = _bytes(labels) if soft else labels.cpu().numpy().astype(self._dtype).tobytes()
+        content += _bytes(weights)
+        row = (index, self._file.tell(), tuple(shape), case, google_crc32c.value(content), fingerprint.tolist())
+        self._rows.append(row)
         self._planes = len(labels) if soft else 0
         with self._explained():
-            self._file.write(_bytes(labels) if soft else labels.cpu().numpy().astype(self._dtype).tobytes())
-            self._file.write(_bytes(weights))
+            self._file.write(content)
 
     def __enter__(self) -> "RoundWriter":
         return self
@@ -80,17 +87,18 @@ class RoundWriter:
         with self._explained():
             self._file.close()
         if kind is None:
-            samples, offsets, shapes, cases = zip(*self._rows, strict=True) if self._rows else ((), (), (), ())
-            np.savez(
-                self._table,
-                rank=np.full(len(samples), self._rank),
-                sample=np.array(samples, dtype=np.int64),
-                offset=np.array(offsets, dtype=np.int64),
-                shape=np.array(shapes, dtype=np.int64),
-                case=np.array(cases, dtype=np.str_),
-                dtype=self._dtype.name,
-                planes=self._planes,
-            )
+            columns = zip(*self._rows, strict=True) if self._rows else [()] * 6
+            samples, offsets, shapes, cases, checksums, fingerprints = columns
+            table = {
+                "rank": np.full(len(samples), self._rank),
+                "sample": np.array(samples, dtype=np.int64),
+                "offset": np.array(offsets, dtype=np.int64),
+                "shape": np.array(shapes, dtype=np.int64),
+                "case": np.array(cases, dtype=np.str_),
+                "checksum": np.array(checksums, dtype=np.uint32),
+                "fingerprint": np.array(fingerprints, dtype=np.float32),
+            }
+            _save(self._table, {**table, "dtype": self._dtype.name, "planes": self._planes})
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -111,70 +119,125 @@ def _bytes(shares: Tensor) -> bytes:
 
 def write_index(folder: Path, round: int, length: int) -> None:
     """Join the tables of all ranks, sorted by sample; a sample without a label or with two is a `RuntimeError`."""
-    tables = []
-    for path in sorted(folder.glob("rank-*.npz")):
-        with np.load(path) as table:
-            tables.append(dict(table))
+    tables = [_load(path) for path in sorted(folder.glob("rank-*.npz"))]
     filled = [table for table in tables if len(table["sample"])]  # the table of an empty share knows no dimensions
     joined = {key: np.concatenate([table[key] for table in filled]) for key in _COLUMNS}
-    samples = joined.pop("sample")
+    samples = joined["sample"]
     if not np.array_equal(np.sort(samples), np.arange(length)):
         raise RuntimeError(
             f"Expected one label for each of {length} samples in round {round}, but got {len(samples)} for "
             f"{len(np.unique(samples))} samples."
         )
     order = np.argsort(samples)
-    columns: dict[str, Any] = {key: column[order] for key, column in joined.items()}
-    with replacing(folder / INDEX) as unfinished:
-        np.savez(unfinished, **columns, dtype=filled[0]["dtype"], planes=filled[0]["planes"])
+    columns = {key: column[order] for key, column in joined.items()}
+    _save(folder / INDEX, {**columns, "dtype": filled[0]["dtype"], "planes": filled[0]["planes"]})
+
+
+def _save(path: Path, table: dict[str, Any]) -> None:
+    """Write a table of contents or an index, with a checksum at its end."""
+    content = io.BytesIO()
+    np.savez(content, **table)
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content.getvalue() + _checksum(content.getvalue()))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _damaged(path, str(error.strerror)) from error
+    if _checksum(content[:-4]) != content[-4:]:
+        raise _damaged(path, "its checksum differs")
+    with np.load(io.BytesIO(content[:-4])) as table:
+        return dict(table)
+
+
+def _checksum(content: bytes) -> bytes:
+    value: int = google_crc32c.value(content)
+    return value.to_bytes(4, "big")
+
+
+def _damaged(path: Path, what: str) -> RuntimeError:
+    return RuntimeError(
+        f"Expected {path} as it was written, but it is missing or damaged ({what}): resuming the run from its last "
+        "checkpoint makes its pseudo labels anew."
+    )
 
 
 class RoundReader:
-    """The files of one round, mapped into memory."""
+    """The files of one round; whatever is read from them is compared with its checksum."""
 
     def __init__(self, folder: Path, round: int) -> None:
         self.round = round
-        with np.load(folder / INDEX) as index:
-            self._rank, self._offset, self._shape = index["rank"], index["offset"], index["shape"]
-            self.cases = [str(case) for case in index["case"]]  # "" if unknown
-            self._dtype = np.dtype(str(index["dtype"]))
-            self._planes = int(index["planes"])
-        self._paths = {rank: rank_files(folder, rank)[0] for rank in np.unique(self._rank)}
-        self._files = {rank: np.memmap(path, dtype=np.uint8, mode="r") for rank, path in self._paths.items()}
+        self._folder = folder
+        self._index = _load(folder / INDEX)
+        self.cases = [str(case) for case in self._index["case"]]  # "" if unknown
+        self._dtype = np.dtype(str(self._index["dtype"]))
+        self._planes = int(self._index["planes"])
 
     def shape(self, index: int) -> tuple[int, ...]:
         """The spatial size of one sample."""
-        return tuple(int(size) for size in self._shape[index])
+        return tuple(int(size) for size in self._index["shape"][index])
+
+    def fingerprint(self, index: int) -> Tensor:
+        """What identifies the image of one sample, (K,)."""
+        return torch.from_numpy(self._index["fingerprint"][index])
 
     def read(self, index: int) -> PseudoLabel:
-        """Labels and weights of one sample, copied out of the map."""
-        labels, weights = self._views(index)
+        """Labels and weights of one sample."""
+        labels, weights = self._arrays(index)
         labels = labels.astype(np.float32) / 255 if self._planes else labels.astype(np.int64)
         return PseudoLabel(torch.from_numpy(labels), torch.from_numpy(weights.astype(np.float32) / 255), self.round)
 
     def stored(self, index: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        """Class indices and weights (in steps of 1/255) of one sample, both (*S); views of the map if possible."""
-        labels, weights = self._views(index)
+        """Class indices and weights (in steps of 1/255) of one sample, both (*S)."""
+        labels, weights = self._arrays(index)
         return (labels.argmax(axis=0).astype(np.uint16) if self._planes else labels), weights
+
+    def check(self) -> None:
+        """Compare all samples with their checksums; a `RuntimeError` names the first file that differs."""
+        for index in range(len(self.cases)):
+            self._content(index)
 
     def ignore(self, pixels: Mapping[int, NDArray[Any]]) -> None:
         """Set the weights of these pixels (indices in C order, for each sample) to 0, before the round is published."""
-        files = {rank: np.memmap(path, dtype=np.uint8, mode="r+") for rank, path in self._paths.items()}
+        checksums = self._index["checksum"].copy()
         for index, chosen in pixels.items():
-            _, middle, end = self._span(index)
-            files[self._rank[index]][middle:end][chosen] = 0
+            path, start, middle, end = self._span(index)
+            with path.open("r+b") as file:
+                file.seek(start)
+                content = np.frombuffer(file.read(end - start), dtype=np.uint8).copy()
+                content[middle - start :][chosen] = 0
+                file.seek(start)
+                file.write(content.tobytes())
+            checksums[index] = google_crc32c.value(content.tobytes())
+        self._index["checksum"] = checksums
+        _save(self._folder / INDEX, self._index)
 
-    def _views(self, index: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        start, middle, end = self._span(index)
-        shape, data = self.shape(index), self._files[self._rank[index]]
-        weights = data[middle:end].reshape(shape)
+    def _arrays(self, index: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        content, shape = self._content(index), self.shape(index)
+        weights = np.frombuffer(content, dtype=np.uint8)[-int(np.prod(shape)) :].reshape(shape)
         if self._planes:
-            return data[start:middle].reshape(self._planes, *shape), weights
-        return data[start:middle].view(self._dtype).reshape(shape), weights
+            return np.frombuffer(content, dtype=np.uint8)[: -weights.size].reshape(self._planes, *shape), weights
+        return np.frombuffer(content, dtype=self._dtype, count=weights.size).reshape(shape), weights
 
-    def _span(self, index: int) -> tuple[int, int, int]:
-        """The offsets in the file where labels begin, where weights begin, and where both end."""
-        pixels = int(np.prod(self._shape[index]))
-        start = int(self._offset[index])
+    def _content(self, index: int) -> bytes:
+        """Labels and weights of one sample, as they were written."""
+        path, start, _, end = self._span(index)
+        try:
+            # Opened anew, as processes that are forked share the position in an open file.
+            with path.open("rb") as file:
+                file.seek(start)
+                content = file.read(end - start)
+        except OSError as error:
+            raise _damaged(path, str(error.strerror)) from error
+        if google_crc32c.value(content) != self._index["checksum"][index]:
+            raise _damaged(path, f"the checksum of sample {index} differs")
+        return content
+
+    def _span(self, index: int) -> tuple[Path, int, int, int]:
+        """The file of one sample, and the offsets in it where labels begin, where weights begin, and where both end."""
+        pixels = int(np.prod(self._index["shape"][index]))
+        start = int(self._index["offset"][index])
         middle = start + pixels * (self._planes or self._dtype.itemsize)
-        return start, middle, middle + pixels
+        return rank_files(self._folder, int(self._index["rank"][index]))[0], start, middle, middle + pixels

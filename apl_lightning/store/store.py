@@ -4,15 +4,15 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from apl_lightning._support.files import replacing
 from apl_lightning.store.round_files import INDEX, PseudoLabel, RoundReader, RoundWriter, write_index
 
 _POINTER = "current"
-_IDENTITY = "store.json"
+_MARK = "store.json"  # marks a folder as a store
 
 
 class PseudoLabelStore:
@@ -25,10 +25,9 @@ class PseudoLabelStore:
     Args:
         directory: The folder; created with the first round.
         length: Number of samples.
-        identity: A hash that identifies the data set.
 
     Raises:
-        ValueError: If the folder contains other files, or the labels of another data set.
+        ValueError: If the folder contains other files, or the labels of a data set of another length.
 
     Examples:
         >>> import tempfile, torch
@@ -42,44 +41,49 @@ class PseudoLabelStore:
         PseudoLabel(labels=tensor([[3, 4]]), weights=tensor([[1.0000, 0.2000]]), round=0)
     """
 
-    def __init__(self, directory: str | Path, length: int, identity: str = "") -> None:
+    def __init__(self, directory: str | Path, length: int) -> None:
         self.directory = Path(directory)
         self.length = length
-        self.identity = identity
-        self._mapped: tuple[object, RoundReader] | None = None
-        self._check_identity()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A memory map is pickled as a copy that never changes: every process opens its own.
-        return {**self.__dict__, "_mapped": None}
+        self._opened: tuple[object, RoundReader] | None = None
+        self._check_folder()
 
     @property
     def current(self) -> int | None:
         """The published round; `None` before the first."""
         try:
-            return int((self.directory / _POINTER).read_text())
+            text = (self.directory / _POINTER).read_text()
         except FileNotFoundError:
             return None
+        if not text.isdigit():
+            raise RuntimeError(
+                f"Expected {self.directory / _POINTER} to hold the number of a round, but got {text!r}: resume the run "
+                "from its last checkpoint, which writes it anew."
+            )
+        return int(text)
 
     def has(self, round: int) -> bool:
-        """Whether all labels of this round exist."""
+        """Whether the labels of this round are complete."""
         return (self.folder(round) / INDEX).exists()
 
-    def read(self, index: int) -> PseudoLabel:
-        """The pseudo label of one image in the published round; a `RuntimeError` if no round is published."""
+    def damage(self, round: int) -> str:
+        """What is missing or damaged in the files of this round; an empty string if nothing is."""
         try:
-            pointer = os.stat(self.directory / _POINTER)
-        except FileNotFoundError:
-            raise RuntimeError(
-                f"Expected pseudo labels in {self.directory}, but no round is there yet: train with "
-                "`PseudoLabelCallback`, which makes them before the first batch."
-            ) from None
-        version = (pointer.st_ino, pointer.st_mtime_ns)  # every `publish` makes a new file
-        if self._mapped is None or self._mapped[0] != version:
-            current = self.current
-            assert current is not None
-            self._mapped = (version, self.reader(current))
-        return self._mapped[1].read(index)
+            self.reader(round).check()
+        except RuntimeError as error:
+            return str(error)
+        return ""
+
+    def read(self, index: int) -> PseudoLabel:
+        """The pseudo label of one image in the published round.
+
+        Raises:
+            RuntimeError: If no round is published, or the files are damaged.
+        """
+        return self._published().read(index)
+
+    def fingerprint(self, index: int) -> Tensor:
+        """What identifies the image that the published pseudo label was made on, (K,)."""
+        return self._published().fingerprint(index)
 
     def write(self, round: int, num_classes: int, rank: int = 0) -> RoundWriter:
         """A context manager that writes the share of one rank; a `ValueError` for more than 65535 classes."""
@@ -93,14 +97,14 @@ class PseudoLabelStore:
 
         One process per node calls it, before any rank writes.
         """
-        self._check_identity()
+        self._check_folder()
         if self.has(round - 1):
             self.publish(round - 1)
         else:
             (self.directory / _POINTER).unlink(missing_ok=True)
         self.directory.mkdir(parents=True, exist_ok=True)
-        _write(self.directory / _IDENTITY, json.dumps({"length": self.length, "identity": self.identity}))
-        shutil.rmtree(self.folder(round), ignore_errors=True)
+        _write(self.directory / _MARK, json.dumps({"length": self.length}))
+        self.discard(round)
         self.folder(round).mkdir(exist_ok=True)  # another node may share the disk
 
     def join(self, round: int) -> None:
@@ -115,31 +119,48 @@ class PseudoLabelStore:
         """Make a joined round the one that readers see."""
         _write(self.directory / _POINTER, str(round))
 
+    def discard(self, round: int) -> None:
+        """Delete a round."""
+        shutil.rmtree(self.folder(round), ignore_errors=True)
+
     def prune(self, keep: set[int]) -> None:
         """Delete all other rounds."""
         for folder in self.directory.glob("round-*"):
-            if int(folder.name.removeprefix("round-")) not in keep:
-                shutil.rmtree(folder, ignore_errors=True)
+            if (round := int(folder.name.removeprefix("round-"))) not in keep:
+                self.discard(round)
 
     def folder(self, round: int) -> Path:
         """The folder of a round."""
         return self.directory / f"round-{round:06d}"
 
-    def _check_identity(self) -> None:
+    def _published(self) -> RoundReader:
+        try:
+            pointer = os.stat(self.directory / _POINTER)
+        except FileNotFoundError:
+            raise RuntimeError(
+                f"Expected pseudo labels in {self.directory}, but no round is there yet: train with "
+                "`PseudoLabelCallback`, which makes them before the first batch."
+            ) from None
+        version = (pointer.st_ino, pointer.st_mtime_ns)  # every `publish` makes a new file
+        if self._opened is None or self._opened[0] != version:
+            current = self.current
+            assert current is not None
+            self._opened = (version, self.reader(current))
+        return self._opened[1]
+
+    def _check_folder(self) -> None:
         if not self.directory.exists() or not any(self.directory.iterdir()):
             return
-        try:
-            found = json.loads((self.directory / _IDENTITY).read_text())
-        except FileNotFoundError:
+        mark = self.directory / _MARK
+        if not mark.exists():
             raise ValueError(
                 f"Expected `directory` to be empty or a store, but {self.directory} holds other files: name another "
                 "folder."
-            ) from None
-        if found != {"length": self.length, "identity": self.identity}:
+            )
+        if (found := mark.read_text()) != (expected := json.dumps({"length": self.length})):
             raise ValueError(
-                f"Expected the pseudo labels of this data set ({self.length} samples, {self.identity or 'no hash'}), "
-                f"but {self.directory} holds those of another ({found['length']} samples, "
-                f"{found['identity'] or 'no hash'}): name another folder."
+                f"Expected the pseudo labels of a data set of this length, {expected}, but {mark} says {found!r}: name "
+                "another folder, or delete this one."
             )
 
 

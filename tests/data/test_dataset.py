@@ -15,7 +15,7 @@ from monai.transforms import Compose, RandAffined, RandFlipd, RandGaussianNoised
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from apl_lightning import TargetDataset
-from apl_lightning.data import Keys
+from apl_lightning.data import Keys, fingerprint
 from apl_lightning.data.joint_transforms import TARGET_KEYS, check_alignment
 
 
@@ -26,7 +26,7 @@ def filled(dataset: Any, directory: Path, **options: Any) -> TargetDataset:
     with target.store.write(0, 2) as writer:
         for index in range(len(target)):
             image = target.read(index)["image"][0]
-            writer.add(index, (image > 0.5).long(), (image > 0.5).float())
+            writer.add(index, (image > 0.5).long(), (image > 0.5).float(), fingerprint=fingerprint(image[None]))
     target.store.join(0)
     target.store.publish(0)
     return target
@@ -168,8 +168,11 @@ def test_bad_data_sets_are_an_error(
         TargetDataset(dataset, tmp_path)
 
 
-def test_a_store_of_another_data_set_is_refused(tmp_path: Path, images: Images) -> None:
+def test_a_label_is_refused_for_another_image(tmp_path: Path, images: Images) -> None:
     filled(images, tmp_path)
-    TargetDataset(Images(), tmp_path)
-    with pytest.raises(ValueError, match="holds those of another"):
-        TargetDataset(Images(size=(8, 8)), tmp_path)
+    for swapped in (Subset(images, [1, 0, 2, 3, 4, 5]), [image.flip(-1) for image in images], [*images[:5], images[0]]):
+        target = TargetDataset(swapped, tmp_path)
+        with pytest.raises(ValueError, match="Expected sample . to be the image that its pseudo label was made on"):
+            [target[index] for index in range(6)]
+    rounded = TargetDataset([image + 1e-7 for image in images], tmp_path)  # another processor rounds differently
+    assert len([rounded[index] for index in range(6)]) == 6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -156,9 +155,7 @@ class Outcome(NamedTuple):
 
 def outcome(folder: Path) -> Outcome:
     ends = [torch.load(path, weights_only=True) for path in sorted(folder.glob("end-*.pt"))]
-    directory = Path(ends[0]["directory"])
-    identity = json.loads((directory / "store.json").read_text())
-    store = PseudoLabelStore(directory, SAMPLES, identity["identity"])
+    store = PseudoLabelStore(ends[0]["directory"], SAMPLES)
     labels = [torch.stack([store.read(i).labels.float(), store.read(i).weights]) for i in range(SAMPLES)]
     moments = [end["moments"] for end in ends]
     return Outcome(ends[0]["state"], ends[0]["dice"], torch.stack(labels).numpy().tobytes(), moments)

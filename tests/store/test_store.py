@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -91,11 +92,9 @@ def test_reading_before_the_first_round_is_an_error(tmp_path: Path) -> None:
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
-    fill(PseudoLabelStore(tmp_path / "labels", 2, "ours"), 0, make([(3, 3)] * 2))
-    with pytest.raises(ValueError, match=r"\(3 samples, ours\).*those of another \(2 samples, ours\): name another"):
-        PseudoLabelStore(tmp_path / "labels", 3, "ours")
-    with pytest.raises(ValueError, match=r"holds those of another \(2 samples, ours\)"):
-        PseudoLabelStore(tmp_path / "labels", 2, "theirs")
+    fill(PseudoLabelStore(tmp_path / "labels", 2), 0, make([(3, 3)] * 2))
+    with pytest.raises(ValueError, match=r'length, {"length": 3}, but .*store.json says .{"length": 2}.: name another'):
+        PseudoLabelStore(tmp_path / "labels", 3)
     thesis = tmp_path / "thesis" / "chapter.tex"
     thesis.parent.mkdir()
     thesis.write_text("all my work")
@@ -123,3 +122,60 @@ def test_bad_values_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(OSError, match=r"No space left .*\(2 bytes per pixel\).*another `store_dir`"):
             writer.add(0, torch.zeros(2, 2), torch.ones(2, 2))
     assert np.load(tmp_path / "round-000000" / "rank-00000.npz")["sample"].tolist() == [0]
+
+
+def zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize("harm", [zero, flip_a_bit, truncate, Path.unlink])
+@pytest.mark.parametrize("name", ["rank-00001.bin", "index.npz"])
+def test_damaged_files_are_found(tmp_path: Path, harm: Callable[[Path], None], name: str) -> None:
+    store = PseudoLabelStore(tmp_path, 4)
+    fill(store, 0, make([(8, 8)] * 4), ranks=2)
+    assert store.damage(0) == ""
+    store.read(3)
+    harm(tmp_path / "round-000000" / name)
+    assert f"{name} as it was written, but it is missing or damaged" in store.damage(0)
+    fresh = PseudoLabelStore(tmp_path, 4)
+    with pytest.raises(RuntimeError, match=f"{name} as it was written.*makes its pseudo labels anew"):
+        [fresh.read(index) for index in range(4)]
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_found(tmp_path: Path) -> None:
+    store = PseudoLabelStore(tmp_path, 1)
+    fill(store, 0, make([(64, 64)]))
+    store.read(0)
+    (tmp_path / "round-000000" / "rank-00000.bin").write_bytes(b"")
+    with pytest.raises(RuntimeError, match="rank-00000.bin as it was written.*the checksum of sample 0 differs"):
+        store.read(0)
+
+
+def test_ignored_pixels_keep_the_checksum(tmp_path: Path) -> None:
+    store, samples = PseudoLabelStore(tmp_path, 2), make([(2, 2)] * 2)
+    fill(store, 0, samples)
+    store.reader(0).ignore({1: np.array([0, 3])})
+    assert store.damage(0) == ""
+    read = PseudoLabelStore(tmp_path, 2).read(1)
+    assert torch.equal(read.labels, samples[1][0])
+    assert read.weights.flatten()[[0, 3]].tolist() == [0, 0]
+    assert (read.weights - samples[1][1]).flatten()[[1, 2]].abs().max() <= 0.5 / 255 + 1e-7
+
+
+@pytest.mark.parametrize("name", ["current", "store.json"])
+def test_damaged_small_files_are_named(tmp_path: Path, name: str) -> None:
+    store = PseudoLabelStore(tmp_path, 1)
+    fill(store, 0, make([(2, 2)]))
+    zero(tmp_path / name)
+    with pytest.raises((RuntimeError, ValueError), match=f"{name} "):
+        PseudoLabelStore(tmp_path, 1).read(0)
