@@ -7,8 +7,9 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from apl_lightning._support.seeding import derived_seed, seeded
+from apl_lightning.data.alignment import check_alignment
 from apl_lightning.data.fingerprints import check_fingerprint, fingerprint
-from apl_lightning.data.joint_transforms import Transform, check_alignment, transform_jointly
+from apl_lightning.data.joint_transforms import Transform, transform_jointly
 from apl_lightning.data.sample_format import Keys, read_sample
 from apl_lightning.data.sampler import DrawnSample
 from apl_lightning.store import PseudoLabelStore

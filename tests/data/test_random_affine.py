@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from apl_lightning import RandomAffine
-from apl_lightning.data.joint_transforms import check_alignment, transform_jointly
+from apl_lightning.data.alignment import check_alignment
+from apl_lightning.data.joint_transforms import transform_jointly
 
 
 def sample(*size: int) -> dict[str, torch.Tensor]:
