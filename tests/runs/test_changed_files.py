@@ -11,7 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import CLASSES, Images, TinyNet
-from test_store import flip_a_bit, truncate, zero
+from damage import flip_a_bit, truncate, zero
 from torch.utils.data import Dataset, Subset
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import flip_a_bit, truncate, zero
 from torch import Tensor
 
 from apl_lightning import PseudoLabelStore
@@ -122,20 +123,6 @@ def test_bad_values_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(OSError, match=r"No space left .*\(2 bytes per pixel\).*another `store_dir`"):
             writer.add(0, torch.zeros(2, 2), torch.ones(2, 2))
     assert np.load(tmp_path / "round-000000" / "rank-00000.npz")["sample"].tolist() == [0]
-
-
-def zero(path: Path) -> None:
-    path.write_bytes(bytes(path.stat().st_size))
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(bytes(content))
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-20])
 
 
 @pytest.mark.parametrize("harm", [zero, flip_a_bit, truncate, Path.unlink])
