@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, StochasticWeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.trainer.states import RunningStage
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
@@ -15,6 +16,18 @@ T = TypeVar("T")
 
 # By name: importing them needs packages that may be missing.
 _SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
+
+
+@contextmanager
+def as_validation(trainer: Trainer) -> Iterator[None]:
+    """During a fit, the state of the trainer in validation."""
+    stage = trainer.state.stage
+    if trainer.training:
+        trainer.state.stage = RunningStage.VALIDATING
+    try:
+        yield
+    finally:
+        trainer.state.stage = stage
 
 
 def attached_callbacks(module: LightningModule) -> Sequence[Callback]:
@@ -56,6 +69,11 @@ def on_root_device(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     module.cpu()
 
 
+def overrides(module: LightningDataModule, method: str) -> bool:
+    """Whether a data module has its own version of a method."""
+    return getattr(type(module), method) is not getattr(LightningDataModule, method)
+
+
 def progress_bar(trainer: Trainer) -> ProgressBar | None:
     """The bar that is shown on this rank, if any."""
     bar: ProgressBar | None = trainer.progress_bar_callback
@@ -90,7 +108,9 @@ def refuse_weight_averaging(trainer: Trainer) -> None:
         )
 
 
-def to_device(trainer: Trainer, tensor: Tensor) -> Tensor:
-    """The tensor on the device of this rank."""
-    moved: Tensor = trainer.strategy.batch_to_device(tensor)
+def to_device(trainer: Trainer, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch as a training step gets it: in the trainer's precision, on the device, after all transfer hooks."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch)
+    moved: dict[str, Tensor] = trainer.strategy.batch_to_device(batch)
     return moved

@@ -8,15 +8,18 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from apl_lightning._support.lightning import LightningDataModule, batches_started, broadcast
+from apl_lightning._support.lightning import LightningDataModule, as_validation, batches_started, broadcast, overrides
 from apl_lightning._support.seeding import run_seed
 from apl_lightning.data.dataset import EvaluationDataset, TargetDataset
 from apl_lightning.data.joint_transforms import Transform
 from apl_lightning.data.loader import LazyDataLoader, collate
+from apl_lightning.data.project import TransferHooks, read_loader
 from apl_lightning.data.random_affine import RandomAffine
 from apl_lightning.data.sample_format import Keys
 from apl_lightning.data.sampler import EpochSampler
 from apl_lightning.store import PseudoLabelStore
+
+_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer")
 
 
 class TargetDataModule(LightningDataModule):
@@ -77,14 +80,22 @@ class TargetDataModule(LightningDataModule):
         self.val_batch_size = batch_size if val_batch_size is None else val_batch_size
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self._loader_options: dict[str, dict[str, Any]] = {}  # of each loader: further arguments
         self._target: TargetDataset | None = None
 
     @staticmethod
     def from_datamodule(existing: LightningDataModule, **options: Any) -> "TargetDataModule":
         """Wrap the data module of an existing project; `options` of `TargetDataModule` take precedence.
 
-        Its training data set gives the target images, its other data sets validation, test and prediction; its batch
-        size, workers and pinning are used. Labels of training samples train nothing.
+        Its training data set gives the target images, its other data sets validation, test and prediction, cut to the
+        indices of a `SubsetRandomSampler`. Its batch size, workers, pinning and `drop_last` are used. Its `collate_fn`
+        is called with one sample at a time. Its `on_before_batch_transfer` and `on_after_batch_transfer` run on all
+        images, in training as they do in validation, and must not be random: pass random transforms as `transform`.
+        Labels of training samples train nothing.
+
+        Raises:
+            TypeError: If a method of it returns anything but one `DataLoader`.
+            ValueError: If a loader has a sampler or batch sampler of its own, or a hook is random or changes sizes.
         """
         return _WrappedDataModule(existing, options)
 
@@ -104,14 +115,20 @@ class TargetDataModule(LightningDataModule):
         for name in ("val", "test", "predict"):
             if (dataset := getattr(self, name)) is not None:
                 # Lightning expects data from every overridden hook, and warns about an empty list.
-                loader = partial(self._evaluation_loader, dataset, labelled=name != "predict")
+                loader = partial(self._evaluation_loader, dataset, name)
                 setattr(self, f"{name}_dataloader", loader)
 
     def train_dataloader(self) -> LazyDataLoader:
         dataset, trainer = self.train_dataset, self.trainer
         rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         sampler = EpochSampler(dataset, world_size, rank, dataset.seed, self._samples_done)
-        return LazyDataLoader(dataset, sampler=sampler, collate_fn=collate, **self._options(self.batch_size))
+        loader = LazyDataLoader(dataset, sampler=sampler, collate_fn=collate, **self._options("train", self.batch_size))
+        if len(loader) == 0:
+            raise ValueError(
+                f"Expected at least one batch of {self.batch_size} of the {len(dataset)} target images, but got none: "
+                "your loader has drop_last=True, so pass a smaller `batch_size`."
+            )
+        return loader
 
     def state_dict(self) -> dict[str, Any]:
         if self._target is None:
@@ -143,11 +160,13 @@ class TargetDataModule(LightningDataModule):
         """How many samples of the epoch this rank has done, when the first batch is fetched."""
         return 0 if self.trainer is None else batches_started(self.trainer) * self.batch_size
 
-    def _evaluation_loader(self, dataset: Any, labelled: bool) -> DataLoader[Any]:
-        return DataLoader(EvaluationDataset(dataset, self.keys, labelled), **self._options(self.val_batch_size))
+    def _evaluation_loader(self, dataset: Any, name: str) -> DataLoader[Any]:
+        evaluated = EvaluationDataset(dataset, self.keys, labelled=name != "predict")
+        return DataLoader(evaluated, **self._options(name, self.val_batch_size))
 
-    def _options(self, batch_size: int) -> dict[str, Any]:
+    def _options(self, name: str, batch_size: int) -> dict[str, Any]:
         return {
+            **self._loader_options.get(name, {}),
             "batch_size": batch_size,
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
@@ -168,9 +187,10 @@ class _WrappedDataModule(TargetDataModule):
     """The data sets of another data module, which exist only after its own setup."""
 
     def __init__(self, existing: LightningDataModule, options: dict[str, Any]) -> None:
-        super().__init__(None, **options)
+        super().__init__(**options)
         self._existing = existing
         self._fixed = set(options)
+        self._hooks: TransferHooks | None = None
 
     def prepare_data(self) -> None:
         self._existing.prepare_data()
@@ -178,25 +198,47 @@ class _WrappedDataModule(TargetDataModule):
     def setup(self, stage: str) -> None:
         self._existing.trainer = self.trainer
         self._existing.setup(stage)
+        self._hooks = None
         for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]:
-            self._take(name, "batch_size" if name == "train" else "val_batch_size")
+            if name not in self._fixed and overrides(self._existing, f"{name}_dataloader"):
+                self._take(name)
         super().setup(stage)
 
     def teardown(self, stage: str) -> None:
         self._existing.teardown(stage)
 
-    def _take(self, name: str, batch_size: str) -> None:
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return self._through_hook("on_before_batch_transfer", batch, dataloader_idx)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return self._through_hook("on_after_batch_transfer", batch, dataloader_idx)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "existing": self._existing.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._existing.load_state_dict(state_dict.get("existing", {}))
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "existing"})
+
+    def _through_hook(self, name: str, batch: Any, dataloader_idx: int) -> Any:
+        if self._hooks is None or self.trainer is None:
+            return batch
+        with as_validation(self.trainer):
+            return self._hooks(name, batch, dataloader_idx)
+
+    def _take(self, name: str) -> None:
         method = f"{name}_dataloader"
-        if getattr(type(self._existing), method) is getattr(LightningDataModule, method):
-            return
         loader = getattr(self._existing, method)()
-        if not isinstance(loader, DataLoader):
-            raise TypeError(
-                f"Expected `{method}` of {type(self._existing).__name__} to return one DataLoader, but got "
-                f"{type(loader).__name__}: build a `TargetDataModule` from its data sets."
-            )
-        found = {name: loader.dataset, batch_size: loader.batch_size, "num_workers": loader.num_workers}
-        found["pin_memory"] = loader.pin_memory
-        for attribute, value in found.items():
+        owner = f"`{method}` of {type(self._existing).__name__}"
+        dataset, options = read_loader(loader, owner, self.keys, trains=name == "train")
+        for option in ("batch_size", "num_workers", "pin_memory"):
+            attribute = "val_batch_size" if option == "batch_size" and name != "train" else option
+            value = options.pop(option)
             if attribute not in self._fixed:
                 setattr(self, attribute, value)
+        setattr(self, name, dataset)
+        self._loader_options[name] = options
+        names = [hook for hook in _HOOKS if overrides(self._existing, hook)]
+        if names and self._hooks is None:
+            hooks = {hook: getattr(self._existing, hook) for hook in names}
+            self._hooks = TransferHooks(hooks, loader.collate_fn([loader.dataset[0]]), self.keys)

@@ -25,7 +25,7 @@ def read_sample(sample: object, keys: Keys, index: int) -> dict[str, Any]:
         TypeError: If the sample has another form, or its image is not a floating point tensor.
         ValueError: If image and label do not match, or the image contains NaN or infinity.
     """
-    parts = _parts(sample, keys, index)
+    parts = parts_of(sample, keys, index)
     image = as_tensor(parts["image"])
     if image is None or not image.is_floating_point() or image.ndim < 2:
         raise TypeError(
@@ -44,7 +44,7 @@ def read_sample(sample: object, keys: Keys, index: int) -> dict[str, Any]:
 
 def split_batch(batch: object, keys: Keys) -> tuple[Tensor, Tensor | None, list[str | None] | None]:
     """Image (B, C, *S), label (B, *S) or `None`, and the cases if known (each `None` if empty), of a batch."""
-    parts = _parts(batch, keys, None)
+    parts = parts_of(batch, keys)
     image, label, cases = parts["image"], parts.get("label"), parts.get("case")
     if isinstance(label, Tensor) and label.ndim == image.ndim and label.shape[1] == 1:
         label = label[:, 0]
@@ -53,7 +53,8 @@ def split_batch(batch: object, keys: Keys) -> tuple[Tensor, Tensor | None, list[
     return image, label, named
 
 
-def _parts(sample: object, keys: Keys, index: int | None) -> dict[str, Any]:
+def parts_of(sample: object, keys: Keys, index: int | None = None) -> dict[str, Any]:
+    """Image, label and case, as far as they are there, in a sample of this index or, without one, in a batch."""
     if isinstance(sample, Mapping):
         if keys.image not in sample:
             raise TypeError(
@@ -62,6 +63,11 @@ def _parts(sample: object, keys: Keys, index: int | None) -> dict[str, Any]:
             )
         names = {"image": keys.image, "label": keys.label, "case": keys.case}
         return {name: sample[key] for name, key in names.items() if key in sample}
+    if isinstance(sample, list) and isinstance(sample[0] if sample else None, Mapping):
+        raise TypeError(
+            f"Expected sample {index} to be one image, but got a list of {len(sample)} dictionaries: take random crops "
+            "out of the data set and pass them as `transform`, which crops image, pseudo label and weight together."
+        )
     if isinstance(sample, tuple | list) and 1 <= len(sample) <= 2:
         return dict(zip(("image", "label"), sample, strict=False))
     if isinstance(sample, Tensor | np.ndarray):

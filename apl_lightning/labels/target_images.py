@@ -43,6 +43,7 @@ class TargetImages:
             num_workers=training.num_workers,
             pin_memory=training.pin_memory,
             collate_fn=list,
+            worker_init_fn=training.worker_init_fn,
             # A loader draws a seed for its workers; the global generator must stay as it is for training.
             generator=torch.Generator(),
         )
@@ -60,7 +61,7 @@ class TargetImages:
                 images = torch.stack([sample["image"] for _, sample in alike])
                 yield ImageBatch(
                     [index for index, _ in alike],
-                    to_device(self._trainer, images),
+                    to_device(self._trainer, {"image": images})["image"],
                     [sample.get("label") for _, sample in alike],
                     [sample.get("case", "") for _, sample in alike],
                     [sample["fingerprint"] for _, sample in alike],
