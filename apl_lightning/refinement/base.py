@@ -39,11 +39,12 @@ class RefinementModule(LightningModule, ABC):
     Args:
         model: A pretrained network or a LightningModule that contains one (copied, not changed), or the result of
             `add_dual_heads`.
-        num_classes: Channels of its logits, background (class 0) included.
+        num_classes: The number of classes, background (class 0) included; 2 for a network with one logit.
         class_names: Names for the log, background included; numbers by default.
         head: Passed to [`add_dual_heads`][apl_lightning.add_dual_heads].
         aux: Passed to `add_dual_heads`.
         example: Passed to `add_dual_heads`.
+        main_output: Passed to `add_dual_heads`.
         network: Passed to `add_dual_heads`.
         batch_norm: `"adapt"` (the default) re-estimates the BatchNorm statistics on the target images before the first
             round and then fixes them; `"frozen"` keeps those of the source; `"train"` updates them with the training
@@ -75,6 +76,7 @@ class RefinementModule(LightningModule, ABC):
         head: str | None = None,
         aux: str = "auto",
         example: Tensor | None = None,
+        main_output: int | None = None,
         network: str | None = None,
         batch_norm: BatchNormMode | None = None,
         optimizer: Optimizer = torch.optim.Adam,
@@ -94,7 +96,7 @@ class RefinementModule(LightningModule, ABC):
         self.model = (
             model
             if isinstance(model, DualHeadModel)
-            else add_dual_heads(model, num_classes, head, aux, example, network=network)
+            else add_dual_heads(model, num_classes, head, aux, example, main_output, network)
         )
         if self.model.num_classes != num_classes:
             raise ValueError(f"Expected `num_classes` {self.model.num_classes}, as in `model`, but got {num_classes}.")
