@@ -69,7 +69,7 @@ def _verify_routing(model: DualHeadModel, example: Tensor) -> list[str]:
     with trainable(model), evaluating(model):
         for_heads, for_encoder = model.routed(example)
         encoder = [parameter for parameter in model.encoder_parameters() if parameter.requires_grad]
-        leaks = _gradients(for_heads, encoder) + _gradients(for_encoder, model.head_parameters())
+        leak = _gradients(for_heads, encoder)
         reached = _gradients(for_encoder, encoder)
         names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
         everything = _gradients((*for_heads, *for_encoder), parameters)
@@ -79,11 +79,10 @@ def _verify_routing(model: DualHeadModel, example: Tensor) -> list[str]:
             "reaches one that `requires_grad`: remove `torch.no_grad()` and `detach()` from the network's code, or "
             "call `model.requires_grad_(True)`."
         )
-    if any(gradient is not None and bool(gradient.any()) for gradient in leaks):
+    if any(gradient is not None and bool(gradient.any()) for gradient in leak):
         raise HeadNotFoundError(
-            f"Expected the classifier {model.head!r} to see its features only through its arguments, and no head to "
-            "read another one, but the gradients of heads and encoder mix: pass the `head` whose forward takes the "
-            "features as tensors, and as `aux` a layer before it."
+            f"Expected the classifier {model.head!r} to see its features only through its arguments, but a gradient of "
+            "the heads reached the encoder: pass the `head` whose forward takes the features as tensors."
         )
     return [name for name, gradient in zip(names, everything, strict=True) if gradient is None]
 

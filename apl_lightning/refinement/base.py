@@ -90,8 +90,6 @@ class RefinementModule(LightningModule, ABC):
         return_probabilities: bool = False,
     ) -> None:
         super().__init__()
-        if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(f"Expected {num_classes} `class_names`, background included, but got {list(class_names)}.")
         self.save_hyperparameters(ignore=["model", "example", "optimizer", "lr_scheduler", "inferer"])
         self.model = (
             model
@@ -100,6 +98,10 @@ class RefinementModule(LightningModule, ABC):
         )
         if self.model.num_classes != num_classes:
             raise ValueError(f"Expected `num_classes` {self.model.num_classes}, as in `model`, but got {num_classes}.")
+        # An integer of NumPy in a checkpoint would not load with `weights_only`.
+        num_classes = self.hparams["num_classes"] = self.model.num_classes
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"Expected {num_classes} `class_names`, background included, but got {list(class_names)}.")
         self.teacher = None if ema_decay is None else Teacher(self.model, ema_decay)
         self.class_names = list(class_names) if class_names is not None else [str(c) for c in range(num_classes)]
         self.batch_norm: BatchNormMode = batch_norm or self.default_batch_norm
