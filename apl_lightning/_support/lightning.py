@@ -51,9 +51,9 @@ def broadcast(trainer: Trainer, value: T) -> T:
     return trainer.strategy.broadcast(value)
 
 
-def copy_without_trainer(model: nn.Module) -> nn.Module:
-    """A deep copy; of a LightningModule without the trainer that it is attached to."""
-    return copy.deepcopy(model, {id(getattr(model, "_trainer", None)): None})
+def copy_without_trainer(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy with a memo; of a LightningModule without the trainer that it is attached to."""
+    return copy.deepcopy(model, {**(memo or {}), id(getattr(model, "_trainer", None)): None})
 
 
 def has_finished(trainer: Trainer) -> bool:

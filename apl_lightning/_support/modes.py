@@ -22,8 +22,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def trainable(model: nn.Module) -> Iterator[None]:
-    """Gradients for all parameters; afterwards as before."""
-    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    """Gradients for all parameters but integers; afterwards as before."""
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:
@@ -48,6 +48,6 @@ def hooked(
             handle.remove()
 
 
-def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+def not_finite(state: Mapping[str, Any]) -> list[str]:
     """The names of the tensors of a state dict with NaN or infinity."""
-    return [name for name, value in state.items() if not value.isfinite().all()]
+    return [name for name, value in state.items() if isinstance(value, Tensor) and not value.isfinite().all()]

@@ -1,18 +1,18 @@
 """Add a second classifier to any segmentation network, without changes to its code."""
 
 import copy
-from typing import Literal
+import operator
+from contextlib import suppress
+from typing import Literal, SupportsIndex
 
-import torch
 from torch import Tensor, nn
 
-from apl_lightning._support.lightning import copy_without_trainer
-from apl_lightning._support.modes import evaluating
-from apl_lightning.heads.find_classifier import example_input, find_classifier, find_main_output
+from apl_lightning.heads.copies import clean_copy
+from apl_lightning.heads.find_classifier import find_classifier
 from apl_lightning.heads.model import DualHeadModel
 from apl_lightning.heads.new_head import perturbed, reader, reinitialised
-from apl_lightning.heads.outputs import explain_wrong_classes, logit_maps, shapes_of
 from apl_lightning.heads.second_head import CopiedHead, OwnHead, SecondHead, TappedHead
+from apl_lightning.heads.trial import Trial, run_trial
 from apl_lightning.heads.unwrap import plain_network
 from apl_lightning.heads.verify import verify_heads
 
@@ -34,16 +34,19 @@ def add_dual_heads(
 
     Args:
         model: A network that returns logits: (B, num_classes, *S), or a tuple, list or dict with such tensors; or a
-            LightningModule that contains one. It is copied, not changed.
-        num_classes: Channels of the logits, background included.
+            LightningModule that contains one. Its weights are float32 or float64. It is copied, not changed.
+        num_classes: The number of classes, background included. With 2, a network that returns one logit z is served
+            too: its logits are (0, z), whose softmax is the sigmoid of z.
         head: Dotted path of the classifier; found automatically if `None`.
         aux: The second head. `"perturbed"`: a copy of the classifier with noise of 10 % of the size of each
             parameter. `"fresh"`: a re-initialised copy, warmed up on the predictions of the first head (with fixed
             features) before the first round. `"own"`: the network's second output. Any other value is the dotted
             path of a layer, whose features a new 1 x 1 classifier reads, warmed up likewise. `"auto"`:
-            `"own"` if the network returns two logit maps, else `"perturbed"`.
+            `"own"` if the network returns two logit maps of one shape with a classifier each, else `"perturbed"`; for
+            a network with one logit always `"perturbed"`, since a second map may be another label.
         example: A batch that the network accepts; made from its first convolution if `None`.
-        main_output: Index of the main output among several; if `None`, the one that depends on most parameters.
+        main_output: Index of the main output among several; if `None`, the one that depends on most parameters. Must
+            be given if a network returns several maps with one logit.
         network: Dotted path of the network in a LightningModule; found automatically if `None`.
 
     Returns:
@@ -51,9 +54,10 @@ def add_dual_heads(
 
     Raises:
         HeadNotFoundError: If no single module explains the output.
-        TypeError: If `model` is compiled already.
-        ValueError: If the network returns another number of channels, ends in a softmax or a sigmoid, or has no module
-            of a given name.
+        TypeError: If `model` is compiled already, or TorchScript.
+        ValueError: If the network returns another number of channels, NaN or other logits in each pass, ends in a
+            softmax or a sigmoid, has weights in half precision, none before its classifier to refine, or no module of a
+            given name.
 
     Examples:
         >>> import torch
@@ -67,49 +71,78 @@ def add_dual_heads(
         >>> torch.equal(main, network(image)), torch.equal(main, aux)
         (True, False)
     """
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
-        raise ValueError(f"Expected `num_classes` to be an integer of at least 2, but got {num_classes!r}.")
-    twin = copy_without_trainer(plain_network(model, num_classes, network))
+    num_classes = _checked(num_classes)
+    given = plain_network(model, num_classes, network)
+    _refuse_half(given)
+    if head is not None:
+        _check_path(given, head, "head")
     # Some networks keep things from a forward pass (Hugging Face: hooks that cannot be pickled), so trials run on a
     # copy of their own.
-    trial = copy.deepcopy(twin)
-    example = example_input(trial) if example is None else example
-    with evaluating(trial), torch.no_grad():
-        output = trial(example)
-    plain = logit_maps(output, num_classes)
-    if not plain:
-        raise ValueError(explain_wrong_classes(output, num_classes, tuple(example.shape)))
-    if main_output is None:
-        main_output = find_main_output(trial, num_classes, example) if len(plain) > 1 else 0
-    if not 0 <= main_output < len(plain):
-        raise ValueError(f"Expected `main_output` below {len(plain)}, the number of outputs, but got {main_output}.")
-    if head is None:
-        head = find_classifier(trial, num_classes, example, main_output)
-    _check_path(twin, head, "head")
-    if aux == "auto":
-        aux = "own" if len(plain) == 2 else "perturbed"
-    if aux == "own" and len(plain) != 2:
-        raise ValueError(
-            f"Expected two outputs with {num_classes} channels for aux='own', but {type(twin).__name__} returns "
-            f"{shapes_of(output)}: use aux='perturbed' or aux='fresh'."
-        )
-    second_head = _second_head(aux, twin.get_submodule(head), trial, num_classes, example, main_output)
-    dual = DualHeadModel(twin, num_classes, head, second_head, warm=aux in ("own", "perturbed"))
-    dual.hold_constant(verify_heads(copy.deepcopy(dual), example, plain[main_output]))
-    return dual
+    trial = run_trial(clean_copy(given), num_classes, example, main_output, head)
+
+    def with_second(aux: str) -> DualHeadModel:
+        twin = clean_copy(given)
+        second_head = _second_head(aux, twin.get_submodule(trial.head), trial, num_classes)
+        warm = aux in ("own", "perturbed")
+        dual = DualHeadModel(twin, num_classes, trial.channels, trial.head, second_head, warm)
+        dual.hold_constant(verify_heads(copy.deepcopy(dual), trial.example, trial.plain))
+        return dual
+
+    if aux != "auto":
+        return with_second(aux)
+    # A second map with one channel is seldom a second opinion: it may be an edge or another label.
+    if trial.channels > 1:
+        with suppress(ValueError):
+            return with_second("own")
+    return with_second("perturbed")
 
 
-def _second_head(
-    aux: str, classifier: nn.Module, trial: nn.Module, num_classes: int, example: Tensor, main_output: int
-) -> SecondHead:
+def _second_head(aux: str, classifier: nn.Module, trial: Trial, num_classes: int) -> SecondHead:
     if aux == "own":
-        return OwnHead(find_classifier(trial, num_classes, example, 1 - main_output), main_output)
+        return _own_head(trial)
     if aux == "perturbed":
-        return CopiedHead(perturbed(classifier), main_output)
+        return CopiedHead(perturbed(classifier), trial.main_output)
     if aux == "fresh":
-        return CopiedHead(reinitialised(classifier), main_output)
-    _check_path(trial, aux, "aux")
-    return TappedHead(reader(trial, num_classes, aux, example), aux, main_output)
+        return CopiedHead(reinitialised(classifier), trial.main_output)
+    _check_path(trial.network, aux, "aux")
+    return TappedHead(reader(trial.network, num_classes, aux, trial.example), aux, trial.main_output)
+
+
+def _own_head(trial: Trial) -> OwnHead:
+    others, cure = trial.others(), "use aux='perturbed' or aux='fresh'"
+    if len(others) != 1:
+        raise ValueError(
+            f"Expected two outputs with {trial.channels} channels and a classifier each for aux='own', but "
+            f"{type(trial.network).__name__} returns {trial.shapes}: {cure}."
+        )
+    shapes = [tuple(trial.maps[output].shape) for output in (trial.main_output, *others)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"Expected two outputs of one shape for aux='own', but got {shapes[0]} and {shapes[1]}: {cure}."
+        )
+    path = find_classifier(trial.network, trial.channels, trial.example, others[0])
+    return OwnHead(path, trial.main_output, others[0])
+
+
+def _checked(num_classes: SupportsIndex) -> int:
+    try:
+        number = operator.index(num_classes)
+    except TypeError:
+        number = 0
+    if isinstance(num_classes, bool) or number < 2:
+        binary = ": pass num_classes=2, background and foreground; a network with one logit is served"
+        cure = binary if number == 1 else ""
+        raise ValueError(f"Expected `num_classes` to be an integer of at least 2, but got {num_classes!r}{cure}.")
+    return number
+
+
+def _refuse_half(network: nn.Module) -> None:
+    half = [p.dtype for p in network.parameters() if p.is_floating_point() and p.element_size() < 4]
+    if half:
+        raise ValueError(
+            f"Expected `model` to have float32 or float64 weights, but got {half[0]}, which rounds small steps away: "
+            "call `model.float()`; for speed, pass precision='bf16-mixed' to the Trainer."
+        )
 
 
 def _check_path(network: nn.Module, path: str, argument: str) -> None:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from apl_lightning._support.modes import evaluating, hooked, trainable
-from apl_lightning.heads.outputs import logit_maps
+from apl_lightning.heads.gradient_hooks import detached
+from apl_lightning.heads.outputs import logit_maps, within_unit_interval
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SIZES = {1: (64, 128, 256), 2: (64, 128, 224, 256, 96, 512), 3: (32, 64, 96, 128)}
@@ -52,11 +53,11 @@ class _Call(NamedTuple):
     channels_out: int | None = None
 
 
-def find_classifier(model: nn.Module, num_classes: int, example: Tensor, output: int = 0) -> str:
+def find_classifier(model: nn.Module, channels: int, example: Tensor, output: int = 0) -> str:
     """The dotted path of the module that turns features into the class scores of a logit map of the network.
 
-    It is the smallest module that is called once, returns `num_classes` channels from another number of channels, and
-    on which alone the output depends: if its result is held constant, no other parameter gets a gradient.
+    It is the smallest module that is called once, returns `channels` channels from another number of channels, and on
+    which alone the output depends.
 
     Raises:
         HeadNotFoundError: If there is no such module.
@@ -67,39 +68,52 @@ def find_classifier(model: nn.Module, num_classes: int, example: Tensor, output:
     def size(name: str) -> int:
         return sum(parameter.numel() for parameter in modules[name].parameters())
 
-    candidates = [name for name, call in calls.items() if name and call.times == 1 and call.channels_out == num_classes]
+    candidates = [name for name, call in calls.items() if name and call.times == 1 and call.channels_out == channels]
     candidates.sort(key=lambda name: (size(name), -name.count(".")))
     # A module that maps C channels to C is most likely a refinement behind the classifier (MONAI's last residual
     # unit); only a leaf, in a network whose features happen to have C channels, is a classifier.
-    heads = [name for name in candidates if calls[name].channels_in != num_classes and 2 * size(name) <= size("")]
+    heads = [name for name in candidates if calls[name].channels_in != channels and 2 * size(name) <= size("")]
     leaves = [name for name in candidates if name not in heads and not list(modules[name].children())]
     for name in heads + leaves:
-        if _explains(modules[name], model, num_classes, example, output):
+        if explains(model, name, channels, example, output):
             return name
-    shared = [name for name, call in calls.items() if name and call.times > 1 and call.channels_out == num_classes]
+    shared = [name for name, call in calls.items() if name and call.times > 1 and call.channels_out == channels]
     if shared:
         cause = f"{shared[0]!r} is called {calls[shared[0]].times} times, and its results are joined"
-        cure = "pass `main_output` of an output that has its own classifier"
+        cure = "pass `main_output` of an output that has its own classifier, or use another network"
     else:
         cause = "found none"
-        cure = "pass `head`, the dotted path of its classifier (see `model.named_modules()`)"
+        cure = "pass `head`, its dotted path (see `model.named_modules()`), or `main_output`, if another output has one"
     raise HeadNotFoundError(
-        f"Expected `model` to end in one module that turns features into {num_classes} class scores, but in "
+        f"Expected `model` to end in one module that turns features into (B, {channels}, ...) logits, but in "
         f"{type(model).__name__} {cause}: {cure}."
     )
 
 
-def find_main_output(model: nn.Module, num_classes: int, example: Tensor) -> int:
+def explains(model: nn.Module, path: str, channels: int, example: Tensor, output: int) -> bool:
+    """Whether a logit map depends on the module at `path` alone: with a constant result of it, it has no gradient."""
+    constant = hooked(model.get_submodule(path), post=lambda _module, _inputs, result: detached(result))
+    with constant, trainable(model), evaluating(model):
+        return not logit_maps(model(example), channels)[output].requires_grad
+
+
+def find_main_output(model: nn.Module, channels: int, example: Tensor) -> int:
     """The index of the main logit map: the one that depends on most parameters, the first among equals.
 
     An auxiliary output leaves the network early, so it depends on fewer: ADVENT returns it first, torchvision last.
+    Probabilities depend on as many as their logits, and come after them.
     """
-    parameters = list(model.parameters())
     with trainable(model), evaluating(model):
-        maps = logit_maps(model(example), num_classes)
-        gradients = [torch.autograd.grad(m.sum(), parameters, retain_graph=True, allow_unused=True) for m in maps]
-    sizes = [sum(p.numel() for p, g in zip(parameters, grads, strict=True) if g is not None) for grads in gradients]
-    return sizes.index(max(sizes))
+        maps = logit_maps(model(example), channels)
+        sizes = [_reached(m, [p for p in model.parameters() if p.requires_grad]) for m in maps]
+    return max(range(len(maps)), key=lambda index: (sizes[index], not within_unit_interval(maps[index])))
+
+
+def _reached(logits: Tensor, parameters: list[nn.Parameter]) -> int:
+    if not logits.requires_grad:  # labels, say
+        return 0
+    gradients = torch.autograd.grad(logits.sum(), parameters, retain_graph=True, allow_unused=True)
+    return sum(p.numel() for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None)
 
 
 def _record_calls(modules: dict[str, nn.Module], model: nn.Module, example: Tensor) -> dict[str, _Call]:
@@ -116,10 +130,3 @@ def _record_calls(modules: dict[str, nn.Module], model: nn.Module, example: Tens
 
 def _channels(value: object) -> int | None:
     return value.shape[1] if isinstance(value, Tensor) and value.ndim >= 3 else None
-
-
-def _explains(module: nn.Module, model: nn.Module, num_classes: int, example: Tensor, output: int) -> bool:
-    """Whether the output depends on `module` alone: with a constant result of it, nothing else gets a gradient."""
-    constant = hooked(module, post=lambda _module, _inputs, result: result.detach())
-    with constant, trainable(model), evaluating(model):
-        return not logit_maps(model(example), num_classes)[output].requires_grad

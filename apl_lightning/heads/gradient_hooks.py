@@ -16,33 +16,35 @@ class GradientHooks:
     def __init__(self, sibling: nn.Module | None) -> None:
         self.sibling = sibling
         self.routed = False
-        self._features: tuple[Any, ...] = ()
+        self._features: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self._inside = False
 
     def install(self, classifier: nn.Module) -> list[Any]:
         """Register the hooks on a classifier; returns their handles."""
-        return [classifier.register_forward_pre_hook(self.before), classifier.register_forward_hook(self.after)]
+        before = classifier.register_forward_pre_hook(self.before, with_kwargs=True)
+        return [before, classifier.register_forward_hook(self.after, with_kwargs=True)]
 
-    def before(self, _classifier: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def before(
+        self, _classifier: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Keep the features for the encoder's loss, and give them to the classifier detached."""
         if not self.routed or self._inside:
             return None
-        self._features = inputs
-        arguments: tuple[Any, ...] = detached(inputs)
-        return arguments
+        self._features = inputs, options
+        return detached(inputs), detached(options)
 
-    def after(self, classifier: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    def after(self, classifier: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Tensor) -> Tensor:
         """Join main and aux logits along the batch and, if routed, both again with constant heads: (k B, C, *S)."""
         if self._inside:
             return output
         logits = [output]
         if self.sibling is not None:
-            logits.append(self.sibling(*inputs))
+            logits.append(self.sibling(*inputs, **options))
         if self.routed:
-            arguments, self._features = self._features, ()
+            features, self._features = self._features, ((), {})
             self._inside = True
             try:
-                logits += [frozen(head, arguments) for head in (classifier, self.sibling) if head is not None]
+                logits += [frozen(head, *features) for head in (classifier, self.sibling) if head is not None]
             finally:
                 self._inside = False
         return torch.cat(logits) if len(logits) > 1 else output
@@ -76,9 +78,9 @@ def detached(value: Any) -> Any:
     return value
 
 
-def frozen(head: nn.Module, arguments: tuple[Any, ...]) -> Tensor:
+def frozen(head: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any] | None = None) -> Tensor:
     """The head as a constant function: gradients pass through it, and its parameters and buffers do not change."""
     state = {name: parameter.detach() for name, parameter in head.named_parameters()}
     state |= {name: buffer.clone() for name, buffer in head.named_buffers()}
-    logits: Tensor = functional_call(head, state, arguments)
+    logits: Tensor = functional_call(head, state, arguments, options)
     return logits

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apl_lightning.heads.outputs import logit_maps, tensors_in
+from apl_lightning.heads.copies import without_graphs
+from apl_lightning.heads.outputs import logit_maps
 from apl_lightning.heads.second_head import CopiedHead, Logits, SecondHead
 
 # Runs a network on images (B, C, *S), as MONAI's `SlidingWindowInferer` does.
@@ -24,18 +25,26 @@ class DualHeadModel(nn.Module):
     Attributes:
         network: The network, with hooks on its classifier.
         second: The module of the second head; `None` if the network has its own.
-        num_classes: Channels of the logits.
+        num_classes: Channels of the logits that it returns.
+        channels: Channels of the network's own logits: `num_classes`, or 1 for a binary network with one logit.
         head: Dotted path of the main classifier in `network`.
         warm: Whether the second head is trained already; a cold one is warmed up before the first round.
     """
 
     def __init__(
-        self, network: nn.Module, num_classes: int, head: str, second_head: SecondHead, warm: bool = True
+        self,
+        network: nn.Module,
+        num_classes: int,
+        channels: int,
+        head: str,
+        second_head: SecondHead,
+        warm: bool = True,
     ) -> None:
         super().__init__()
         self.network = network
         self.second = second_head.module
         self.num_classes = num_classes
+        self.channels = channels
         self.head = head
         self._second_head = second_head
         self._handles = second_head.install(network, network.get_submodule(head))
@@ -43,16 +52,16 @@ class DualHeadModel(nn.Module):
         self.register_buffer("warm", torch.tensor(warm))
         self.warm: Tensor
         self.training = network.training
-        network.training = False
+        self._set_mode_around_head(False)
 
     def train(self, mode: bool = True) -> "DualHeadModel":
-        """Set the mode of all layers; the network's own `training` flag stays `False`.
+        """Set the mode of all layers; the `training` flags of the network and of the modules around its head stay off.
 
         Networks with deep supervision read that flag to decide what they return. Here they always return what they
         return at test time.
         """
         super().train(mode)
-        self.network.training = False
+        self._set_mode_around_head(False)
         return self
 
     def forward(self, image: Tensor) -> Logits:
@@ -92,11 +101,8 @@ class DualHeadModel(nn.Module):
                 self._held.append(name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DualHeadModel":
-        """A copy without the graphs of tensors that some networks keep from a forward pass (MONAI's DynUNet)."""
-        for module in self.modules():
-            for tensor in tensors_in(vars(module)):
-                if not tensor.is_leaf:
-                    memo[id(tensor)] = tensor.detach().clone()
+        """A copy without the graphs of tensors that some networks keep from a forward pass."""
+        memo.update(without_graphs(self))
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
@@ -113,7 +119,7 @@ class DualHeadModel(nn.Module):
             handle.remove()
         for name in twin._held:
             twin.get_parameter(name).requires_grad_(True)
-        twin.network.training = self.training
+        twin._set_mode_around_head(self.training)
         if average:
             main, aux = twin.network.get_submodule(self.head), twin.second
             if aux is None or not isinstance(self._second_head, CopiedHead) or list(main.children()):
@@ -127,4 +133,9 @@ class DualHeadModel(nn.Module):
         return twin.network
 
     def _run(self, image: Tensor, copies: int) -> list[Logits]:
-        return self._second_head.split(logit_maps(self.network(image), self.num_classes), copies)
+        return self._second_head.split(logit_maps(self.network(image), self.channels), copies)
+
+    def _set_mode_around_head(self, mode: bool) -> None:
+        path = self.head.split(".")
+        for depth in range(len(path)):
+            self.network.get_submodule(".".join(path[:depth])).training = mode

@@ -1,5 +1,6 @@
 """The tensors in a network's output, in any nest of tuples, lists and dicts."""
 
+import torch
 from torch import Tensor
 
 
@@ -14,9 +15,28 @@ def tensors_in(value: object) -> list[Tensor]:
     return []
 
 
-def logit_maps(output: object, num_classes: int) -> list[Tensor]:
-    """All tensors of shape (B, num_classes, *S) in a network's output."""
-    return [tensor for tensor in tensors_in(output) if tensor.ndim >= 3 and tensor.shape[1] == num_classes]
+def channels_of(output: object, num_classes: int, selected: bool = False) -> int:
+    """The channels of the logit maps in a network's output: `num_classes`, or 1 for the one logit of a binary network.
+
+    A map with one channel beside others may be an edge or a depth, so it counts only if the user has `selected` it.
+    """
+    channels = {tensor.shape[1] for tensor in _maps(output)}
+    binary = channels == {1} or (selected and 1 in channels and num_classes not in channels)
+    return 1 if num_classes == 2 and binary else num_classes
+
+
+def logit_maps(output: object, channels: int) -> list[Tensor]:
+    """All logit maps in a network's output, of shape (B, channels, *S).
+
+    The one logit z of a binary network becomes the logits (0, z) of two classes, whose softmax is the sigmoid of z.
+    """
+    maps = [tensor for tensor in _maps(output) if tensor.shape[1] == channels]
+    return [torch.cat([torch.zeros_like(z), z], dim=1) for z in maps] if channels == 1 else maps
+
+
+def within_unit_interval(maps: Tensor) -> bool:
+    """Whether all values may be probabilities."""
+    return bool(maps.min() >= 0 and maps.max() <= 1)
 
 
 def shapes_of(output: object) -> str:
@@ -38,9 +58,20 @@ def explain_wrong_classes(output: object, num_classes: int, shape: tuple[int, ..
             f"{shapes_of(output)}, whose classes and masks are matched later: use a network with a classifier per "
             "pixel (Segformer, UperNet, DPT, a U-Net)."
         )
-    single = isinstance(output, Tensor) and output.ndim == len(shape)
-    cure = f"pass num_classes={output.shape[1]}" if single and isinstance(output, Tensor) else "see `num_classes`"
+    channels = {tensor.shape[1] for tensor in _maps(output) if tensor.ndim == len(shape)}
+    if len(channels) == 1:
+        cure = f"pass num_classes={max(2, *channels)}"
+    elif num_classes == 2 and 1 in channels:
+        cure = "pass `main_output`, the index of the foreground's logits among the outputs with one channel"
+    elif channels:
+        cure = "pass `num_classes`, the channels of its logits"
+    else:
+        cure = "return logits with a channel dimension"
     return (
         f"Expected `model` to return (B, {num_classes}, ...) logits, but got {shapes_of(output)} for an input of shape "
         f"{shape}: {cure}."
     )
+
+
+def _maps(output: object) -> list[Tensor]:
+    return [tensor for tensor in tensors_in(output) if tensor.ndim >= 3 and tensor.is_floating_point()]

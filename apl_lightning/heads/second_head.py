@@ -55,11 +55,12 @@ class CopiedHead(SecondHead):
 
 
 class OwnHead(SecondHead):
-    """The network's second output, with its own classifier at a dotted path."""
+    """Another output of the network, with its own classifier at a dotted path."""
 
-    def __init__(self, path: str, main_output: int) -> None:
+    def __init__(self, path: str, main_output: int, own_output: int) -> None:
         super().__init__(None, main_output)
         self._path = path
+        self._own_output = own_output
         self._own_hooks = GradientHooks(None)
 
     def install(self, network: nn.Module, classifier: nn.Module) -> list[Any]:
@@ -77,7 +78,7 @@ class OwnHead(SecondHead):
 
     def split(self, maps: Sequence[Tensor], copies: int) -> list[Logits]:
         """Each head has a logit map of its own."""
-        both = (maps[output].chunk(copies) for output in (self._main_output, 1 - self._main_output))
+        both = (maps[output].chunk(copies) for output in (self._main_output, self._own_output))
         return [Logits(*pair) for pair in zip(*both, strict=True)]
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from apl_lightning._support.modes import evaluating, hooked
 from apl_lightning.heads.find_classifier import example_input
-from apl_lightning.heads.outputs import logit_maps
+from apl_lightning.heads.outputs import channels_of, logit_maps
 
 
 def plain_network(model: nn.Module, num_classes: int, name: str | None = None) -> nn.Module:
@@ -18,7 +18,7 @@ def plain_network(model: nn.Module, num_classes: int, name: str | None = None) -
     LightningModule itself do that, it is the network.
 
     Raises:
-        TypeError: If the network is compiled.
+        TypeError: If the network is compiled or TorchScript.
         ValueError: If there is no part called `name`, or if not exactly one network is found.
     """
     if name is not None:
@@ -31,6 +31,11 @@ def plain_network(model: nn.Module, num_classes: int, name: str | None = None) -
         raise TypeError(
             "Expected `model` to be a plain network, but got a compiled one: pass the network itself and compile what "
             "comes out, as in `torch.compile(APLModule(network, ...))`."
+        )
+    if isinstance(network, torch.jit.ScriptModule):
+        raise TypeError(
+            "Expected `model` to be a plain network, but got TorchScript, whose forward pass takes no hooks: pass the "
+            "network that it was made from."
         )
     return network
 
@@ -51,7 +56,9 @@ def _names(model: nn.Module) -> str:
 
 def _found(module: nn.Module, num_classes: int) -> nn.Module:
     parts = {name: part for name, part in module.named_children() if any(True for _ in part.parameters())}
-    segmenters = {name: part for name, part in parts.items() if _segments(part, num_classes)}
+    channels = {name: _channels(part, num_classes) for name, part in parts.items()}
+    # A part with one channel may be a discriminator, so a part with `num_classes` channels comes first.
+    segmenters = {name: parts[name] for name, count in channels.items() if count == max(channels.values()) > 0}
     if len(segmenters) == 1 and len(parts) == 1:
         return next(iter(segmenters.values()))
     try:
@@ -60,7 +67,7 @@ def _found(module: nn.Module, num_classes: int) -> nn.Module:
         used = segmenters
     else:
         used = {name: part for name, part in segmenters.items() if _receives(part, module, example)}
-        if not used and _segments(module, num_classes):
+        if not used and _channels(module, num_classes):
             return module
     if len(used) == 1:
         return next(iter(used.values()))
@@ -71,13 +78,16 @@ def _found(module: nn.Module, num_classes: int) -> nn.Module:
     )
 
 
-def _segments(network: nn.Module, num_classes: int) -> bool:
+def _channels(network: nn.Module, num_classes: int) -> int:
+    """The channels of its logits, 0 if it returns none."""
     try:
         example = example_input(network)
     except ValueError:
-        return False
+        return 0
     with evaluating(network), torch.no_grad():
-        return bool(logit_maps(network(example), num_classes))
+        output = network(example)
+    channels = channels_of(output, num_classes)
+    return channels if logit_maps(output, channels) else 0
 
 
 def _receives(part: nn.Module, module: nn.Module, image: Tensor) -> bool:

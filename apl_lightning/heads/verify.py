@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from apl_lightning._support.modes import evaluating, hooked, trainable
 from apl_lightning.heads.find_classifier import HeadNotFoundError
 from apl_lightning.heads.model import DualHeadModel
+from apl_lightning.heads.outputs import within_unit_interval
 
 
 def verify_heads(model: DualHeadModel, example: Tensor, plain: Tensor) -> list[str]:
@@ -19,23 +20,21 @@ def verify_heads(model: DualHeadModel, example: Tensor, plain: Tensor) -> list[s
 
     Raises:
         HeadNotFoundError: If the heads cannot be computed side by side in this network.
-        ValueError: If the network ends in a softmax or a sigmoid, or has no trainable parameter.
+        ValueError: If the network is random, ends in a softmax or a sigmoid, or has no parameter to refine.
     """
     try:
         with evaluating(model), torch.no_grad():
-            main, aux = model(example)
-            same = main.shape == plain.shape and torch.allclose(main, plain, rtol=1e-4, atol=1e-5)
-            cause = "" if same else "the logits changed"
-            same = same and aux.shape == plain.shape
+            first, again, *routed = model(example), model(example), *model.routed(example)
     except Exception as error:  # the network's own code behind its classifier, on a larger batch
-        same, cause = False, f"{type(error).__name__}: {error}"
-    if not same:
-        raise HeadNotFoundError(
-            f"Expected the network to treat each image by itself behind its classifier {model.head!r}, but with both "
-            f"heads joined along the batch {cause or 'the second output had another shape'}: pass the `head` that "
-            "makes the final logits."
+        raise _inseparable(model, f"{type(error).__name__}: {error}") from error
+    if not (_close(again.main, first.main) and _close(again.aux, first.aux)):
+        raise ValueError(
+            "Expected `model` to return the same logits for the same images in evaluation mode, but two passes differ: "
+            "switch off its noise (dropout with `training=self.training`)."
         )
-    if plain.min() >= 0 and plain.max() <= 1 and not _linear_behind_head(model, example, plain):
+    if not all(_close(main, plain) and _close(aux, first.aux) for main, aux in (first, *routed)):
+        raise _inseparable(model, "the logits changed")
+    if within_unit_interval(plain) and not _linear_behind_head(model, example, plain):
         raise ValueError(
             "Expected `model` to return logits, but all its outputs lie in [0, 1] behind a sigmoid or a softmax: "
             "remove it (activation=None)."
@@ -43,10 +42,22 @@ def verify_heads(model: DualHeadModel, example: Tensor, plain: Tensor) -> list[s
     return _verify_routing(model, example)
 
 
+def _close(logits: Tensor, expected: Tensor) -> bool:
+    """Equality up to rounding, relative to the largest logit."""
+    return logits.shape == expected.shape and bool((logits - expected).abs().max() <= 1e-3 * expected.abs().max())
+
+
+def _inseparable(model: DualHeadModel, cause: str) -> HeadNotFoundError:
+    return HeadNotFoundError(
+        f"Expected the network to treat each image by itself behind its classifier {model.head!r}, but with both heads "
+        f"joined along the batch {cause}: pass the `head` that makes the final logits, and as `aux` a layer before it."
+    )
+
+
 def _linear_behind_head(model: DualHeadModel, example: Tensor, plain: Tensor) -> bool:
     doubled = hooked(model.network.get_submodule(model.head), post=lambda _module, _inputs, result: 2 * result)
     with doubled, evaluating(model), torch.no_grad():
-        return torch.allclose(model(example).main, 2 * plain, rtol=1e-3, atol=1e-5)
+        return _close(model(example).main, 2 * plain)
 
 
 def _verify_routing(model: DualHeadModel, example: Tensor) -> list[str]:
@@ -55,11 +66,19 @@ def _verify_routing(model: DualHeadModel, example: Tensor) -> list[str]:
             "Expected `model` to have an encoder to refine, but all its parameters are frozen: call "
             "`model.requires_grad_(True)`."
         )
-    names, parameters = zip(*model.named_parameters(), strict=True)
     with trainable(model), evaluating(model):
         for_heads, for_encoder = model.routed(example)
-        leak = _gradients(for_heads, model.encoder_parameters())
+        encoder = [parameter for parameter in model.encoder_parameters() if parameter.requires_grad]
+        leak = _gradients(for_heads, encoder)
+        reached = _gradients(for_encoder, encoder)
+        names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
         everything = _gradients((*for_heads, *for_encoder), parameters)
+    if not any(p.requires_grad and gradient is not None for p, gradient in zip(encoder, reached, strict=True)):
+        raise ValueError(
+            f"Expected a loss of the logits to train the layers before the classifier {model.head!r}, but no gradient "
+            "reaches one that `requires_grad`: remove `torch.no_grad()` and `detach()` from the network's code, or "
+            "call `model.requires_grad_(True)`."
+        )
     if any(gradient is not None and bool(gradient.any()) for gradient in leak):
         raise HeadNotFoundError(
             f"Expected the classifier {model.head!r} to see its features only through its arguments, but a gradient of "
@@ -70,4 +89,6 @@ def _verify_routing(model: DualHeadModel, example: Tensor) -> list[str]:
 
 def _gradients(logits: tuple[Tensor, ...], parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...]:
     total = torch.stack([z.square().sum() for z in logits]).sum()
+    if not total.requires_grad:
+        return (None,) * len(parameters)
     return torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)

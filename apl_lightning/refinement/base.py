@@ -39,11 +39,12 @@ class RefinementModule(LightningModule, ABC):
     Args:
         model: A pretrained network or a LightningModule that contains one (copied, not changed), or the result of
             `add_dual_heads`.
-        num_classes: Channels of its logits, background (class 0) included.
+        num_classes: The number of classes, background (class 0) included; 2 for a network with one logit.
         class_names: Names for the log, background included; numbers by default.
         head: Passed to [`add_dual_heads`][apl_lightning.add_dual_heads].
         aux: Passed to `add_dual_heads`.
         example: Passed to `add_dual_heads`.
+        main_output: Passed to `add_dual_heads`.
         network: Passed to `add_dual_heads`.
         batch_norm: `"adapt"` (the default) re-estimates the BatchNorm statistics on the target images before the first
             round and then fixes them; `"frozen"` keeps those of the source; `"train"` updates them with the training
@@ -75,6 +76,7 @@ class RefinementModule(LightningModule, ABC):
         head: str | None = None,
         aux: str = "auto",
         example: Tensor | None = None,
+        main_output: int | None = None,
         network: str | None = None,
         batch_norm: BatchNormMode | None = None,
         optimizer: Optimizer = torch.optim.Adam,
@@ -88,16 +90,18 @@ class RefinementModule(LightningModule, ABC):
         return_probabilities: bool = False,
     ) -> None:
         super().__init__()
-        if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(f"Expected {num_classes} `class_names`, background included, but got {list(class_names)}.")
         self.save_hyperparameters(ignore=["model", "example", "optimizer", "lr_scheduler", "inferer"])
         self.model = (
             model
             if isinstance(model, DualHeadModel)
-            else add_dual_heads(model, num_classes, head, aux, example, network=network)
+            else add_dual_heads(model, num_classes, head, aux, example, main_output, network)
         )
         if self.model.num_classes != num_classes:
             raise ValueError(f"Expected `num_classes` {self.model.num_classes}, as in `model`, but got {num_classes}.")
+        # An integer of NumPy in a checkpoint would not load with `weights_only`.
+        num_classes = self.hparams["num_classes"] = self.model.num_classes
+        if class_names is not None and len(class_names) != num_classes:
+            raise ValueError(f"Expected {num_classes} `class_names`, background included, but got {list(class_names)}.")
         self.teacher = None if ema_decay is None else Teacher(self.model, ema_decay)
         self.class_names = list(class_names) if class_names is not None else [str(c) for c in range(num_classes)]
         self.batch_norm: BatchNormMode = batch_norm or self.default_batch_norm
