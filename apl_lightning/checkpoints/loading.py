@@ -23,7 +23,9 @@ def load(system: str, path: str | Path, num_classes: int = 5, **options: Any) ->
     Args:
         system: `"advent"`, `"adaptsegnet"`, `"cycada"`, `"synseg"`, `"cyclegan"` (generator), `"sifa-v1"`,
             `"sifa-v2"` (TensorFlow bundles) or `"sifa-pytorch"`.
-        path: The file. For a TensorFlow bundle: the prefix (`sifa-299`), one of the files, or the folder.
+        path: A file of `torch.save`, a `.safetensors` file, or a checkpoint of `APLModule`, of which it returns the
+            refined network as `export` does. For a TensorFlow bundle: the prefix (`sifa-299`), one of the files, or
+            the folder.
         num_classes: Number of classes including the background. Ignored for generators.
         **options: `prefix="..."` selects one of several networks in the file. `tanh=False` is for `"synseg"` files of
             the fork without the final Tanh, which have the same keys. `bounds=(low, high)` for SIFA are the z-scores
@@ -34,10 +36,11 @@ def load(system: str, path: str | Path, num_classes: int = 5, **options: Any) ->
         PyTorch port). Its method `preprocess` converts raw images to network inputs.
 
     Raises:
-        CheckpointError: If the file is damaged, contains Python objects or NaN, or does not contain the network.
+        CheckpointError: If the file is damaged, has another format, contains Python objects or NaN, or does not
+            contain the network with this number of classes.
         FileNotFoundError: If the file does not exist.
         TypeError: If the system does not support an option.
-        ValueError: If `system` or `part` is unknown, or the number of classes is different.
+        ValueError: If `system` or `part` is unknown, or `bounds` do not increase.
     """
     if system not in SYSTEMS:
         raise ValueError(f"Expected `system` to be one of {sorted(SYSTEMS)}, but got {system!r}.")
