@@ -238,7 +238,7 @@ def tarred(path: Path, data: bytes) -> None:
         (
             "net.pth",
             pickle.dumps({"a": 1}, protocol=4),
-            "is a pickle file that torch did not write: save .* torch.save",
+            "is a pickle file of protocol 3 or newer: load it .* torch.save",
         ),
         ("sifa-1", table([block({b"": b"\n\0"})]), "old format V1: .*SaverDef.V2"),
         ("sifa-1.data-00000-of-00001", bytes(100), "without its index: copy sifa-1.index beside it"),

@@ -13,7 +13,7 @@ _STARTS = (
     (rb"(\xef\xbb\xbf)?\s*<", "a web page", "download the file itself and not the page that shows it"),
     (rb"version https://git-lfs", "a pointer of Git LFS", "run `git lfs pull` in its repository"),
     (rb"\x1f\x8b", "a gzip archive", "extract it"),
-    (rb"\x80[\x03-\x05]", "a pickle file that torch did not write", "save the state dict in it with torch.save"),
+    (rb"\x80[\x03-\x05]", "a pickle file of protocol 3 or newer", "load it where it was written and use torch.save"),
 )
 
 
