@@ -14,13 +14,13 @@ def main(arguments: list[str] | None = None) -> int:
         description="Identify checkpoints: the system, the network, its classes, and any missing or unexpected keys.",
     )
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help=".pth file, or prefix or folder of a TensorFlow bundle"
+        "files", nargs="+", metavar="FILE", help=".pth or .safetensors file, or prefix or folder of a TensorFlow bundle"
     )
     status = 0
     for file in parser.parse_args(arguments).files:
         try:
             sys.stdout.write(identify(file) + "\n")
-        except (CheckpointError, FileNotFoundError) as error:
+        except (CheckpointError, OSError) as error:
             sys.stderr.write(f"{error}\n")
             status = 1
     return status

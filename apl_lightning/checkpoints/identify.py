@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from apl_lightning.checkpoints.loading import read_tensors
-from apl_lightning.checkpoints.match import Match, matches, shorten
+from apl_lightning.checkpoints.files import read_tensors
+from apl_lightning.checkpoints.match import Match, loadable, matches, shorten
+from apl_lightning.checkpoints.systems import unsupported
 
 _NOTES = {
     "advent": "ADVENT and AdaptSegNet have the same keys, but use 4 and 2 dilations: select the system yourself.",
@@ -19,18 +20,20 @@ def identify(path: str | Path) -> str:
     they describe the differences from the closest one.
 
     Raises:
-        CheckpointError: If the file is damaged or contains Python objects.
+        CheckpointError: If the file is damaged, has another format or contains Python objects.
         FileNotFoundError: If the file does not exist.
     """
     tensors = read_tensors(path)
     found = matches(tensors)
-    perfect = [match for match in found if not match.num_faults]
+    perfect = loadable(found)
     systems = {match.system for match in perfect if match.network.segmenter}
     # Both versions of SIFA have the same generator. Only the segmenter beside it identifies the version.
     perfect = [match for match in perfect if match.system in systems or match.system == "cyclegan" or not systems]
     if perfect:
-        return "\n".join(line for match in perfect for line in _describe(Path(path), match))
+        return "\n".join(line for match in perfect for line in _describe(Path(path), match, perfect))
     lines = [f"{path}: {len(tensors)} tensors, but no network of the seven systems"]
+    if kind := unsupported(tensors):
+        return "\n".join([*lines, f"  contains {kind}"])
     if not found:
         return "\n".join([*lines, f"  keys: {shorten(list(tensors), 8)}"])
     best = found[0]
@@ -39,16 +42,11 @@ def identify(path: str | Path) -> str:
     return "\n".join([*lines, *(f"  {fault}" for fault in best.describe_faults(8))])
 
 
-def _describe(path: Path, match: Match) -> list[str]:
-    arguments = [repr(match.system), repr(str(path))]
-    if match.network.segmenter:
-        arguments.append(f"num_classes={match.channels}")
-    elif match.system != "cyclegan":
-        arguments.append("part='generator'")
+def _describe(path: Path, match: Match, perfect: list[Match]) -> list[str]:
     unit = "classes" if match.network.segmenter else "output channel(s)"
     lines = [
         f"{path}: {match.system}, {match.network.title}, {match.channels} {unit}",
-        f"  load({', '.join(arguments)})",
+        f"  {match.call(path, perfect)}",
         f"  keys: {match.num_found} found, none missing or unexpected",
     ]
     if match.prefix:

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from apl_lightning._support.modes import not_finite
+from apl_lightning.checkpoints.choosing import choose
 from apl_lightning.checkpoints.error import CheckpointError
-from apl_lightning.checkpoints.files import is_bundle, read_sifa_bundle, read_torch_file
-from apl_lightning.checkpoints.match import Match, matches, shorten
+from apl_lightning.checkpoints.files import read_tensors
+from apl_lightning.checkpoints.match import shorten
 from apl_lightning.checkpoints.systems import SYSTEMS
 
 
@@ -22,7 +23,9 @@ def load(system: str, path: str | Path, num_classes: int = 5, **options: Any) ->
     Args:
         system: `"advent"`, `"adaptsegnet"`, `"cycada"`, `"synseg"`, `"cyclegan"` (generator), `"sifa-v1"`,
             `"sifa-v2"` (TensorFlow bundles) or `"sifa-pytorch"`.
-        path: The file. For a TensorFlow bundle: the prefix (`sifa-299`), one of the files, or the folder.
+        path: A file of `torch.save`, a `.safetensors` file, or a checkpoint of `APLModule`, of which it returns the
+            refined network as `export` does. For a TensorFlow bundle: the prefix (`sifa-299`), one of the files, or
+            the folder.
         num_classes: Number of classes including the background. Ignored for generators.
         **options: `prefix="..."` selects one of several networks in the file. `tanh=False` is for `"synseg"` files of
             the fork without the final Tanh, which have the same keys. `bounds=(low, high)` for SIFA are the z-scores
@@ -33,10 +36,11 @@ def load(system: str, path: str | Path, num_classes: int = 5, **options: Any) ->
         PyTorch port). Its method `preprocess` converts raw images to network inputs.
 
     Raises:
-        CheckpointError: If the file is damaged, contains Python objects or NaN, or does not contain the network.
+        CheckpointError: If the file is damaged, has another format, contains Python objects or NaN, or does not
+            contain the network with this number of classes.
         FileNotFoundError: If the file does not exist.
         TypeError: If the system does not support an option.
-        ValueError: If `system` or `part` is unknown, or the number of classes is different.
+        ValueError: If `system` or `part` is unknown, or `bounds` do not increase.
     """
     if system not in SYSTEMS:
         raise ValueError(f"Expected `system` to be one of {sorted(SYSTEMS)}, but got {system!r}.")
@@ -49,7 +53,7 @@ def load(system: str, path: str | Path, num_classes: int = 5, **options: Any) ->
     segmenter = system != "cyclegan" and part != "generator"
     prefix = options.pop("prefix", None)
     tensors = read_tensors(path)
-    match = _best_match(path, system, tensors, segmenter, prefix)
+    match = choose(path, system, tensors, segmenter, prefix)
     if segmenter and match.channels != num_classes:
         raise CheckpointError(
             f"Expected {num_classes} classes, but {path} has {match.channels} ({match.prefix}{match.network.head}): "
@@ -58,7 +62,8 @@ def load(system: str, path: str | Path, num_classes: int = 5, **options: Any) ->
     state = {name.removeprefix(match.prefix): t for name, t in tensors.items() if name.startswith(match.prefix)}
     network = match.network.build(match.channels, {name: tuple(t.shape) for name, t in state.items()}, **options)
     initial = network.state_dict()
-    state = {name: tensor for name, tensor in state.items() if name in initial}
+    # Large 64-bit values become infinite here.
+    state = {name: state[name].to(parameter.dtype) for name, parameter in initial.items() if name in state}
     if damaged := not_finite(state):
         raise CheckpointError(
             f"Expected finite weights, but {path} contains NaN or infinity in {shorten(damaged, 3)}: use an earlier "
@@ -66,39 +71,3 @@ def load(system: str, path: str | Path, num_classes: int = 5, **options: Any) ->
         )
     network.load_state_dict({**initial, **state})
     return network.eval()
-
-
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read all tensors in a TensorFlow bundle or a torch file, by name."""
-    return read_sifa_bundle(path) if is_bundle(path) else read_torch_file(path)
-
-
-def _best_match(
-    path: str | Path, system: str, tensors: dict[str, Tensor], segmenter: bool, prefix: str | None
-) -> Match:
-    candidates = [match for match in matches(tensors, system) if match.network.segmenter == segmenter]
-    if prefix is not None:
-        candidates = [match for match in candidates if match.prefix == prefix]
-    perfect = [match for match in candidates if not match.num_faults]
-    if len({match.prefix for match in perfect}) > 1:
-        choices = " or ".join(f"prefix={match.prefix!r}" for match in perfect)
-        raise CheckpointError(f"Expected one network, but {path} contains several: pass {choices}.")
-    if perfect:
-        return perfect[0]
-    for other in matches(tensors):
-        if not other.num_faults and other.network.segmenter == segmenter:
-            raise CheckpointError(
-                f"Expected a network of {system!r}, but {path} contains a {other.network.title} with {other.channels} "
-                f"output channel(s): load it with load({other.system!r}, ...)."
-            )
-    if candidates:
-        best = candidates[0]
-        raise CheckpointError(
-            f"Expected the keys of {system!r} ({best.network.title}), but got {path} with keys that are "
-            f"{'; '.join(best.describe_faults(3))}."
-        )
-    heads = sorted({network.head for network in SYSTEMS[system]})
-    raise CheckpointError(
-        f"Expected a network of {system!r} with the key {' or '.join(heads)}, but {path} contains "
-        f"{shorten(list(tensors), 3)}: run `python -m apl_lightning.checkpoints FILE` to identify the file."
-    )

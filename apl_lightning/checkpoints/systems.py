@@ -1,13 +1,24 @@
 """The networks that each of the seven systems saves, and how to build them from the shapes in a file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from apl_lightning.checkpoints.networks import DRN, SIFA, DeepLabV2, DeepLabVGG, FCN8s, ResnetGenerator, SIFAGenerator
+from apl_lightning.checkpoints.networks import (
+    DRN,
+    SIFA,
+    DeepLabV2,
+    DeepLabVGG,
+    FCN8s,
+    ResnetGenerator,
+    SIFAGenerator,
+    keep_unused,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
+# Far above any real network. Building a network with larger sizes could take forever.
+_MAX_SIZE = 2**16
 
 
 class Network(NamedTuple):
@@ -35,11 +46,23 @@ def _drn(title: str, *blocks: int) -> Network:
     return Network(title, "fc.weight", lambda n, _: DRN(n, blocks))
 
 
+def is_kernel(shape: tuple[int, ...]) -> bool:
+    """Return whether a tensor can be the kernel of a 2D convolution."""
+    return len(shape) == 4 and all(1 <= size <= _MAX_SIZE for size in shape)
+
+
+def _kernel(shapes: Shapes, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    """The first two sizes of a kernel in a file, or the default, which differs from a wrong shape in the file."""
+    shape = shapes.get(name, ())
+    return shape[:2] if is_kernel(shape) else default
+
+
 def _generator(title: str, blocks: int, segmenter: bool, options: tuple[str, ...] = ()) -> Network:
     def build(channels: int, shapes: Shapes, **options: Any) -> nn.Module:
-        width, in_channels = shapes.get("model.1.weight", (64, 1))[:2]
-        dropout = any(".conv_block.6.weight" in name for name in shapes)
-        return ResnetGenerator(in_channels, channels, width, blocks, dropout, **options)
+        width, in_channels = _kernel(shapes, "model.1.weight", (64, 1))
+        dropout = any(name.endswith(".conv_block.6.weight") and len(shapes[name]) == 4 for name in shapes)
+        batch_norm = "model.2.weight" in shapes
+        return ResnetGenerator(in_channels, channels, width, blocks, dropout, batch_norm=batch_norm, **options)
 
     # torch < 0.4 saved running statistics of instance norms, which were not used.
     unused = ("running_mean", "running_var", "num_batches_tracked")
@@ -48,17 +71,21 @@ def _generator(title: str, blocks: int, segmenter: bool, options: tuple[str, ...
 
 def _sifa(title: str, unused: tuple[str, ...], lower: bool = False, port: bool = False) -> Network:
     def build(num_classes: int, shapes: Shapes, **options: Any) -> nn.Module:
-        in_channels = shapes.get("enc.model.0.layer.0.weight", (16, 1))[1]
-        return SIFA(num_classes, in_channels, lower, port, **options)
+        _, in_channels = _kernel(shapes, "enc.model.0.layer.0.weight", (16, 1))
+        network = SIFA(num_classes, in_channels, lower, port, **options)
+        if port:
+            keep_unused(network, {k: shape for k, shape in shapes.items() if k.startswith(_PORT_OTHERS)})
+        return network
 
     return Network(title, "seg.model.0.layer.0.weight", build, ("bounds",) if port else ("bounds", "part"), unused)
 
 
-def _sifa_generator(_channels: int, shapes: Shapes) -> nn.Module:
-    return SIFAGenerator(shapes.get("c1.conv.weight", (32, 1))[1])
+def _sifa_generator(_channels: int, shapes: Shapes, **options: Any) -> nn.Module:
+    return SIFAGenerator(_kernel(shapes, "c1.conv.weight", (32, 1))[1], **options)
 
 
-_G_A = Network("SIFA generator g_A", "c6.weight", _sifa_generator, ("part",), segmenter=False)
+_G_A = Network("SIFA generator g_A", "c6.weight", _sifa_generator, ("bounds", "part"), segmenter=False)
+_PORT_OTHERS = ("gen.", "dec.", "disA.", "disB.", "disSeg.")
 _SEGMENTER = "ResNet generator as segmenter"
 
 SYSTEMS: dict[str, tuple[Network, ...]] = {
@@ -77,7 +104,15 @@ SYSTEMS: dict[str, tuple[Network, ...]] = {
     "cyclegan": tuple(_generator("ResNet generator", n, segmenter=False) for n in (9, 6)),
     "sifa-v1": (_sifa("SIFA-v1 segmenter", ("g_A.",)), _G_A),
     "sifa-v2": (_sifa("SIFA-v2 segmenter", ("g_A.",), lower=True), _G_A),
-    "sifa-pytorch": (
-        _sifa("SIFA-v1 segmenter, PyTorch port", ("gen.", "dec.", "disA.", "disB.", "disSeg."), port=True),
-    ),
+    "sifa-pytorch": (_sifa("SIFA-v1 segmenter, PyTorch port", (), port=True),),
 }
+
+
+def unsupported(names: Iterable[str]) -> str:
+    """Name a network that a system saves but `load` does not build; an empty string if there is none."""
+    if any(name.endswith("model.model.1.model.3.model.1.weight") for name in names):
+        return (
+            "a U-Net generator of CycleGAN, which is not supported: build it with CycleGAN's own code and pass it to "
+            "`Translated`, or train with --netG resnet_9blocks"
+        )
+    return ""

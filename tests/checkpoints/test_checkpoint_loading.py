@@ -122,9 +122,13 @@ class Malicious:
         (
             lambda s: {"weight": torch.ones(1), "evil": Malicious()},
             {},
-            "contains Python objects, .*weights_only=False.*state_dict",
+            r"contains Python objects \(builtins.print\), .*weights_only=False.*state_dict",
         ),
-        (lambda s: nn.Linear(2, 2), {}, "contains Python objects, which can execute code when loaded"),
+        (
+            lambda s: nn.Linear(2, 2),
+            {},
+            r"contains Python objects \(torch.nn.modules.linear.Linear\), which can execute code when loaded",
+        ),
         (lambda s: {"epoch": 3}, {}, "contains a dict without tensors"),
         (lambda s: s, {"num_classes": 7}, r"Expected 7 classes, but .* has 5 \(model.26.weight\): pass num_classes=5"),
         (
@@ -151,7 +155,7 @@ class Malicious:
         (
             lambda s: without(s, "model.26.weight", "model.26.bias"),
             {},
-            "with the key model.23.weight or model.26.weight, but .* contains model.1.weight, .* and 43 more: run",
+            "with the kernel model.23.weight or model.26.weight, but .* contains model.1.weight, .* and 43 more: run",
         ),
         (
             lambda s: DRN(5, (1, 1, 2, 2, 2, 2, 1, 1)).state_dict(),

@@ -8,7 +8,7 @@ import google_crc32c
 from apl_lightning.checkpoints.error import CheckpointError
 
 _FOOTER_SIZE = 48
-_MAGIC = 0xDB4775248B80FB57
+MAGIC = 0xDB4775248B80FB57
 # These limits are far above any real checkpoint. They bound memory and time on damaged files.
 _MAX_ENTRIES = 100_000
 _MAX_KEY_LENGTH = 1_000
@@ -39,7 +39,7 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
     if len(data) < _FOOTER_SIZE:
         raise CheckpointError(f"{len(data)} bytes are too few for an index")
     footer = data[-_FOOTER_SIZE:]
-    if struct.unpack("<Q", footer[-8:])[0] != _MAGIC:
+    if struct.unpack("<Q", footer[-8:])[0] != MAGIC:
         raise CheckpointError("the magic number at the end is wrong")
     _, at = varint(footer, 0)
     _, at = varint(footer, at)

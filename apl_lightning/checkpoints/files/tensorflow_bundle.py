@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +31,8 @@ class _Entry(NamedTuple):
 class Bundle:
     """A checkpoint of TensorFlow's `Saver`, which reads names and shapes (`entries`) at once and values on demand.
 
-    The path is the prefix of the files (`sifa-299`), one of the files, or a folder with a `checkpoint` file. A damaged
-    index is a `CheckpointError`, a missing one a `FileNotFoundError`.
+    The path is the prefix of the files (`sifa-299`), one of the files, or a folder; `_prefix` selects one of several
+    checkpoints in a folder. A damaged index is a `CheckpointError`, a missing one a `FileNotFoundError`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -46,6 +46,7 @@ class Bundle:
             table = read_table(index.read_bytes())
             self.shards = _num_shards(table.pop(b"", b""))
             self.entries = {name.decode(): _entry(value) for name, value in table.items()}
+            _check_overlap(self.entries.values())
         except (CheckpointError, UnicodeDecodeError) as error:
             raise CheckpointError(
                 f"Expected an intact index, but {index} is damaged ({error}): copy it again."
@@ -83,13 +84,27 @@ def is_bundle(path: str | Path) -> bool:
 
 
 def _prefix(path: Path) -> Path:
-    if path.is_dir():
-        pointer = path / "checkpoint"
-        text = pointer.read_text(errors="replace") if pointer.is_file() else ""
-        found = re.search(r'^model_checkpoint_path: "([^"]+)"', text, re.MULTILINE)
-        # The stored path is often an absolute path on the machine that trained the network.
-        return path / Path(found[1].replace("\\", "/")).name if found else path / "checkpoint"
-    return path.with_name(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path.name))
+    """The prefix of a checkpoint: in a folder, the one that the file `checkpoint` names, or else the only one."""
+    if not path.is_dir():
+        return path.with_name(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", path.name))
+    prefixes = sorted(index.with_suffix("") for index in path.glob("*.index"))
+    named = [prefix for prefix in prefixes if prefix.name == _newest(path / "checkpoint")]
+    if len(prefixes) > 1 and not named:
+        names = [prefix.name for prefix in prefixes]
+        raise CheckpointError(
+            f"Expected one checkpoint, but {path} contains {len(names)}, and its file `checkpoint` names none of them: "
+            f"pass {path / names[-1]} or another of {', '.join(names[:5])}."
+        )
+    return (named or prefixes or [path / "checkpoint"])[0]
+
+
+def _newest(pointer: Path) -> str:
+    """Read the name of the newest checkpoint, whose stored path is often of the machine that trained the network."""
+    if not pointer.is_file():
+        return ""
+    with pointer.open(errors="replace") as file:
+        found = re.search(r'^model_checkpoint_path: "([^"]+)"', file.read(10_000), re.MULTILINE)
+    return found[1].replace("\\", "/").split("/")[-1] if found else ""
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -146,6 +161,15 @@ def _shape(message: int | bytes) -> tuple[int, ...]:
         raise CheckpointError("a shape is not a message")
     dimensions = [value for number, value in _fields(message) if number == 2 and isinstance(value, bytes)]
     shape = tuple(_integer(dict(_fields(dimension)), 1) for dimension in dimensions)
-    if len(shape) > 8 or any(size >= 2**40 for size in shape):
+    if len(shape) > 8 or math.prod(max(size, 1) for size in shape) >= 2**40:
         raise CheckpointError("a shape is too large")
     return shape
+
+
+def _check_overlap(entries: Iterable[_Entry]) -> None:
+    """Raise a `CheckpointError` if two tensors share bytes, so that all of them are not larger than the files."""
+    ends: dict[int, int] = {}
+    for entry in sorted(entries, key=lambda entry: (entry.shard, entry.offset)):
+        if entry.size and entry.offset < ends.get(entry.shard, 0):
+            raise CheckpointError("two tensors overlap")
+        ends[entry.shard] = max(ends.get(entry.shard, 0), entry.offset + entry.size)

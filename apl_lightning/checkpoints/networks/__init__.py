@@ -7,3 +7,4 @@ from apl_lightning.checkpoints.networks.resnet_generator import ResnetGenerator
 from apl_lightning.checkpoints.networks.sifa import ENCODER_BLOCKS, SIFA
 from apl_lightning.checkpoints.networks.sifa_generator import SIFAGenerator
 from apl_lightning.checkpoints.networks.translated import Translated
+from apl_lightning.checkpoints.networks.unused import keep_unused

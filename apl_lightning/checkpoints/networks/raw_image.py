@@ -47,6 +47,27 @@ def repeat_channel(image: Tensor, channels: int) -> Tensor:
     return image.expand(*image.shape[:-3], channels, -1, -1)
 
 
+class ZScorePreprocess:
+    """Preprocessing of SIFA's networks, with the attributes `in_channels` and `bounds`."""
+
+    in_channels: int
+    bounds: tuple[float, float]
+
+    def set_bounds(self, bounds: tuple[float, float]) -> None:
+        """Set the z-scores that `preprocess` maps to -1 and 1; a `ValueError` unless they increase."""
+        if len(bounds) != 2 or not bounds[0] < bounds[1]:
+            raise ValueError(f"Expected `bounds` to be two increasing z-scores, but got {bounds}.")
+        self.bounds = (float(bounds[0]), float(bounds[1]))
+
+    def preprocess(self, image: Tensor) -> Tensor:
+        """Normalize a slice (C, H, W), or all slices (B, C, H, W) of a volume, to z-scores; map `bounds` to [-1, 1]."""
+        check_image(image)
+        z = image.float()
+        z = (z - z.mean()) / z.std(correction=0).clamp(min=1e-8)
+        low, high = self.bounds
+        return repeat_channel((z - low) / (high - low) * 2 - 1, self.in_channels)
+
+
 class BGRPreprocess:
     """Preprocessing of networks that were pretrained with Caffe."""
 

@@ -5,16 +5,19 @@ from torch import Tensor, nn
 from apl_lightning.checkpoints.networks.raw_image import unit_image
 
 
-def _norm_relu(width: int) -> list[nn.Module]:
-    return [nn.InstanceNorm2d(width), nn.ReLU(inplace=True)]
+def _norm(width: int, batch_norm: bool) -> nn.Module:
+    return nn.BatchNorm2d(width) if batch_norm else nn.InstanceNorm2d(width)
 
 
 class _Block(nn.Module):
-    def __init__(self, width: int, dropout: bool) -> None:
+    def __init__(self, width: int, dropout: bool, batch_norm: bool) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), *_norm_relu(width)]
-        layers += [nn.Dropout(0.5)] if dropout else []
-        layers += [nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), nn.InstanceNorm2d(width)]
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            conv = nn.Conv2d(width, width, 3, bias=not batch_norm)
+            layers += [nn.ReflectionPad2d(1), conv, _norm(width, batch_norm), nn.ReLU(inplace=True)]
+            layers += [nn.Dropout(0.5)] if dropout else []
+        del layers[-2 if dropout else -1 :]  # nothing follows the second norm
         self.conv_block = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -23,7 +26,7 @@ class _Block(nn.Module):
 
 
 class ResnetGenerator(nn.Module):
-    """An encoder, residual blocks and a decoder, all with instance norm.
+    """An encoder, residual blocks and a decoder, all with instance norm or all with batch norm.
 
     As a generator, the network returns an image in [-1, 1]. As SynSeg-Net's segmentation network, it returns logits.
     The official SynSeg-Net also applies Tanh to the logits, which limits the softmax of 5 classes to 0.649.
@@ -35,6 +38,7 @@ class ResnetGenerator(nn.Module):
         blocks: Number of residual blocks.
         dropout: Apply dropout in the residual blocks, as the official training does by default.
         tanh: Apply Tanh to the output.
+        batch_norm: Use batch norm, and no biases before it (`--norm batch` of CycleGAN), instead of instance norm.
     """
 
     def __init__(
@@ -45,15 +49,21 @@ class ResnetGenerator(nn.Module):
         blocks: int = 9,
         dropout: bool = False,
         tanh: bool = True,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
-        layers: list[nn.Module] = [nn.ReflectionPad2d(3), nn.Conv2d(in_channels, width, 7), *_norm_relu(width)]
+        bias = not batch_norm
+
+        def then_norm(conv: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
+            return [conv, _norm(conv.out_channels, batch_norm), nn.ReLU(inplace=True)]
+
+        layers: list[nn.Module] = [nn.ReflectionPad2d(3), *then_norm(nn.Conv2d(in_channels, width, 7, bias=bias))]
         for n in (width, 2 * width):
-            layers += [nn.Conv2d(n, 2 * n, 3, stride=2, padding=1), *_norm_relu(2 * n)]
-        layers += [_Block(4 * width, dropout) for _ in range(blocks)]
+            layers += then_norm(nn.Conv2d(n, 2 * n, 3, stride=2, padding=1, bias=bias))
+        layers += [_Block(4 * width, dropout, batch_norm) for _ in range(blocks)]
         for n in (4 * width, 2 * width):
-            layers += [nn.ConvTranspose2d(n, n // 2, 3, stride=2, padding=1, output_padding=1), *_norm_relu(n // 2)]
+            layers += then_norm(nn.ConvTranspose2d(n, n // 2, 3, 2, padding=1, output_padding=1, bias=bias))
         layers += [nn.ReflectionPad2d(3), nn.Conv2d(width, out_channels, 7)] + ([nn.Tanh()] if tanh else [])
         self.model = nn.Sequential(*layers)
 

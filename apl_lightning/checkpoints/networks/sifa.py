@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apl_lightning.checkpoints.networks.legacy_resize import legacy_resize
-from apl_lightning.checkpoints.networks.raw_image import check_image, repeat_channel
+from apl_lightning.checkpoints.networks.raw_image import ZScorePreprocess
 
 # TensorFlow's names of the encoder blocks, in order: c convolution, r residual block, d dilated residual block.
 ENCODER_BLOCKS = "c1 r1 pool1 r2 pool2 r3 r4 pool3 r5 r6 r7 r8 r9 r10 r11 r12 d1 d2 c2 c3".split()  # noqa: SIM905
@@ -85,7 +85,7 @@ class _Segmenter(nn.Module):
         return F.interpolate(scores, scale_factor=8, mode="bilinear", align_corners=False)
 
 
-class SIFA(nn.Module):
+class SIFA(ZScorePreprocess, nn.Module):
     """SIFA's encoder and segmenter for target images, which return logits at the size of the image.
 
     Version 1 and the PyTorch port return `main`. Version 2 returns `(main, aux)`, where a second segmenter computes
@@ -113,10 +113,8 @@ class SIFA(nn.Module):
         bounds: tuple[float, float] = (-2.8, 3.2),
     ) -> None:
         super().__init__()
-        if len(bounds) != 2 or not bounds[0] < bounds[1]:
-            raise ValueError(f"Expected `bounds` to be two increasing z-scores, but got {bounds}.")
+        self.set_bounds(bounds)
         self.in_channels = in_channels
-        self.bounds = (float(bounds[0]), float(bounds[1]))
         self.enc = _Encoder(in_channels, bias=port, eps=1e-5 if port else 1e-3)
         self.seg = _Segmenter(num_classes, bias=port, legacy=not port)
         self.seg_ll = _Segmenter(num_classes, bias=port, legacy=not port) if lower else None
@@ -134,11 +132,3 @@ class SIFA(nn.Module):
         lower, features = self.enc(image)
         main: Tensor = self.seg(features)
         return main if self.seg_ll is None else (main, self.seg_ll(lower))
-
-    def preprocess(self, image: Tensor) -> Tensor:
-        """Normalize a slice (C, H, W), or all slices (B, C, H, W) of a volume, to z-scores; map `bounds` to [-1, 1]."""
-        check_image(image)
-        z = image.float()
-        z = (z - z.mean()) / z.std(correction=0).clamp(min=1e-8)
-        low, high = self.bounds
-        return repeat_channel((z - low) / (high - low) * 2 - 1, self.in_channels)

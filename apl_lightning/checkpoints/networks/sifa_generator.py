@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from apl_lightning.checkpoints.networks.raw_image import ZScorePreprocess
+
 
 class _Layer(nn.Module):
     """A convolution with TensorFlow's SAME padding, then instance norm.
@@ -36,15 +38,22 @@ class _Block(nn.Module):
         return F.relu(x + self.c2(F.relu(self.c1(x))))
 
 
-class SIFAGenerator(nn.Module):
+class SIFAGenerator(ZScorePreprocess, nn.Module):
     """SIFA's `g_A`, which translates source images to the target domain.
 
     Args:
         in_channels: 3 in version 1, which translates the middle channel; 1 in version 2.
+        bounds: The z-scores of source images that `preprocess` maps to -1 and 1. SIFA's data set uses (-1.8, 4.4) for
+            MR and (-2.8, 3.2) for CT.
+
+    Raises:
+        ValueError: If `bounds` are not two increasing numbers.
     """
 
-    def __init__(self, in_channels: int = 1) -> None:
+    def __init__(self, in_channels: int = 1, bounds: tuple[float, float] = (-1.8, 4.4)) -> None:
         super().__init__()
+        self.set_bounds(bounds)
+        self.in_channels = in_channels
         self.c1 = _Layer(nn.Conv2d(in_channels, 32, 7))
         self.c2 = _Layer(nn.Conv2d(32, 64, 3, stride=2))
         self.c3 = _Layer(nn.Conv2d(64, 128, 3, stride=2))

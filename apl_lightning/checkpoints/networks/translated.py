@@ -63,6 +63,15 @@ class Translated(nn.Module):
         return self.segmenter(translated)
 
     def preprocess(self, image: Tensor) -> Tensor:
-        """Apply the generator's `preprocess` to a raw image (C, H, W) or (B, C, H, W)."""
+        """Apply the generator's `preprocess` to a raw image (C, H, W) or (B, C, H, W).
+
+        Raises:
+            TypeError: If the generator has no `preprocess`.
+        """
+        if not hasattr(self.generator, "preprocess"):
+            raise TypeError(
+                f"Expected a generator with a method `preprocess`, but {type(self.generator).__name__} has none: "
+                "convert raw images to inputs of the generator yourself."
+            )
         prepared: Tensor = self.generator.preprocess(image)  # type: ignore[operator]
         return prepared
