@@ -41,7 +41,7 @@ class PseudoLabelCallback(Callback):
         denoiser: Turns predictions into labels and weights, `APL()` by default: another method of
             [`denoisers`][apl_lightning.denoisers], or a function `(p_main, p_aux) -> (labels, weights)`.
         every_n_epochs: Make new labels before each n-th epoch.
-        inferer: Runs the module on images, as MONAI's `SlidingWindowInferer`.
+        inferer: Runs the module on images, as MONAI's `SlidingWindowInferer`; by default that of the module.
         batch_size: Images that a rank predicts at once; by default 16 slices (on a CPU at most as many as have 2^17
             pixels) or 1 volume. It is not that of training, so that labels do not depend on the number of processes.
         guard: `"warn"` when a class, the predictions or the agreement of the heads collapse (see

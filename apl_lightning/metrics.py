@@ -8,13 +8,22 @@ from torch import Tensor
 from apl_lightning._support.distributed import gather
 
 
-def overlap_counts(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Per class, the pixels in both, in prediction and reference: (3, num_classes) from class indices in range."""
+def overlap_counts(predictions: Tensor, labels: Tensor, num_classes: int, ignore_index: int | None = None) -> Tensor:
+    """Per class, the pixels in both, in prediction and reference: (3, num_classes) from class indices in range.
+
+    Pixels whose label is `ignore_index` do not count.
+    """
+    if ignore_index is not None:
+        counted = labels != ignore_index
+        predictions, labels = predictions[counted], labels[counted]
+    if not labels.numel():
+        return predictions.new_zeros(3, num_classes)
     low, high = (int(value) for value in labels.aminmax())
     if low < 0 or high >= num_classes:
         raise ValueError(
             f"Expected reference labels between 0 and {num_classes - 1}, but got values from {low} to {high}: check "
-            "`num_classes`, or map the labels (those of target images only serve `pseudo/dice` and may be left out)."
+            "`num_classes`, or pass `ignore_index` to the module, the label of pixels that do not count. (Labels of "
+            "target images only serve `pseudo/dice` and may be left out.)"
         )
     pairs = torch.bincount((labels * num_classes + predictions).flatten(), minlength=num_classes**2)
     matrix = pairs.view(num_classes, num_classes)
@@ -32,6 +41,7 @@ class CaseDice:
 
     Args:
         num_classes: Number of classes, background included.
+        ignore_index: The label of pixels that do not count.
 
     Examples:
         >>> import torch
@@ -42,8 +52,9 @@ class CaseDice:
         tensor([0.6667, 0.6667, 1.0000])
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, ignore_index: int | None = None) -> None:
         self.num_classes = num_classes
+        self.ignore_index = ignore_index
         self._counts: dict[int | tuple[str, int], tuple[str | None, Tensor]] = {}
 
     def update(
@@ -66,7 +77,7 @@ class CaseDice:
                 f"{tuple(labels.shape)}."
             )
         for position, (prediction, label) in enumerate(zip(predictions, labels, strict=True)):
-            counts = overlap_counts(prediction, label, self.num_classes).cpu()
+            counts = overlap_counts(prediction, label, self.num_classes, self.ignore_index).cpu()
             key = ("no index", len(self._counts)) if indices is None else int(indices[position])
             self._counts[key] = (None if cases is None else cases[position], counts)
 

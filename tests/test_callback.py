@@ -71,7 +71,7 @@ def run(tmp_path: Path, trainer: Make) -> Callable[..., Any]:
             denoiser.calls = 4 * (state["round"] + 1)
         data = TargetDataModule(Images(8), batch_size=2, num_workers=workers, store_dir=tmp_path / "labels")
         if not persistent:
-            data._options = lambda size: {"batch_size": size, "num_workers": workers}  # type: ignore[method-assign]
+            data._options = lambda name, size: {"batch_size": size, "num_workers": workers}  # type: ignore[method-assign]
         checkpoints = pl.callbacks.ModelCheckpoint(
             tmp_path / "checkpoints", filename="{step}", every_n_train_steps=2, save_top_k=-1
         )
@@ -281,7 +281,7 @@ def test_labels_out_of_range_are_an_error(tmp_path: Path, trainer: Make, bad: st
         data.labels[1][0, 0] = 255
     denoiser = {"reference": None, "pseudo": lambda p, q: (p.argmax(1) + 250, torch.ones_like(p[:, 0]))}[bad]
     message = {
-        "reference": "reference labels between 0 and 2.*to 255: check `num_classes`, or map",
+        "reference": "reference labels between 0 and 2.*to 255: check `num_classes`, or pass `ignore_index`",
         "pseudo": "ignored by weight 0",
     }[bad]
     with pytest.raises(ValueError, match=message):

@@ -88,6 +88,15 @@ def record_sigterm(trainer: Trainer, number: int) -> None:
     connector.received_sigterm = True
 
 
+def refuse_half_weights(trainer: Trainer) -> None:
+    """Raise a `ValueError` with a precision that converts the weights to float16 or bfloat16."""
+    if str(trainer.precision).endswith("-true") and str(trainer.precision)[:2] in ("16", "bf"):
+        raise ValueError(
+            f"Expected weights in float32, but got precision={trainer.precision!r}, which rounds small steps away: pass "
+            "precision='bf16-mixed'."
+        )
+
+
 def refuse_sharded(trainer: Trainer) -> None:
     """Raise a `ValueError` if each process holds only a part of the network: FSDP, DeepSpeed and ModelParallel."""
     name = type(trainer.strategy).__name__

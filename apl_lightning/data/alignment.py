@@ -34,7 +34,7 @@ def check_alignment(transform: Transform, image: Tensor) -> None:
         for _ in range(draws):
             x = _coordinate(image.shape[1:])
             phase = 2 * math.pi * float(torch.rand(()))
-            for moved in transform_jointly(transform, _pattern(image, x, phase)):
+            for moved in _transformed(transform, _pattern(image, x, phase)):
                 _check(moved, float(x.max()), phase)
 
 
@@ -43,6 +43,19 @@ def _copy(transform: Transform) -> Transform:
         return copy.deepcopy(transform)
     except Exception:  # it holds a lock or an open file, say; then its own random state moves on
         return transform
+
+
+def _transformed(transform: Transform, pattern: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    try:
+        return transform_jointly(transform, pattern)
+    except ValueError:
+        raise
+    except Exception as error:  # the user's code
+        raise ValueError(
+            f"Expected `transform` to accept an image of shape (C, *S) = {tuple(pattern['image'].shape)} with a label "
+            f"and a weight, but it raised {type(error).__name__}: {error}. Images need a channel dimension, as "
+            "`image[None]` adds in the data set."
+        ) from error
 
 
 def _coordinate(size: torch.Size) -> Tensor:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from apl_lightning._support.lightning import LightningDataModule, as_validation, batches_started, broadcast, overrides
 from apl_lightning._support.seeding import run_seed
@@ -111,7 +111,7 @@ class TargetDataModule(LightningDataModule):
             if self.train is None:
                 raise ValueError("Expected target images for a fit, but got none: pass `train`.")
             directory, seed = self._run_directory(), run_seed(self.trainer)
-            self._target = TargetDataset(self.train, directory, self.transform, self.keys, seed)
+            self._target = TargetDataset(self._target_images(), directory, self.transform, self.keys, seed)
         for name in ("val", "test", "predict"):
             if (dataset := getattr(self, name)) is not None:
                 # Lightning expects data from every overridden hook, and warns about an empty list.
@@ -152,6 +152,12 @@ class TargetDataModule(LightningDataModule):
             if directory.is_dir():
                 self._target.store = PseudoLabelStore(directory, store.length)
                 break
+
+    def _target_images(self) -> Any:
+        """The target images; with `fast_dev_run` no more than are trained on."""
+        batches = 0 if self.trainer is None else int(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+        count = batches * self._joint_batch_size()
+        return Subset(self.train, range(count)) if 0 < count < len(self.train) else self.train
 
     def _joint_batch_size(self) -> int:
         return self.batch_size * (1 if self.trainer is None else self.trainer.world_size)

@@ -1,5 +1,6 @@
 """Target images joined with their pseudo labels, and images for evaluation."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from apl_lightning._support.seeding import derived_seed, seeded
 from apl_lightning.data.alignment import check_alignment
 from apl_lightning.data.fingerprints import check_fingerprint, fingerprint
 from apl_lightning.data.joint_transforms import Transform, transform_jointly
-from apl_lightning.data.sample_format import Keys, read_sample
+from apl_lightning.data.sample_format import Keys, read_sample, warn_of_unread_label
 from apl_lightning.data.sampler import DrawnSample
 from apl_lightning.store import PseudoLabelStore
 
@@ -56,6 +57,7 @@ class TargetDataset(Dataset[Any]):
         self.keys = keys
         length = _length(dataset)
         image = self.read(0)["image"]
+        warn_of_unread_label(dataset[0], image, keys)
         self.size = image.shape[1:]
         self._check_deterministic(length)
         if transform is not None:
@@ -142,6 +144,11 @@ def _length(dataset: object) -> int:
         raise TypeError(
             f"Expected a map-style data set with `__len__` and `__getitem__`, but got {type(dataset).__name__}: "
             "pseudo labels belong to an index; wrap the data set, not its loader."
+        )
+    if isinstance(dataset, str | Mapping):
+        raise TypeError(
+            f"Expected a data set of images, but got {dataset!r:.60}: pass a data set that reads the files, such as "
+            "`monai.data.Dataset`, or a list of images."
         )
     if len(dataset) == 0:
         raise ValueError("Expected at least one sample, but the data set is empty: check its paths.")

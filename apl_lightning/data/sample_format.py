@@ -1,5 +1,6 @@
 """Samples and batches as projects have them: a tensor, (image, label), or a dictionary."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ class Keys:
 
 
 def read_sample(sample: object, keys: Keys, index: int) -> dict[str, Any]:
-    """Convert a sample to `{"image": (C, *S)}`, with `"label"` (*S) and `"case"` if it has them.
+    """Convert a sample to `{"image": (C, *S)}` in float32, with `"label"` (*S) and `"case"` if it has them.
 
     Raises:
         TypeError: If the sample has another form, or its image is not a floating point tensor.
@@ -33,8 +34,11 @@ def read_sample(sample: object, keys: Keys, index: int) -> dict[str, Any]:
             f"{describe(parts['image'])}: convert it in the data set (`torch.from_numpy(image).float()`)."
         )
     if not bool(torch.isfinite(image).all()):
-        raise ValueError(f"Expected finite values in the image of sample {index}, but got NaN or infinity.")
-    result: dict[str, Any] = {"image": image}
+        raise ValueError(
+            f"Expected finite values in the image of sample {index}, but got NaN or infinity: replace them in the data "
+            "set, as `torch.nan_to_num` does."
+        )
+    result: dict[str, Any] = {"image": image.float()}
     if parts.get("label") is not None:
         result["label"] = _label(parts["label"], image, index)
     if (case := parts.get("case")) is not None and str(case):
@@ -86,6 +90,22 @@ def _label(value: object, image: Tensor, index: int) -> Tensor:
             f"{describe(value)}."
         )
     return label.long()
+
+
+def warn_of_unread_label(sample: object, image: Tensor, keys: Keys) -> None:
+    """Warn if a sample has no label at its key, but integers of the size of the image at another one."""
+    if not isinstance(sample, Mapping) or keys.label in sample:
+        return
+    for key, value in sample.items():
+        tensor = as_tensor(value)
+        if key == keys.image or tensor is None or tensor.is_floating_point() or tensor.is_complex():
+            continue
+        if tensor.shape in (image.shape[1:], (1, *image.shape[1:])):
+            warnings.warn(
+                f"The samples have no {keys.label!r}, but {key!r} looks like a label. It is not read: pass "
+                f"label_key={key!r} to see `pseudo/dice` and the Dice of validation.",
+                stacklevel=2,
+            )
 
 
 def as_tensor(value: object) -> Tensor | None:

@@ -84,7 +84,7 @@ def add_dual_heads(
         twin = clean_copy(given)
         second_head = _second_head(aux, twin.get_submodule(trial.head), trial, num_classes)
         warm = aux in ("own", "perturbed")
-        dual = DualHeadModel(twin, num_classes, trial.channels, trial.head, second_head, warm)
+        dual = DualHeadModel(twin, num_classes, trial.channels, trial.head, second_head, trial.example.ndim, warm)
         dual.hold_constant(verify_heads(copy.deepcopy(dual), trial.example, trial.plain))
         return dual
 

@@ -38,6 +38,7 @@ class DualHeadModel(nn.Module):
         channels: int,
         head: str,
         second_head: SecondHead,
+        dimensions: int,
         warm: bool = True,
     ) -> None:
         super().__init__()
@@ -47,6 +48,7 @@ class DualHeadModel(nn.Module):
         self.channels = channels
         self.head = head
         self._second_head = second_head
+        self._dimensions = dimensions  # of a batch (B, C, *S)
         self._handles = second_head.install(network, network.get_submodule(head))
         self._held: list[str] = []
         self.register_buffer("warm", torch.tensor(warm))
@@ -133,7 +135,14 @@ class DualHeadModel(nn.Module):
         return twin.network
 
     def _run(self, image: Tensor, copies: int) -> list[Logits]:
-        return self._second_head.split(logit_maps(self.network(image), self.channels), copies)
+        if image.ndim != self._dimensions:
+            raise ValueError(
+                f"Expected a batch (B, C, *S) with {self._dimensions} dimensions, but got {tuple(image.shape)}: images "
+                "need a channel dimension, as `image[None]` adds in the data set."
+            )
+        # A network in float64, or converted by the trainer's precision, may get images in float32.
+        dtype = next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
+        return self._second_head.split(logit_maps(self.network(image.to(dtype)), self.channels), copies)
 
     def _set_mode_around_head(self, mode: bool) -> None:
         path = self.head.split(".")

@@ -16,7 +16,6 @@ from apl_lightning.labels.statistics import LabelStatistics
 from apl_lightning.labels.target_images import ImageBatch
 from apl_lightning.store import PseudoLabelStore, RoundWriter
 
-_NETWORK_CURE = "lower the learning rate, or use precision='bf16-mixed' instead of '16-mixed'"
 Predictions = Iterator[tuple[ImageBatch, tuple[Tensor, ...]]]
 
 
@@ -32,7 +31,7 @@ def predict(
         torch.manual_seed(derived_seed(seed, batch.indices[0]))
         made = denoiser.predict(predictor, batch.images)
         p_main, p_aux = made[:2]
-        _check_finite(p_main.sum(dim=1) + p_aux.sum(dim=1), batch, "predictions, but the network", _NETWORK_CURE)
+        _check_predictions(p_main, p_aux, batch)
         scores.update(p_main, p_aux)
         yield batch, made
 
@@ -93,7 +92,11 @@ def _check(labels: Tensor, weights: Tensor, batch: ImageBatch, classes: int) -> 
             f"{tuple(weights.shape)}: check the denoiser."
         )
     for values in (labels, weights):
-        _check_finite(values, batch, "labels and weights, but the denoiser", "check the denoiser")
+        if samples := _not_finite(values, batch):
+            raise ValueError(
+                f"Expected finite labels and weights, but the denoiser gave NaN for samples {samples}: check the "
+                "denoiser."
+            )
     low, high = (float(value) for value in labels.aminmax())
     if low < 0 or high > (1 if labels.is_floating_point() else classes - 1):
         raise ValueError(
@@ -102,8 +105,19 @@ def _check(labels: Tensor, weights: Tensor, batch: ImageBatch, classes: int) -> 
         )
 
 
-def _check_finite(values: Tensor, batch: ImageBatch, what: str, cure: str) -> None:
+def _check_predictions(p_main: Tensor, p_aux: Tensor, batch: ImageBatch) -> None:
+    if samples := _not_finite(p_main.sum(dim=1) + p_aux.sum(dim=1), batch):
+        low, high = batch.images.aminmax()
+        raise ValueError(
+            f"Expected finite predictions, but the network gave NaN for samples {samples}; their batch has values from "
+            f"{low:g} to {high:g}. If those are wrong, mend the images. If the first rounds went well, lower the "
+            "learning rate, or use precision='bf16-mixed' instead of '16-mixed'."
+        )
+
+
+def _not_finite(values: Tensor, batch: ImageBatch) -> list[int]:
+    """The samples of a batch with NaN or infinity in `values` (B, ...)."""
     finite = torch.isfinite(values).flatten(1).all(dim=1)
-    if not bool(finite.all()):
-        samples = [index for index, good in zip(batch.indices, finite.tolist(), strict=True) if not good]
-        raise ValueError(f"Expected finite {what} gave NaN for samples {samples}: {cure}.")
+    if bool(finite.all()):
+        return []
+    return [index for index, good in zip(batch.indices, finite.tolist(), strict=True) if not good]

@@ -33,6 +33,8 @@ class Labelling:
         self._trainer = trainer
         self._module = module
         self._names: Any = module.class_names
+        self._ignore_index = getattr(module, "ignore_index", None)
+        inferer = inferer or getattr(module, "inferer", None)
         self._predictor = Predictor(module, inferer, partial(autocast, trainer))
         self._batch_size = batch_size or predicted_at_once(self.dataset.size, module.device)
         # BatchNorm statistics need large batches.
@@ -51,7 +53,11 @@ class Labelling:
 
     def label(self, denoiser: Denoiser, round: int, seed: int) -> tuple[dict[str, float], dict[str, float]]:
         """Label this rank's share; returns the statistics for the log and the scores of the network, over all ranks."""
-        store, rank, statistics = self.dataset.store, self._trainer.global_rank, LabelStatistics(self._names)
+        store, rank, statistics = (
+            self.dataset.store,
+            self._trainer.global_rank,
+            LabelStatistics(self._names, self._ignore_index),
+        )
         scores = UnsupervisedScores(self._names)
         denoiser.begin(round, statistics.num_classes, self._module.device)
         with evaluating(self._module), torch.no_grad():

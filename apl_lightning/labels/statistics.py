@@ -12,8 +12,9 @@ from apl_lightning.metrics import overlap_counts
 class LabelStatistics:
     """Sums over the pixels of a round, reduced over ranks once at the end."""
 
-    def __init__(self, class_names: Sequence[str]) -> None:
+    def __init__(self, class_names: Sequence[str], ignore_index: int | None = None) -> None:
         self._names = list(class_names)
+        self._ignore_index = ignore_index
         classes = self.num_classes = len(self._names)
         self._sums = torch.zeros(4, dtype=torch.float64)  # pixels, weights; pixels of the round before, changed ones
         self._counts = torch.zeros(classes, dtype=torch.long)
@@ -30,7 +31,7 @@ class LabelStatistics:
 
     def diagnose(self, labels: Tensor, reference: Tensor) -> None:
         """Count the overlap with reference labels, for the log alone."""
-        self._overlap += overlap_counts(labels, reference, self.num_classes)
+        self._overlap += overlap_counts(labels, reference, self.num_classes, self._ignore_index)
 
     def compute(self, device: torch.device) -> dict[str, float]:
         """The statistics over all ranks, by their names in the log; a collective on `device`."""

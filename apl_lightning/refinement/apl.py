@@ -72,6 +72,7 @@ class APLModule(RefinementModule):
         label_key: str = "label",
         case_key: str = "case",
         return_probabilities: bool = False,
+        ignore_index: int | None = None,
     ) -> None:
         check_choice("weighting", weighting, Weighting)
         if not (consistency_weight >= 0 and refinement_weight >= 0 and consistency_weight + refinement_weight > 0):
@@ -100,6 +101,7 @@ class APLModule(RefinementModule):
             label_key=label_key,
             case_key=case_key,
             return_probabilities=return_probabilities,
+            ignore_index=ignore_index,
         )
         self.consistency_weight = consistency_weight
         self.refinement_weight = refinement_weight

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from apl_lightning._support.lightning import LightningModule, attached_callbacks
+from apl_lightning._support.lightning import LightningModule, attached_callbacks, refuse_half_weights
 from apl_lightning._support.modes import not_finite
 from apl_lightning._support.resizing import resize_to
 from apl_lightning.data import Keys, describe, split_batch
@@ -54,12 +54,14 @@ class RefinementModule(LightningModule, ABC):
         ema_decay: Labels, validation, test, prediction and `export` use an exponential moving average of the network
             with this decay (see [`Teacher`][apl_lightning.refinement.Teacher]); `None` uses the network itself.
         lr_scheduler: Called with the optimiser; steps once an epoch.
-        inferer: Runs the module on images in validation, test and prediction, as MONAI's `SlidingWindowInferer`.
+        inferer: Runs the module on images for labels, validation, test and prediction, as MONAI's
+            `SlidingWindowInferer`; for networks that take patches.
         image_key: The key of the image in batches that are dictionaries.
         label_key: The key of the label.
         case_key: The key of the case.
         return_probabilities: Whether `trainer.predict` returns a `Prediction` with probabilities for each batch, and
             not labels alone.
+        ignore_index: The label of pixels that count in no Dice, such as 255.
 
     Raises:
         ValueError: If the network is not suitable (see `add_dual_heads`), or an option is out of its range.
@@ -88,6 +90,7 @@ class RefinementModule(LightningModule, ABC):
         label_key: str = "label",
         case_key: str = "case",
         return_probabilities: bool = False,
+        ignore_index: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model", "example", "optimizer", "lr_scheduler", "inferer"])
@@ -112,9 +115,15 @@ class RefinementModule(LightningModule, ABC):
         self.inferer = inferer
         self.keys = Keys(image_key, label_key, case_key)
         self.return_probabilities = return_probabilities
-        self.dice = CaseDice(num_classes)
+        self.ignore_index = ignore_index
+        self.dice = CaseDice(num_classes, ignore_index)
         self.choose_parameters()
         self.train()
+
+    def setup(self, stage: str) -> None:
+        """Refuse to train weights in half precision."""
+        if stage == "fit":
+            refuse_half_weights(self.trainer)
 
     def choose_parameters(self) -> None:
         """Exclude parameters from training; by default all that require gradients are trained."""

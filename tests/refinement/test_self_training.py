@@ -128,7 +128,7 @@ def test_training_continues_without_kept_pixels(module: Any, denoiser: Any, trai
 
 def test_spool_uses_temporary_files_beyond_its_memory(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    batches = [ImageBatch([n], torch.rand(1, 1, 4, 4), [torch.ones(4, 4)], [""]) for n in range(3)]
+    batches = [ImageBatch([n], torch.rand(1, 1, 4, 4), [torch.ones(4, 4)], [""], [torch.ones(16)]) for n in range(3)]
     observed = [(torch.rand(1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.long)) for _ in batches]
     one = sum(tensor.nbytes for tensor in (*observed[0], torch.ones(4, 4)))
     for memory, files in ((3 * one, 0), (3 * one - 1, 1), (0, 3)):
