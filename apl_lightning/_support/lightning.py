@@ -92,8 +92,8 @@ def refuse_half_weights(trainer: Trainer) -> None:
     """Raise a `ValueError` with a precision that converts the weights to float16 or bfloat16."""
     if str(trainer.precision).endswith("-true") and str(trainer.precision)[:2] in ("16", "bf"):
         raise ValueError(
-            f"Expected weights in float32, but got precision={trainer.precision!r}, which rounds small steps away: pass "
-            "precision='bf16-mixed'."
+            f"Expected weights in float32, but got precision={trainer.precision!r}, which rounds small steps away: "
+            "pass precision='bf16-mixed'."
         )
 
 

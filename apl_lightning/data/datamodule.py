@@ -157,7 +157,8 @@ class TargetDataModule(LightningDataModule):
         """The target images; with `fast_dev_run` no more than are trained on."""
         batches = 0 if self.trainer is None else int(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
         count = batches * self._joint_batch_size()
-        return Subset(self.train, range(count)) if 0 < count < len(self.train) else self.train
+        is_sized = hasattr(self.train, "__len__")
+        return Subset(self.train, range(count)) if is_sized and 0 < count < len(self.train) else self.train
 
     def _joint_batch_size(self) -> int:
         return self.batch_size * (1 if self.trainer is None else self.trainer.world_size)
