@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, StochasticWeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities.model_helpers import _restricted_classmethod as class_only
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 

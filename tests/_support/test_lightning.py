@@ -100,6 +100,22 @@ def test_broadcast_and_to_device(trainer: Make) -> None:
     assert moved == [torch.device("cpu")] * 2
 
 
+def test_class_only() -> None:
+    class Base:
+        @door.class_only
+        def name(cls) -> str:
+            return cls.__name__
+
+    class Other(Base):
+        @door.class_only
+        def name(cls) -> str:
+            return f"{super().name()}!"
+
+    assert Other.name() == "Other!"
+    with pytest.raises(TypeError, match="cannot be called on an instance"):
+        Other().name()
+
+
 def test_copy_without_trainer(trainer: Make) -> None:
     module = Module()
     trainer().fit(module, DataLoader(Images(2)))
