@@ -11,7 +11,7 @@ from apl_lightning._support import lightning as door
 from apl_lightning._support.distributed import all_or_none, gather, once_per_node, share_state
 from apl_lightning._support.lightning import Callback, LightningModule, Trainer
 from apl_lightning._support.modes import not_finite
-from apl_lightning._support.preemption import stop_at_next_batch
+from apl_lightning._support.preemption import end_as_terminated, stop_at_next_batch
 from apl_lightning._support.seeding import derived_seed, run_seed
 from apl_lightning.denoisers import APL, Denoiser, LabelsAndWeights, as_denoiser
 from apl_lightning.guard import Guard, GuardMode, Snapshot
@@ -185,6 +185,11 @@ class PseudoLabelCallback(Callback):
         if not self._has_judged:
             with door.on_root_device(trainer, pl_module):
                 self._restore(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """After SIGTERM, say how to resume, and exit with 143."""
+        if isinstance(exception, door.SIGTERMException):
+            end_as_terminated(trainer, exception)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the round and the snapshot that this checkpoint refers to until the next one."""

@@ -1,6 +1,7 @@
 """The one door to Lightning: its classes, and a named function for everything of it that is not public API."""
 
 import copy
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
@@ -8,11 +9,14 @@ from typing import Any, TypeVar
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, StochasticWeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.model_helpers import _restricted_classmethod as class_only
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 T = TypeVar("T")
+
+SIGTERM_EXIT_CODE = 128 + signal.SIGTERM  # what a shell reports of a process that dies of SIGTERM
 
 # By name: importing them needs packages that may be missing.
 _SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
