@@ -131,6 +131,7 @@ class PseudoLabelCallback(Callback):
             return
         door.refuse_sharded(trainer)
         door.refuse_weight_averaging(trainer)
+        door.refuse_tuner(trainer)
         self.round = self._epoch = self._saved_round = -1
         self._has_judged = False
         self.snapshot.reset()

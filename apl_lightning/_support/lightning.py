@@ -7,7 +7,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, StochasticWeightAveraging
+from pytorch_lightning.callbacks import (
+    BatchSizeFinder,
+    LearningRateFinder,
+    ProgressBar,
+    RichProgressBar,
+    StochasticWeightAveraging,
+)
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.model_helpers import _restricted_classmethod as class_only
@@ -82,6 +88,18 @@ def refuse_sharded(trainer: Trainer) -> None:
         raise ValueError(
             f"Expected a strategy with the whole network on each device, but got {name}, whose processes hold parts "
             "and cannot make pseudo labels on their own: use strategy='ddp' or a single device."
+        )
+
+
+def refuse_tuner(trainer: Trainer) -> None:
+    """Raise a `ValueError` with the callbacks of Lightning's `Tuner`: their trial steps run without other callbacks."""
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    found = [type(each).__name__ for each in callbacks if isinstance(each, (BatchSizeFinder, LearningRateFinder))]
+    if found:
+        raise ValueError(
+            f"Expected no `{found[0]}`, which `Tuner` adds too: it tries steps without other callbacks, so without "
+            "pseudo labels. Make a new trainer, and pass `learning_rate` to the module and `batch_size` to "
+            "`TargetDataModule`."
         )
 
 

@@ -66,19 +66,20 @@ class PseudoLabelStore:
         return (self.folder(round) / INDEX).exists()
 
     def read(self, index: int) -> PseudoLabel:
-        """The pseudo label of one image in the published round; a `RuntimeError` if no round is published."""
+        """The pseudo label of one image in the published round; a `RuntimeError` if there is none."""
         try:
             pointer = os.stat(self.directory / _POINTER)
+            version = (pointer.st_ino, pointer.st_mtime_ns)  # every `publish` makes a new file
+            if self._mapped is None or self._mapped[0] != version:
+                current = self.current
+                assert current is not None
+                self._mapped = (version, self.reader(current))
         except FileNotFoundError:
             raise RuntimeError(
-                f"Expected pseudo labels in {self.directory}, but no round is there yet: train with "
-                "`PseudoLabelCallback`, which makes them before the first batch."
+                f"Expected pseudo labels in {self.directory}, but no round is there: train with "
+                "`PseudoLabelCallback`, which makes them before the first batch. If the run has one, the labels were "
+                "deleted while it was on: resume it from its last checkpoint, and they are made anew."
             ) from None
-        version = (pointer.st_ino, pointer.st_mtime_ns)  # every `publish` makes a new file
-        if self._mapped is None or self._mapped[0] != version:
-            current = self.current
-            assert current is not None
-            self._mapped = (version, self.reader(current))
         return self._mapped[1].read(index)
 
     def write(self, round: int, num_classes: int, rank: int = 0) -> RoundWriter:

@@ -209,3 +209,10 @@ def test_refuse_weight_averaging(trainer: Make) -> None:
     door.refuse_weight_averaging(trainer())
     with pytest.raises(ValueError, match="no `StochasticWeightAveraging`.*use `ema_decay`"):
         door.refuse_weight_averaging(trainer(callbacks=[pl.callbacks.StochasticWeightAveraging(0.1)]))
+
+
+@pytest.mark.parametrize("finder", [pl.callbacks.LearningRateFinder, pl.callbacks.BatchSizeFinder])
+def test_refuse_tuner(trainer: Make, finder: Any) -> None:
+    door.refuse_tuner(trainer())
+    with pytest.raises(ValueError, match=f"no `{finder.__name__}`"):
+        door.refuse_tuner(trainer(callbacks=[finder()]))
