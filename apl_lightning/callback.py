@@ -31,6 +31,8 @@ class PseudoLabelCallback(Callback):
     Before each batch, torch is seeded from the run's seed, the epoch, the batch and the rank, so that a resumed run
     draws the same random numbers (of dropout, say) as an uninterrupted one.
 
+    Before anything else, the module is validated as it came in, so that its `val/dice` is in the log at step 0.
+
     Logged once a round: `pseudo/confidence` (mean weight before small components are ignored), `pseudo/apart` (share
     of the foreground's weight in small components), `pseudo/agreement` (share of pixels where both heads agree),
     `pseudo/changed` (share of labels that differ from the round before), `pseudo/class_ratio/<class>` (of the labels),
@@ -141,13 +143,20 @@ class PseudoLabelCallback(Callback):
         """Make or find the first labels of this fit: a run resumed in an epoch never calls `on_train_epoch_start`."""
         stop_at_next_batch(trainer)
         store = target_dataset(trainer).store
-        if self.round < 0 and store.current is not None:
+        if self.round < 0 and store.current is not None and trainer.ckpt_path is None:
             raise ValueError(
                 f"Expected an empty store for a fresh run, but {store.directory} holds the labels of an earlier one: "
                 "resume it with `ckpt_path`, or name another folder."
             )
+        has_finished = self.round >= 0 and door.has_finished(trainer)
+        if has_finished:
+            door.validate(trainer)  # nothing else does
+        elif self.round < 0 and trainer.global_step == 0:
+            # The Dice of the network as it came in is only for the log: nothing may take it for that of an epoch.
+            door.validate(trainer)
+            trainer.callback_metrics.clear()
         # A run that was interrupted after its last step needs no more labels.
-        if self.round < 0 or (self._is_due(trainer.current_epoch) and not door.has_finished(trainer)):
+        if self.round < 0 or (self._is_due(trainer.current_epoch) and not has_finished):
             self.update(trainer, pl_module)
         elif all(gather(store.has(self.round))):
             once_per_node(trainer.local_rank, "Publishing pseudo labels", lambda: store.publish(self.round))
@@ -182,9 +191,11 @@ class PseudoLabelCallback(Callback):
         self._restore(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do the same in a run that was interrupted after its last step: resumed, it never calls `on_train_end`."""
+        """Validate and do the same in a run resumed after its last step, which never calls `on_train_end`."""
         if not self._has_judged:
             with door.on_root_device(trainer, pl_module):
+                if self.round >= 0:
+                    door.validate(trainer)
                 self._restore(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -9,12 +9,15 @@ from typing import Any, TypeVar
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import (
     BatchSizeFinder,
+    Checkpoint,
+    EarlyStopping,
     LearningRateFinder,
     ProgressBar,
     RichProgressBar,
     StochasticWeightAveraging,
 )
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.loops.utilities import _reset_progress
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.model_helpers import _restricted_classmethod as class_only
 from pytorch_lightning.utilities.seed import isolate_rng
@@ -117,3 +120,24 @@ def to_device(trainer: Trainer, tensor: Tensor) -> Tensor:
     """The tensor on the device of this rank."""
     moved: Tensor = trainer.strategy.batch_to_device(tensor)
     return moved
+
+
+def validate(trainer: Trainer) -> None:
+    """Validate within a fit, as after an epoch, if the fit validates at all; random numbers stay as they are.
+
+    Checkpoints and early stopping do not see it: they count the validations of epochs.
+    """
+    if not trainer.enable_validation:
+        return
+    connected: Any = trainer
+    loop, callbacks = trainer.fit_loop.epoch_loop.val_loop, connected.callbacks
+    connected.callbacks = [each for each in callbacks if not isinstance(each, (Checkpoint, EarlyStopping))]
+    loop.restarting = False
+    trainer.validating = True
+    try:
+        with isolate_rng():
+            loop.run()
+    finally:
+        trainer.training = True
+        connected.callbacks = callbacks
+    _reset_progress(loop)

@@ -216,3 +216,46 @@ def test_refuse_tuner(trainer: Make, finder: Any) -> None:
     door.refuse_tuner(trainer())
     with pytest.raises(ValueError, match=f"no `{finder.__name__}`"):
         door.refuse_tuner(trainer(callbacks=[finder()]))
+
+
+def test_validate(trainer: Make) -> None:
+    """It runs and logs a whole validation, and leaves the trainer, its loop and random numbers as before."""
+    steps: list[str] = []
+
+    class Validated(Module):
+        def validation_step(self, batch: Tensor) -> None:
+            steps.append(self.trainer.state.stage)
+            self.log("val/value", torch.rand(()))
+
+    class End(pl.Callback):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            steps.append(type(self).__name__)
+
+    class Saving(pl.callbacks.ModelCheckpoint, End):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            End.on_validation_end(self, trainer, pl_module)
+
+    class Stopping(pl.callbacks.EarlyStopping, End):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            End.on_validation_end(self, trainer, pl_module)
+
+    class Start(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            callbacks, random = trainer.callbacks, torch.get_rng_state()
+            door.validate(trainer)
+            assert steps == ["validate", "validate", "End"]
+            assert "val/value" in trainer.callback_metrics
+            assert trainer.callbacks == callbacks
+            assert trainer.state.stage == "train"
+            assert trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.ready == 0
+            assert torch.equal(torch.get_rng_state(), random)
+            steps.clear()
+
+    loader = DataLoader(Images(4), 2)
+    options: Any = {"num_sanity_val_steps": 0, "enable_checkpointing": True}
+    callbacks = [Start(), End(), Saving(save_top_k=0), Stopping("val/value")]
+    trainer(callbacks=callbacks, **options).fit(Validated(), loader, loader)
+    assert steps == ["validate", "validate", "End", "Stopping", "Saving"]
+    steps.clear()
+    (nothing,) = {len(steps) for _ in answers(trainer, lambda trainer, _: door.validate(trainer), max_steps=1)}
+    assert nothing == 0, "a fit without validation"

@@ -23,7 +23,7 @@ from apl_lightning.denoisers import APL
 
 Make = Callable[..., pl.Trainer]
 PATIENCE = 60  # timeout in seconds; a run takes about 2
-# The second epoch starts with the third call of each: two batches of labels, of training and of validation.
+# Two batches of labels, of training and of validation: the third call is in the second round.
 PLACES: dict[str, tuple[type, str]] = {
     "label pass": (APL, "__call__"),
     "training": (APLModule, "training_step"),
