@@ -9,6 +9,7 @@ import torch
 
 from apl_lightning._support import lightning as door
 from apl_lightning._support.distributed import all_or_none, gather, once_per_node, share_state
+from apl_lightning._support.hyperparameters import name_of, named, optimisation
 from apl_lightning._support.lightning import Callback, LightningModule, Trainer
 from apl_lightning._support.modes import not_finite
 from apl_lightning._support.preemption import end_as_terminated, stop_at_next_batch
@@ -138,6 +139,14 @@ class PseudoLabelCallback(Callback):
         self._has_judged = False
         self.snapshot.reset()
         self._seed = run_seed(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what the run depends on beside the module: denoiser, callback, optimiser and scheduler."""
+        options = ("every_n_epochs", "batch_size", "ignore_small_components", "largest_component_share")
+        values = {name: getattr(self, name) for name in options}
+        values |= {"guard": self.guard.mode, "inferer": name_of(self.inferer)}
+        found = named("denoiser", self.denoiser) | named("callback", self, values) | optimisation(trainer)
+        door.log_hyperparameters(trainer, pl_module, found)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make or find the first labels of this fit: a run resumed in an epoch never calls `on_train_epoch_start`."""

@@ -62,6 +62,17 @@ def has_finished(trainer: Trainer) -> bool:
     return trainer.fit_loop.done
 
 
+def log_hyperparameters(trainer: Trainer, module: LightningModule, values: dict[str, Any]) -> None:
+    """Log values together with the module's hyperparameters, unless the trainer logs none; call it in `on_fit_start`.
+
+    Lightning logs the module's alone directly afterwards, which adds nothing. TensorBoard shows the first ones only.
+    """
+    if trainer.enable_autolog_hparams:
+        own = module.hparams_initial if module._log_hyperparams else {}
+        for logger in trainer.loggers:
+            logger.log_hyperparams({**values, **own})
+
+
 @contextmanager
 def on_root_device(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """The module on the device of this rank; before `on_fit_end` Lightning moves it to the CPU."""

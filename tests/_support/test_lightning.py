@@ -133,6 +133,26 @@ def test_has_finished(trainer: Make) -> None:
     assert door.has_finished(run)
 
 
+def test_log_hyperparameters(trainer: Make, tmp_path: Any) -> None:
+    logger = pl.loggers.CSVLogger(tmp_path)
+
+    class Start(pl.Callback):
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            door.log_hyperparameters(trainer, pl_module, {"ours": 1, "shared": 2})
+
+    module = Module()
+    module.save_hyperparameters({"shared": 3})
+    trainer(callbacks=[Start()], logger=logger).fit(module, DataLoader(Images(2)))
+    assert logger.experiment.hparams == {"ours": 1, "shared": 3}
+    hidden = Module()
+    hidden.save_hyperparameters({"shared": 3}, logger=False)
+    trainer(callbacks=[Start()], logger=logger).fit(hidden, DataLoader(Images(2)))
+    assert logger.experiment.hparams == {"ours": 1, "shared": 2}
+    logger.experiment.hparams.clear()
+    trainer(callbacks=[Start()], logger=logger, enable_autolog_hparams=False).fit(module, DataLoader(Images(2)))
+    assert logger.experiment.hparams == {}
+
+
 @pytest.mark.filterwarnings("ignore")  # Rich and Lightning warn about the terminal
 @pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
 def test_progress_bar(trainer: Make, bar: Any) -> None:
