@@ -100,6 +100,12 @@ class PseudoLabelCallback(Callback):
         self._seed = 0
         self._has_judged = False  # whether the network of the last epoch has been measured
 
+    @property
+    def state_key(self) -> str:
+        """The name of this callback's state in checkpoints; read by a trainer when it is made."""
+        door.refuse_other_package()
+        return super().state_key
+
     def should_update(self, epoch: int) -> bool:
         """Whether new labels are due before this epoch."""
         return epoch % self.every_n_epochs == 0

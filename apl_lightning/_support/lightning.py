@@ -2,6 +2,7 @@
 
 import copy
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
@@ -93,6 +94,19 @@ def record_sigterm(trainer: Trainer, number: int) -> None:
     if not connector.received_sigterm and trainer.strategy.launcher is not None:
         trainer.strategy.launcher.kill(number)
     connector.received_sigterm = True
+
+
+def refuse_other_package() -> None:
+    """Raise a `TypeError` if the caller was called by `lightning.pytorch`, which has the same classes once more.
+
+    Its trainer would later refuse the module as no `LightningModule`. When it is made, it reads the `state_key` of each
+    callback, and nothing else of this package before that error.
+    """
+    if str(sys._getframe(2).f_globals.get("__name__")).startswith("lightning.pytorch."):
+        raise TypeError(
+            "Expected a trainer of `pytorch_lightning`, but got one of `lightning.pytorch`, which takes no modules of "
+            "the other package: `import pytorch_lightning as pl` in place of `lightning.pytorch`."
+        )
 
 
 def refuse_sharded(trainer: Trainer) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +14,12 @@ import pytorch_lightning as pl
 import torch
 from conftest import Images
 from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
+from pytorch_lightning.trainer.connectors.callback_connector import _CallbackConnector
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from apl_lightning import PseudoLabelCallback
 from apl_lightning._support import lightning as door
 
 Make = Callable[..., pl.Trainer]
@@ -200,6 +205,19 @@ def test_record_sigterm_stops_the_loop_and_forwards_the_signal(trainer: Make) ->
         trainer(callbacks=[ask]).fit(Module(), DataLoader(Images(4), 2))
     assert ask.answers == [True], "the loop stops before the next batch"
     assert killed == [signal.SIGTERM], "the signal is forwarded once"
+
+
+def test_refuse_other_package(trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`lightning.pytorch` is `pytorch_lightning` under another name, and so are its parts that meet a callback."""
+    source = inspect.getsource(sys.modules[_CallbackConnector.__module__])
+    other = types.ModuleType(_CallbackConnector.__module__.replace("pytorch_lightning", "lightning.pytorch"))
+    exec(source, vars(other))
+    assert trainer(callbacks=[PseudoLabelCallback()]).callbacks[0].state_key == "PseudoLabelCallback"
+    monkeypatch.setattr("pytorch_lightning.trainer.trainer._CallbackConnector", other._CallbackConnector)
+    with pytest.raises(
+        TypeError, match="trainer of `pytorch_lightning`, but got one of `lightning.pytorch`.*`import py"
+    ):
+        trainer(callbacks=[PseudoLabelCallback()])
 
 
 def test_refuse_sharded(trainer: Make) -> None:
