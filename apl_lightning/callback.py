@@ -9,9 +9,10 @@ import torch
 
 from apl_lightning._support import lightning as door
 from apl_lightning._support.distributed import all_or_none, gather, once_per_node, share_state
+from apl_lightning._support.hyperparameters import name_of, named, optimisation
 from apl_lightning._support.lightning import Callback, LightningModule, Trainer
 from apl_lightning._support.modes import not_finite
-from apl_lightning._support.preemption import stop_at_next_batch
+from apl_lightning._support.preemption import end_as_terminated, stop_at_next_batch
 from apl_lightning._support.seeding import derived_seed, run_seed
 from apl_lightning.denoisers import APL, Denoiser, LabelsAndWeights, as_denoiser
 from apl_lightning.guard import Guard, GuardMode, Snapshot
@@ -30,6 +31,8 @@ class PseudoLabelCallback(Callback):
 
     Before each batch, torch is seeded from the run's seed, the epoch, the batch and the rank, so that a resumed run
     draws the same random numbers (of dropout, say) as an uninterrupted one.
+
+    Before anything else, the module is validated as it came in, so that its `val/dice` is in the log at step 0.
 
     Logged once a round: `pseudo/confidence` (mean weight before small components are ignored), `pseudo/apart` (share
     of the foreground's weight in small components), `pseudo/agreement` (share of pixels where both heads agree),
@@ -97,6 +100,12 @@ class PseudoLabelCallback(Callback):
         self._seed = 0
         self._has_judged = False  # whether the network of the last epoch has been measured
 
+    @property
+    def state_key(self) -> str:
+        """The name of this callback's state in checkpoints; read by a trainer when it is made."""
+        door.refuse_other_package()
+        return super().state_key
+
     def should_update(self, epoch: int) -> bool:
         """Whether new labels are due before this epoch."""
         return epoch % self.every_n_epochs == 0
@@ -131,23 +140,39 @@ class PseudoLabelCallback(Callback):
             return
         door.refuse_sharded(trainer)
         door.refuse_weight_averaging(trainer)
+        door.refuse_tuner(trainer)
         self.round = self._epoch = self._saved_round = -1
         self._has_judged = False
         self.snapshot.reset()
         self._seed = run_seed(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what the run depends on beside the module: denoiser, callback, optimiser and scheduler."""
+        options = ("every_n_epochs", "batch_size", "ignore_small_components", "largest_component_share")
+        values = {name: getattr(self, name) for name in options}
+        values |= {"guard": self.guard.mode, "inferer": name_of(self.inferer)}
+        found = named("denoiser", self.denoiser) | named("callback", self, values) | optimisation(trainer)
+        door.log_hyperparameters(trainer, pl_module, found)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make or find the first labels of this fit: a run resumed in an epoch never calls `on_train_epoch_start`."""
         stop_at_next_batch(trainer)
         dataset = target_dataset(trainer)
         store = dataset.store
-        if self.round < 0 and store.current is not None:
+        if self.round < 0 and store.current is not None and trainer.ckpt_path is None:
             raise ValueError(
                 f"Expected an empty store for a fresh run, but {store.directory} holds the labels of an earlier one: "
                 "resume it with `ckpt_path`, or name another folder."
             )
+        has_finished = self.round >= 0 and door.has_finished(trainer)
+        if has_finished:
+            door.validate(trainer)  # nothing else does
+        elif self.round < 0 and trainer.global_step == 0:
+            # The Dice of the network as it came in is only for the log: nothing may take it for that of an epoch.
+            door.validate(trainer)
+            trainer.callback_metrics.clear()
         # A run that was interrupted after its last step needs no more labels.
-        if self.round < 0 or (self._is_due(trainer.current_epoch) and not door.has_finished(trainer)):
+        if self.round < 0 or (self._is_due(trainer.current_epoch) and not has_finished):
             self.update(trainer, pl_module)
         elif damage := max(gather("" if trainer.local_rank else store.damage(self.round))):
             warnings.warn(
@@ -185,10 +210,17 @@ class PseudoLabelCallback(Callback):
         self._restore(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do the same in a run that was interrupted after its last step: resumed, it never calls `on_train_end`."""
+        """Validate and do the same in a run resumed after its last step, which never calls `on_train_end`."""
         if not self._has_judged:
             with door.on_root_device(trainer, pl_module):
+                if self.round >= 0:
+                    door.validate(trainer)
                 self._restore(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """After SIGTERM, say how to resume, and exit with 143."""
+        if isinstance(exception, door.SIGTERMException):
+            end_as_terminated(trainer, exception)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the round and the snapshot that this checkpoint refers to until the next one."""

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from apl_lightning._support.lightning import SIGTERM_EXIT_CODE, SIGTERMException
+
 
 def world_size() -> int:
     """The number of processes."""
@@ -67,17 +69,21 @@ def share_state(module: nn.Module) -> None:
 def all_or_none(task: str) -> Iterator[None]:
     """Run a block on all ranks; an error on one rank is raised on every rank as a `RuntimeError` that names `task`.
 
-    No rank waits for one that has failed. All ranks must reach every other collective in the block.
+    No rank waits for one that has failed. All ranks must reach every other collective in the block. A rank that SIGTERM
+    has stopped stops all.
     """
     if not is_distributed():
         yield
         return
-    error = None
+    error: BaseException | None = None
     try:
         yield
-    except Exception as caught:
+    except (Exception, SIGTERMException) as caught:
         error = caught
-    errors = {rank: text for rank, text in enumerate(gather(error and f"{type(error).__name__}: {error}")) if text}
+    outcomes = gather((isinstance(error, SIGTERMException), error and f"{type(error).__name__}: {error}"))
+    if any(stopped for stopped, _ in outcomes):
+        raise SIGTERMException(SIGTERM_EXIT_CODE) from error
+    errors = {rank: text for rank, (_, text) in enumerate(outcomes) if text}
     if errors:
         first = next(iter(errors.values()))
         raise RuntimeError(f"{task} failed on ranks {list(errors)}: {first}") from error

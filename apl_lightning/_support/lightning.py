@@ -1,18 +1,33 @@
 """The one door to Lightning: its classes, and a named function for everything of it that is not public API."""
 
 import copy
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import ProgressBar, RichProgressBar, StochasticWeightAveraging
+from pytorch_lightning.callbacks import (
+    BatchSizeFinder,
+    Checkpoint,
+    EarlyStopping,
+    LearningRateFinder,
+    ProgressBar,
+    RichProgressBar,
+    StochasticWeightAveraging,
+)
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.loops.utilities import _reset_progress
 from pytorch_lightning.trainer.states import RunningStage
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.model_helpers import _restricted_classmethod as class_only
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 T = TypeVar("T")
+
+SIGTERM_EXIT_CODE = 128 + signal.SIGTERM  # what a shell reports of a process that dies of SIGTERM
 
 # By name: importing them needs packages that may be missing.
 _SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
@@ -61,6 +76,17 @@ def has_finished(trainer: Trainer) -> bool:
     return trainer.fit_loop.done
 
 
+def log_hyperparameters(trainer: Trainer, module: LightningModule, values: dict[str, Any]) -> None:
+    """Log values together with the module's hyperparameters, unless the trainer logs none; call it in `on_fit_start`.
+
+    Lightning logs the module's alone directly afterwards, which adds nothing. TensorBoard shows the first ones only.
+    """
+    if trainer.enable_autolog_hparams:
+        own = module.hparams_initial if module._log_hyperparams else {}
+        for logger in trainer.loggers:
+            logger.log_hyperparams({**values, **own})
+
+
 @contextmanager
 def on_root_device(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """The module on the device of this rank; before `on_fit_end` Lightning moves it to the CPU."""
@@ -97,6 +123,19 @@ def refuse_half_weights(trainer: Trainer) -> None:
         )
 
 
+def refuse_other_package() -> None:
+    """Raise a `TypeError` if the caller was called by `lightning.pytorch`, which has the same classes once more.
+
+    Its trainer would later refuse the module as no `LightningModule`. When it is made, it reads the `state_key` of each
+    callback, and nothing else of this package before that error.
+    """
+    if str(sys._getframe(2).f_globals.get("__name__")).startswith("lightning.pytorch."):
+        raise TypeError(
+            "Expected a trainer of `pytorch_lightning`, but got one of `lightning.pytorch`, which takes no modules of "
+            "the other package: `import pytorch_lightning as pl` in place of `lightning.pytorch`."
+        )
+
+
 def refuse_sharded(trainer: Trainer) -> None:
     """Raise a `ValueError` if each process holds only a part of the network: FSDP, DeepSpeed and ModelParallel."""
     name = type(trainer.strategy).__name__
@@ -104,6 +143,18 @@ def refuse_sharded(trainer: Trainer) -> None:
         raise ValueError(
             f"Expected a strategy with the whole network on each device, but got {name}, whose processes hold parts "
             "and cannot make pseudo labels on their own: use strategy='ddp' or a single device."
+        )
+
+
+def refuse_tuner(trainer: Trainer) -> None:
+    """Raise a `ValueError` with the callbacks of Lightning's `Tuner`: their trial steps run without other callbacks."""
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    found = [type(each).__name__ for each in callbacks if isinstance(each, (BatchSizeFinder, LearningRateFinder))]
+    if found:
+        raise ValueError(
+            f"Expected no `{found[0]}`, which `Tuner` adds too: it tries steps without other callbacks, so without "
+            "pseudo labels. Make a new trainer, and pass `learning_rate` to the module and `batch_size` to "
+            "`TargetDataModule`."
         )
 
 
@@ -123,3 +174,24 @@ def to_device(trainer: Trainer, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     batch = trainer.lightning_module._on_before_batch_transfer(batch)
     moved: dict[str, Tensor] = trainer.strategy.batch_to_device(batch)
     return moved
+
+
+def validate(trainer: Trainer) -> None:
+    """Validate within a fit, as after an epoch, if the fit validates at all; random numbers stay as they are.
+
+    Checkpoints and early stopping do not see it: they count the validations of epochs.
+    """
+    if not trainer.enable_validation:
+        return
+    connected: Any = trainer
+    loop, callbacks = trainer.fit_loop.epoch_loop.val_loop, connected.callbacks
+    connected.callbacks = [each for each in callbacks if not isinstance(each, (Checkpoint, EarlyStopping))]
+    loop.restarting = False
+    trainer.validating = True
+    try:
+        with isolate_rng():
+            loop.run()
+    finally:
+        trainer.training = True
+        connected.callbacks = callbacks
+    _reset_progress(loop)

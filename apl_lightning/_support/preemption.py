@@ -2,10 +2,11 @@
 
 import signal
 import threading
+import warnings
 from typing import Any
 
 from apl_lightning._support.distributed import is_distributed
-from apl_lightning._support.lightning import Trainer, record_sigterm
+from apl_lightning._support.lightning import SIGTERM_EXIT_CODE, SIGTERMException, Trainer, record_sigterm
 
 
 def stop_at_next_batch(trainer: Trainer) -> None:
@@ -23,6 +24,21 @@ def stop_at_next_batch(trainer: Trainer) -> None:
 
 
 def raise_if_stopped(trainer: Trainer) -> None:
-    """End a long pass early with a `RuntimeError` if this rank has received SIGTERM."""
+    """End a long pass early, as Lightning ends its loops, if this rank has received SIGTERM."""
     if trainer.received_sigterm:
-        raise RuntimeError("SIGTERM: stopped. Resume from the last checkpoint, ckpt_path='last'.")
+        raise SIGTERMException(SIGTERM_EXIT_CODE)
+
+
+def end_as_terminated(trainer: Trainer, stop: SIGTERMException) -> None:
+    """Say that SIGTERM ended the run, and let the process exit with 143, as one that dies of SIGTERM."""
+    # One process per node: Lightning's launcher kills all others as soon as one that it has launched fails.
+    stop.code = SIGTERM_EXIT_CODE if trainer.local_rank == 0 else 0
+    if trainer.is_global_zero:
+        saved = any(getattr(callback, "last_model_path", "") for callback in trainer.checkpoint_callbacks)
+        cure = (
+            "resume it with `trainer.fit(module, data, ckpt_path='last')`"
+            if saved
+            else "it has saved no checkpoint `last` to resume from: pass `ModelCheckpoint(save_last=True, "
+            "every_n_train_steps=100)`"
+        )
+        warnings.warn(f"SIGTERM: the run stops before its next batch, with exit code 143; {cure}.", stacklevel=2)

@@ -106,6 +106,7 @@ class _FunctionDenoiser(Denoiser):
 
     def __init__(self, function: Callable[..., LabelsAndWeights]) -> None:
         self._function = function
+        self.__name__ = getattr(function, "__name__", type(function).__name__)  # for the log
 
     def __call__(self, p_main: Tensor, p_aux: Tensor) -> LabelsAndWeights:
         return self._function(p_main, p_aux)

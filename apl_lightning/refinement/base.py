@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from apl_lightning._support.lightning import LightningModule, attached_callbacks, refuse_half_weights
+from apl_lightning._support.lightning import LightningModule, attached_callbacks, class_only, refuse_half_weights
 from apl_lightning._support.modes import not_finite
 from apl_lightning._support.resizing import resize_to
 from apl_lightning.data import Keys, describe, split_batch
@@ -124,6 +124,24 @@ class RefinementModule(LightningModule, ABC):
         """Refuse to train weights in half precision."""
         if stage == "fit":
             refuse_half_weights(self.trainer)
+
+    @class_only
+    def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **options: Any) -> Any:
+        """Load a checkpoint of the trainer; `model=` takes a network of the class that was refined.
+
+        The weights come from the checkpoint, and so do all arguments but `model`, `example`, `optimizer`,
+        `lr_scheduler` and `inferer`: pass these again. The other arguments are those of Lightning.
+
+        Raises:
+            TypeError: If `model` is missing.
+        """
+        if "model" not in options:
+            raise TypeError(
+                "Expected the network, which a checkpoint does not contain, but got no `model`: call "
+                f"{cls.__name__}.load_from_checkpoint(path, model=network) with a network of the class that was "
+                "refined; its weights do not matter."
+            )
+        return super().load_from_checkpoint(checkpoint_path, *arguments, **options)
 
     def choose_parameters(self) -> None:
         """Exclude parameters from training; by default all that require gradients are trained."""

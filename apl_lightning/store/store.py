@@ -138,8 +138,9 @@ class PseudoLabelStore:
             pointer = os.stat(self.directory / _POINTER)
         except FileNotFoundError:
             raise RuntimeError(
-                f"Expected pseudo labels in {self.directory}, but no round is there yet: train with "
-                "`PseudoLabelCallback`, which makes them before the first batch."
+                f"Expected pseudo labels in {self.directory}, but no round is there: train with "
+                "`PseudoLabelCallback`, which makes them before the first batch. If the run has one, the labels were "
+                "deleted while it was on: resume it from its last checkpoint, and they are made anew."
             ) from None
         version = (pointer.st_ino, pointer.st_mtime_ns)  # every `publish` makes a new file
         if self._opened is None or self._opened[0] != version:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +14,12 @@ import pytorch_lightning as pl
 import torch
 from conftest import Images
 from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
+from pytorch_lightning.trainer.connectors.callback_connector import _CallbackConnector
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from apl_lightning import PseudoLabelCallback
 from apl_lightning._support import lightning as door
 
 Make = Callable[..., pl.Trainer]
@@ -100,6 +105,22 @@ def test_broadcast_and_to_device(trainer: Make) -> None:
     assert moved == [torch.device("cpu")] * 2
 
 
+def test_class_only() -> None:
+    class Base:
+        @door.class_only
+        def name(cls) -> str:
+            return cls.__name__
+
+    class Other(Base):
+        @door.class_only
+        def name(cls) -> str:
+            return f"{super().name()}!"
+
+    assert Other.name() == "Other!"
+    with pytest.raises(TypeError, match="cannot be called on an instance"):
+        Other().name()
+
+
 def test_copy_without_trainer(trainer: Make) -> None:
     module = Module()
     trainer().fit(module, DataLoader(Images(2)))
@@ -115,6 +136,26 @@ def test_has_finished(trainer: Make) -> None:
     run = trainer()
     run.fit(Module(), DataLoader(Images(2)))
     assert door.has_finished(run)
+
+
+def test_log_hyperparameters(trainer: Make, tmp_path: Any) -> None:
+    logger = pl.loggers.CSVLogger(tmp_path)
+
+    class Start(pl.Callback):
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            door.log_hyperparameters(trainer, pl_module, {"ours": 1, "shared": 2})
+
+    module = Module()
+    module.save_hyperparameters({"shared": 3})
+    trainer(callbacks=[Start()], logger=logger).fit(module, DataLoader(Images(2)))
+    assert logger.experiment.hparams == {"ours": 1, "shared": 3}
+    hidden = Module()
+    hidden.save_hyperparameters({"shared": 3}, logger=False)
+    trainer(callbacks=[Start()], logger=logger).fit(hidden, DataLoader(Images(2)))
+    assert logger.experiment.hparams == {"ours": 1, "shared": 2}
+    logger.experiment.hparams.clear()
+    trainer(callbacks=[Start()], logger=logger, enable_autolog_hparams=False).fit(module, DataLoader(Images(2)))
+    assert logger.experiment.hparams == {}
 
 
 @pytest.mark.filterwarnings("ignore")  # Rich and Lightning warn about the terminal
@@ -166,6 +207,19 @@ def test_record_sigterm_stops_the_loop_and_forwards_the_signal(trainer: Make) ->
     assert killed == [signal.SIGTERM], "the signal is forwarded once"
 
 
+def test_refuse_other_package(trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`lightning.pytorch` is `pytorch_lightning` under another name, and so are its parts that meet a callback."""
+    source = inspect.getsource(sys.modules[_CallbackConnector.__module__])
+    other = types.ModuleType(_CallbackConnector.__module__.replace("pytorch_lightning", "lightning.pytorch"))
+    exec(source, vars(other))
+    assert trainer(callbacks=[PseudoLabelCallback()]).callbacks[0].state_key == "PseudoLabelCallback"
+    monkeypatch.setattr("pytorch_lightning.trainer.trainer._CallbackConnector", other._CallbackConnector)
+    with pytest.raises(
+        TypeError, match="trainer of `pytorch_lightning`, but got one of `lightning.pytorch`.*`import py"
+    ):
+        trainer(callbacks=[PseudoLabelCallback()])
+
+
 def test_refuse_sharded(trainer: Make) -> None:
     door.refuse_sharded(trainer())
 
@@ -193,3 +247,53 @@ def test_refuse_weight_averaging(trainer: Make) -> None:
     door.refuse_weight_averaging(trainer())
     with pytest.raises(ValueError, match="no `StochasticWeightAveraging`.*use `ema_decay`"):
         door.refuse_weight_averaging(trainer(callbacks=[pl.callbacks.StochasticWeightAveraging(0.1)]))
+
+
+@pytest.mark.parametrize("finder", [pl.callbacks.LearningRateFinder, pl.callbacks.BatchSizeFinder])
+def test_refuse_tuner(trainer: Make, finder: Any) -> None:
+    door.refuse_tuner(trainer())
+    with pytest.raises(ValueError, match=f"no `{finder.__name__}`"):
+        door.refuse_tuner(trainer(callbacks=[finder()]))
+
+
+def test_validate(trainer: Make) -> None:
+    """It runs and logs a whole validation, and leaves the trainer, its loop and random numbers as before."""
+    steps: list[str] = []
+
+    class Validated(Module):
+        def validation_step(self, batch: Tensor) -> None:
+            steps.append(self.trainer.state.stage)
+            self.log("val/value", torch.rand(()))
+
+    class End(pl.Callback):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            steps.append(type(self).__name__)
+
+    class Saving(pl.callbacks.ModelCheckpoint, End):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            End.on_validation_end(self, trainer, pl_module)
+
+    class Stopping(pl.callbacks.EarlyStopping, End):
+        def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+            End.on_validation_end(self, trainer, pl_module)
+
+    class Start(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            callbacks, random = trainer.callbacks, torch.get_rng_state()
+            door.validate(trainer)
+            assert steps == ["validate", "validate", "End"]
+            assert "val/value" in trainer.callback_metrics
+            assert trainer.callbacks == callbacks
+            assert trainer.state.stage == "train"
+            assert trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.ready == 0
+            assert torch.equal(torch.get_rng_state(), random)
+            steps.clear()
+
+    loader = DataLoader(Images(4), 2)
+    options: Any = {"num_sanity_val_steps": 0, "enable_checkpointing": True}
+    callbacks = [Start(), End(), Saving(save_top_k=0), Stopping("val/value")]
+    trainer(callbacks=callbacks, **options).fit(Validated(), loader, loader)
+    assert steps == ["validate", "validate", "End", "Stopping", "Saving"]
+    steps.clear()
+    (nothing,) = {len(steps) for _ in answers(trainer, lambda trainer, _: door.validate(trainer), max_steps=1)}
+    assert nothing == 0, "a fit without validation"

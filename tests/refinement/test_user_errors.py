@@ -1,11 +1,14 @@
 """Errors name the mistake of the user and its solution."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from conftest import CLASSES, Images, TinyNet
+from pytorch_lightning.tuner import Tuner
 from torch.utils.data import DataLoader
 
 from apl_lightning import APLModule, PseudoLabelCallback, SelfTrainingModule, TargetDataModule
@@ -64,3 +67,31 @@ def test_run_is_saved_and_resumed_after_validation(tmp_path: Path, trainer: Any)
         APLModule(TinyNet(), CLASSES), data, ckpt_path=tmp_path / "saved.ckpt", weights_only=False
     )
     assert resumed.round == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "finder"), [("lr_find", "LearningRateFinder"), ("scale_batch_size", "BatchSizeFinder")]
+)
+def test_tuner_is_refused(tmp_path: Path, trainer: Any, method: str, finder: str) -> None:
+    tuner = Tuner(trainer(callbacks=[PseudoLabelCallback()]))
+    data = TargetDataModule(Images(4), store_dir=tmp_path / "labels")
+    with pytest.raises(ValueError, match=f"no `{finder}`, which `Tuner` adds too.*new trainer, and pass `learning_"):
+        getattr(tuner, method)(APLModule(TinyNet(), CLASSES), datamodule=data)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_labels_deleted_during_the_run(tmp_path: Path, trainer: Any, workers: int) -> None:
+    class Delete(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 1:
+                trainer.save_checkpoint(tmp_path / "saved.ckpt")
+                shutil.rmtree(tmp_path / "labels")
+
+    def fit(*callbacks: Any, **options: Any) -> None:
+        data = TargetDataModule(Images(8), batch_size=1, num_workers=workers, store_dir=tmp_path / "labels")
+        trainer(callbacks=[PseudoLabelCallback(), *callbacks]).fit(APLModule(TinyNet(), CLASSES), data, **options)
+
+    with pytest.raises(RuntimeError, match="If the run has one, the labels were deleted.*from its last checkpoint"):
+        fit(Delete())
+    with pytest.warns(UserWarning, match="made anew"):
+        fit(ckpt_path=tmp_path / "saved.ckpt", weights_only=True)

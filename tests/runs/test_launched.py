@@ -83,7 +83,8 @@ def test_two_ddp_processes_equal_one(ddp: Path, one: dict[str, Any]) -> None:
 def test_terminated_job_resumes_exactly(tmp_path: Path, ddp: Path) -> None:
     """SIGTERM at rank 0 during step 4 stops both ranks after it; the resumed run equals the uninterrupted one."""
     command = [*PYTHON, str(tmp_path), *DDP, "--devices", "2"]
-    run(*command, "--terminate-at", "4")
+    stopped = run(*command, "--terminate-at", "4")
+    assert stopped.returncode == 143
     assert not ends(tmp_path), "the run stops before its end"
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)["global_step"] == 4
     finished = run(*command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,8 +89,19 @@ def test_incomplete_round_is_never_read(tmp_path: Path) -> None:
 
 
 def test_reading_before_the_first_round_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="no round is there yet: train with `PseudoLabelCallback`"):
+    with pytest.raises(RuntimeError, match="no round is there: train with `PseudoLabelCallback`"):
         PseudoLabelStore(tmp_path, 1).read(0)
+
+
+@pytest.mark.parametrize("lost", ["", "current", "round-000000"])
+def test_reading_deleted_labels_is_an_error(tmp_path: Path, lost: str) -> None:
+    store = PseudoLabelStore(tmp_path / "labels", 2)
+    fill(store, 0, make([(3, 3)] * 2))
+    gone = tmp_path / "labels" / lost
+    gone.unlink() if gone.is_file() else shutil.rmtree(gone)
+    message = "deleted while it was on: resume it from its last|missing or damaged .*: resuming the run from its last"
+    with pytest.raises(RuntimeError, match=message):
+        PseudoLabelStore(tmp_path / "labels", 2).read(0)
 
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
