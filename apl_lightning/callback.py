@@ -227,6 +227,10 @@ class PseudoLabelCallback(Callback):
         self._saved_round = self.round
         self.snapshot.protect()
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Resume a run within the epoch in which `max_steps` has stopped it."""
+        door.continue_stopped_epoch(checkpoint)
+
     def state_dict(self) -> dict[str, Any]:
         """The round, its epoch, and what guard and denoiser remember; the labels stay in the store."""
         state = {"round": self.round, "epoch": self._epoch, "seed": self._seed, "denoiser": self.denoiser.state_dict()}

@@ -66,6 +66,14 @@ def broadcast(trainer: Trainer, value: T) -> T:
     return trainer.strategy.broadcast(value)
 
 
+def continue_stopped_epoch(checkpoint: dict[str, Any]) -> None:
+    """Let a run that `max_steps` has stopped within an epoch resume there; Lightning counts that epoch as done."""
+    fit = checkpoint["loops"]["fit_loop"]
+    if not fit["epoch_loop.batch_progress"]["is_last_batch"]:
+        for progress in (fit["epoch_progress"]["current"], fit["epoch_progress"]["total"]):
+            progress["processed"] = progress["completed"]
+
+
 def copy_without_trainer(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy with a memo; of a LightningModule without the trainer that it is attached to."""
     return copy.deepcopy(model, {**(memo or {}), id(getattr(model, "_trainer", None)): None})

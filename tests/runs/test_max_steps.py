@@ -1,0 +1,52 @@
+"""A run that `max_steps` has stopped resumes as if it had not been stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import CLASSES, Images, TinyNet
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+
+
+class Log(pl.Callback):
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        self.seen.append((trainer.current_epoch, batch_idx, batch["index"].tolist(), batch["round"]))
+
+
+def halved(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+
+@pytest.mark.parametrize("batches", [1.0, 3])
+@pytest.mark.parametrize("stop", [4, 5, 6, 7, 8])
+def test_resumed_after_max_steps(trainer: Callable[..., pl.Trainer], tmp_path: Path, stop: int, batches: Any) -> None:
+    """With the checkpoint that Lightning saves at the end of the stopped epoch; four steps an epoch, or three."""
+
+    def fit(folder: Path, resume: bool = False, **options: Any) -> tuple[list[Any], Any]:
+        torch.manual_seed(0)
+        module, log = APLModule(TinyNet(), CLASSES, lr_scheduler=halved), Log()
+        data = TargetDataModule(Images(8), batch_size=2, store_dir=folder)
+        saving = ModelCheckpoint(folder / "saved", save_last=True)
+        callbacks = [PseudoLabelCallback(), log, saving]
+        run = trainer(
+            max_epochs=3, callbacks=callbacks, enable_checkpointing=True, limit_train_batches=batches, **options
+        )
+        run.fit(module, data, ckpt_path=folder / "saved" / "last.ckpt" if resume else None, weights_only=False)
+        return log.seen, module.state_dict()
+
+    expected, weights = fit(tmp_path / "whole")
+    first, _ = fit(tmp_path / "stopped", max_steps=stop)
+    second, resumed = fit(tmp_path / "stopped", resume=True)
+    assert first + second == expected
+    for name, value in weights.items():
+        assert torch.equal(resumed[name], value), name
