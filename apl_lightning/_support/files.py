@@ -1,10 +1,12 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and files that show whether they have changed since."""
 
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import google_crc32c
 
 
 @contextmanager
@@ -17,3 +19,23 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def write_checked(path: Path, content: bytes) -> None:
+    """Write a file with its checksum at the end."""
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content + _checksum(content))
+
+
+def read_checked(path: Path) -> bytes:
+    """Read a file of `write_checked`; an `OSError` if it is missing or has changed."""
+    content = path.read_bytes()
+    content, checksum = content[:-4], content[-4:]
+    if _checksum(content) != checksum:
+        raise OSError(0, "its checksum differs")
+    return content
+
+
+def _checksum(content: bytes) -> bytes:
+    value: int = google_crc32c.value(content)
+    return value.to_bytes(4, "big")

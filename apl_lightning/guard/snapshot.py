@@ -1,11 +1,12 @@
 """The weights of the last healthy round, on disk."""
 
+import io
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from apl_lightning._support.files import replacing
+from apl_lightning._support.files import read_checked, write_checked
 
 
 class Snapshot:
@@ -21,19 +22,25 @@ class Snapshot:
 
     def write(self, module: nn.Module, folder: Path) -> None:
         """Write the state of the module for `round`, and delete an earlier one; one process per node calls it."""
-        with replacing(_file(folder, self.round)) as unfinished:
-            torch.save(module.state_dict(), unfinished)
+        content = io.BytesIO()
+        torch.save(module.state_dict(), content)
+        write_checked(_file(folder, self.round), content.getvalue())
         for path in folder.glob("healthy-*.pt"):
             if path not in (_file(folder, self.round), _file(folder, self._saved)):
                 path.unlink()
 
     def is_in(self, folder: Path) -> bool:
-        """Whether the file of the snapshot exists."""
-        return _file(folder, self.round).exists()
+        """Whether the file of the snapshot is as it was written."""
+        try:
+            read_checked(_file(folder, self.round))
+        except OSError:
+            return False
+        return True
 
     def restore(self, module: nn.Module, folder: Path) -> None:
         """Load the snapshot into the module."""
-        state = torch.load(_file(folder, self.round), weights_only=True, map_location="cpu")
+        content = io.BytesIO(read_checked(_file(folder, self.round)))
+        state = torch.load(content, weights_only=True, map_location="cpu")
         module.load_state_dict(state)
 
     def protect(self) -> None:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from apl_lightning._support.files import replacing
+from apl_lightning._support.files import read_checked, write_checked
 from apl_lightning._support.soft_labels import is_soft
 
 INDEX = "index.npz"
@@ -134,27 +134,19 @@ def write_index(folder: Path, round: int, length: int) -> None:
 
 
 def _save(path: Path, table: dict[str, Any]) -> None:
-    """Write a table of contents or an index, with a checksum at its end."""
+    """Write a table of contents or an index."""
     content = io.BytesIO()
     np.savez(content, **table)
-    with replacing(path) as unfinished:
-        unfinished.write_bytes(content.getvalue() + _checksum(content.getvalue()))
+    write_checked(path, content.getvalue())
 
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = path.read_bytes()
+        content = read_checked(path)
     except OSError as error:
         raise _damaged(path, str(error.strerror)) from error
-    if _checksum(content[:-4]) != content[-4:]:
-        raise _damaged(path, "its checksum differs")
-    with np.load(io.BytesIO(content[:-4])) as table:
+    with np.load(io.BytesIO(content)) as table:
         return dict(table)
-
-
-def _checksum(content: bytes) -> bytes:
-    value: int = google_crc32c.value(content)
-    return value.to_bytes(4, "big")
 
 
 def _damaged(path: Path, what: str) -> RuntimeError:

@@ -12,6 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import CLASSES, Images, TinyNet
+from damage import zero
 from torch import Tensor, nn
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
@@ -230,13 +231,14 @@ def test_healthy_last_network_is_kept(tmp_path: Path, trainer: Make, healthy: tu
     assert all(not torch.equal(weight, state["network.classifier.weight"]) for state in states)
 
 
-def test_lost_snapshot_keeps_the_last_network(tmp_path: Path, trainer: Make) -> None:
+@pytest.mark.parametrize("harm", [Path.unlink, zero])
+def test_lost_snapshot_keeps_the_last_network(tmp_path: Path, trainer: Make, harm: Callable[[Path], None]) -> None:
     class Lose(pl.Callback):
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
             for path in (tmp_path / "labels").rglob("healthy-*"):
-                path.unlink()
+                harm(path)
 
-    with pytest.warns(UserWarning, match="was healthy, but is no longer in .*: the last epoch stays"):
+    with pytest.warns(UserWarning, match="was healthy, but its file is missing or damaged in .*: the last epoch stays"):
         module, states = fit(tmp_path, trainer, scripted(1, 1, 0, 0), callbacks=[Lose()])
     weight = module.model.network.classifier.weight
     assert all(not torch.equal(weight, state["network.classifier.weight"]) for state in states)
