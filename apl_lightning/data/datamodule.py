@@ -112,6 +112,12 @@ class TargetDataModule(LightningDataModule):
                 raise ValueError("Expected target images for a fit, but got none: pass `train`.")
             directory, seed = self._run_directory(), run_seed(self.trainer)
             self._target = TargetDataset(self._target_images(), directory, self.transform, self.keys, seed)
+            # Not in `train_dataloader`: Lightning changes `DataLoader` while it calls that, also if it fails.
+            if len(self.train_dataloader()) == 0:
+                raise ValueError(
+                    f"Expected at least one batch of {self.batch_size} of the {len(self._target)} target images, but got "
+                    "none: your loader has drop_last=True, so pass a smaller `batch_size`."
+                )
         for name in ("val", "test", "predict"):
             if (dataset := getattr(self, name)) is not None:
                 # Lightning expects data from every overridden hook, and warns about an empty list.
@@ -122,13 +128,7 @@ class TargetDataModule(LightningDataModule):
         dataset, trainer = self.train_dataset, self.trainer
         rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         sampler = EpochSampler(dataset, world_size, rank, dataset.seed, self._samples_done)
-        loader = LazyDataLoader(dataset, sampler=sampler, collate_fn=collate, **self._options("train", self.batch_size))
-        if len(loader) == 0:
-            raise ValueError(
-                f"Expected at least one batch of {self.batch_size} of the {len(dataset)} target images, but got none: "
-                "your loader has drop_last=True, so pass a smaller `batch_size`."
-            )
-        return loader
+        return LazyDataLoader(dataset, sampler=sampler, collate_fn=collate, **self._options("train", self.batch_size))
 
     def state_dict(self) -> dict[str, Any]:
         if self._target is None:
