@@ -115,8 +115,8 @@ class TargetDataModule(LightningDataModule):
             # Not in `train_dataloader`: Lightning changes `DataLoader` while it calls that, also if it fails.
             if len(self.train_dataloader()) == 0:
                 raise ValueError(
-                    f"Expected at least one batch of {self.batch_size} of the {len(self._target)} target images, but got "
-                    "none: your loader has drop_last=True, so pass a smaller `batch_size`."
+                    f"Expected at least one batch of {self.batch_size} of the {len(self._target)} target images, but "
+                    "got none: your loader has drop_last=True, so pass a smaller `batch_size`."
                 )
         for name in ("val", "test", "predict"):
             if (dataset := getattr(self, name)) is not None:

@@ -1,16 +1,15 @@
-"""The files of one round: a data file and a table of contents for each rank, and an index that joins the tables."""
+"""Write one round: a data file and a table of contents for each rank, and an index that joins the tables."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import google_crc32c
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from apl_lightning._support.files import read_checked, write_checked
@@ -18,22 +17,7 @@ from apl_lightning._support.soft_labels import is_soft
 
 INDEX = "index.npz"
 _COLUMNS = ("sample", "rank", "offset", "shape", "case", "checksum", "fingerprint")
-
-
-_NONE = torch.empty(0)
-
-
-class PseudoLabel(NamedTuple):
-    """The pseudo label of one image: labels (*S) or soft labels (C, *S), weights (*S) in [0, 1], and the round."""
-
-    labels: Tensor
-    weights: Tensor
-    round: int
-
-    @property
-    def classes(self) -> Tensor:
-        """Labels as class indices (*S)."""
-        return self.labels.max(dim=0).indices if is_soft(self.labels, self.weights) else self.labels
+_UNKNOWN = torch.empty(0)
 
 
 def rank_files(folder: Path, rank: int) -> tuple[Path, Path]:
@@ -53,7 +37,7 @@ class RoundWriter:
         self._planes = 0  # number of classes of soft labels
         self._file = self._data.open("wb")
 
-    def add(self, index: int, labels: Tensor, weights: Tensor, case: str = "", fingerprint: Tensor = _NONE) -> None:
+    def add(self, index: int, labels: Tensor, weights: Tensor, case: str = "", fingerprint: Tensor = _UNKNOWN) -> None:
         """Append one image: class indices (*S) or soft labels (C, *S), weights (*S) in [0, 1], and its case if known.
 
         Soft labels and weights are stored in steps of 1/255. The fingerprint (K,) identifies the image later.
@@ -98,7 +82,7 @@ class RoundWriter:
                 "checksum": np.array(checksums, dtype=np.uint32),
                 "fingerprint": np.array(fingerprints, dtype=np.float32),
             }
-            _save(self._table, {**table, "dtype": self._dtype.name, "planes": self._planes})
+            save_table(self._table, {**table, "dtype": self._dtype.name, "planes": self._planes})
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -119,7 +103,7 @@ def _bytes(shares: Tensor) -> bytes:
 
 def write_index(folder: Path, round: int, length: int) -> None:
     """Join the tables of all ranks, sorted by sample; a sample without a label or with two is a `RuntimeError`."""
-    tables = [_load(path) for path in sorted(folder.glob("rank-*.npz"))]
+    tables = [load_table(path) for path in sorted(folder.glob("rank-*.npz"))]
     filled = [table for table in tables if len(table["sample"])]  # the table of an empty share knows no dimensions
     joined = {key: np.concatenate([table[key] for table in filled]) for key in _COLUMNS}
     samples = joined["sample"]
@@ -130,106 +114,29 @@ def write_index(folder: Path, round: int, length: int) -> None:
         )
     order = np.argsort(samples)
     columns = {key: column[order] for key, column in joined.items()}
-    _save(folder / INDEX, {**columns, "dtype": filled[0]["dtype"], "planes": filled[0]["planes"]})
+    save_table(folder / INDEX, {**columns, "dtype": filled[0]["dtype"], "planes": filled[0]["planes"]})
 
 
-def _save(path: Path, table: dict[str, Any]) -> None:
+def save_table(path: Path, table: dict[str, Any]) -> None:
     """Write a table of contents or an index."""
     content = io.BytesIO()
     np.savez(content, **table)
     write_checked(path, content.getvalue())
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_table(path: Path) -> dict[str, Any]:
+    """Read a table of contents or an index; a `RuntimeError` if it is missing or damaged."""
     try:
         content = read_checked(path)
     except OSError as error:
-        raise _damaged(path, str(error.strerror)) from error
+        raise damaged(path, str(error.strerror)) from error
     with np.load(io.BytesIO(content)) as table:
         return dict(table)
 
 
-def _damaged(path: Path, what: str) -> RuntimeError:
+def damaged(path: Path, what: str) -> RuntimeError:
+    """The error for a file that is missing or damaged."""
     return RuntimeError(
         f"Expected {path} as it was written, but it is missing or damaged ({what}): resuming the run from its last "
         "checkpoint makes its pseudo labels anew."
     )
-
-
-class RoundReader:
-    """The files of one round; whatever is read from them is compared with its checksum."""
-
-    def __init__(self, folder: Path, round: int) -> None:
-        self.round = round
-        self._folder = folder
-        self._index = _load(folder / INDEX)
-        self.cases = [str(case) for case in self._index["case"]]  # "" if unknown
-        self._dtype = np.dtype(str(self._index["dtype"]))
-        self._planes = int(self._index["planes"])
-
-    def shape(self, index: int) -> tuple[int, ...]:
-        """The spatial size of one sample."""
-        return tuple(int(size) for size in self._index["shape"][index])
-
-    def fingerprint(self, index: int) -> Tensor:
-        """What identifies the image of one sample, (K,)."""
-        return torch.from_numpy(self._index["fingerprint"][index])
-
-    def read(self, index: int) -> PseudoLabel:
-        """Labels and weights of one sample."""
-        labels, weights = self._arrays(index)
-        labels = labels.astype(np.float32) / 255 if self._planes else labels.astype(np.int64)
-        return PseudoLabel(torch.from_numpy(labels), torch.from_numpy(weights.astype(np.float32) / 255), self.round)
-
-    def stored(self, index: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        """Class indices and weights (in steps of 1/255) of one sample, both (*S)."""
-        labels, weights = self._arrays(index)
-        return (labels.argmax(axis=0).astype(np.uint16) if self._planes else labels), weights
-
-    def check(self) -> None:
-        """Compare all samples with their checksums; a `RuntimeError` names the first file that differs."""
-        for index in range(len(self.cases)):
-            self._content(index)
-
-    def ignore(self, pixels: Mapping[int, NDArray[Any]]) -> None:
-        """Set the weights of these pixels (indices in C order, for each sample) to 0, before the round is published."""
-        checksums = self._index["checksum"].copy()
-        for index, chosen in pixels.items():
-            path, start, middle, end = self._span(index)
-            with path.open("r+b") as file:
-                file.seek(start)
-                content = np.frombuffer(file.read(end - start), dtype=np.uint8).copy()
-                content[middle - start :][chosen] = 0
-                file.seek(start)
-                file.write(content.tobytes())
-            checksums[index] = google_crc32c.value(content.tobytes())
-        self._index["checksum"] = checksums
-        _save(self._folder / INDEX, self._index)
-
-    def _arrays(self, index: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        content, shape = self._content(index), self.shape(index)
-        weights = np.frombuffer(content, dtype=np.uint8)[-int(np.prod(shape)) :].reshape(shape)
-        if self._planes:
-            return np.frombuffer(content, dtype=np.uint8)[: -weights.size].reshape(self._planes, *shape), weights
-        return np.frombuffer(content, dtype=self._dtype, count=weights.size).reshape(shape), weights
-
-    def _content(self, index: int) -> bytes:
-        """Labels and weights of one sample, as they were written."""
-        path, start, _, end = self._span(index)
-        try:
-            # Opened anew, as processes that are forked share the position in an open file.
-            with path.open("rb") as file:
-                file.seek(start)
-                content = file.read(end - start)
-        except OSError as error:
-            raise _damaged(path, str(error.strerror)) from error
-        if google_crc32c.value(content) != self._index["checksum"][index]:
-            raise _damaged(path, f"the checksum of sample {index} differs")
-        return content
-
-    def _span(self, index: int) -> tuple[Path, int, int, int]:
-        """The file of one sample, and the offsets in it where labels begin, where weights begin, and where both end."""
-        pixels = int(np.prod(self._index["shape"][index]))
-        start = int(self._index["offset"][index])
-        middle = start + pixels * (self._planes or self._dtype.itemsize)
-        return rank_files(self._folder, int(self._index["rank"][index]))[0], start, middle, middle + pixels

@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from apl_lightning._support.files import replacing
-from apl_lightning.store.round_files import INDEX, PseudoLabel, RoundReader, RoundWriter, write_index
+from apl_lightning.store.round_files import INDEX, RoundWriter, write_index
+from apl_lightning.store.round_reader import PseudoLabel, RoundReader
 
 _POINTER = "current"
 _MARK = "store.json"  # marks a folder as a store

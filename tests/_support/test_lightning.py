@@ -101,8 +101,43 @@ def test_batches_started_includes_those_before_a_resume(trainer: Make, tmp_path:
 
 def test_broadcast_and_to_device(trainer: Make) -> None:
     assert answers(trainer, lambda trainer, _: door.broadcast(trainer, "value")) == ["value"] * 2
-    moved = answers(trainer, lambda trainer, _: door.to_device(trainer, torch.ones(1)).device)
+    moved = answers(trainer, lambda trainer, _: door.to_device(trainer, {"image": torch.ones(1)})["image"].device)
     assert moved == [torch.device("cpu")] * 2
+
+
+def test_to_device_runs_hooks_in_the_precision_of_the_trainer(trainer: Make) -> None:
+    class Data(pl.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return DataLoader(Images(4), 2)
+
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return {"image": batch["image"] + 1} if isinstance(batch, dict) else batch
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return {"image": batch["image"] * 10} if isinstance(batch, dict) else batch
+
+    ask = Ask(lambda trainer, _: door.to_device(trainer, {"image": torch.ones(1)})["image"])
+    trainer(callbacks=[ask], precision="64-true").fit(Module(), Data())
+    assert ask.answers == [torch.tensor([20.0])] * 2
+    assert ask.answers[0].dtype == torch.float64
+
+
+def test_as_validation(trainer: Make) -> None:
+    def stages(trainer: Any, _: Any) -> Any:
+        with door.as_validation(trainer):
+            inside = trainer.training, trainer.validating
+        return inside, trainer.training
+
+    assert answers(trainer, stages) == [((False, True), True)] * 2
+
+
+def test_overrides() -> None:
+    class Data(pl.LightningDataModule):
+        def val_dataloader(self) -> Any:
+            return []
+
+    assert door.overrides(Data(), "val_dataloader")
+    assert not door.overrides(Data(), "train_dataloader")
 
 
 def test_class_only() -> None:

@@ -23,7 +23,8 @@ from apl_lightning import APLModule, PseudoLabelCallback, PseudoLabelStore, Targ
 from apl_lightning._support.modes import evaluating
 from apl_lightning.denoisers import APL
 from apl_lightning.metrics import CaseDice
-from apl_lightning.store.round_files import RoundReader, RoundWriter
+from apl_lightning.store.round_files import RoundWriter
+from apl_lightning.store.round_reader import RoundReader
 
 Make = Callable[..., pl.Trainer]
 SAMPLES = 8
