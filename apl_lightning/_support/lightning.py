@@ -68,10 +68,12 @@ def broadcast(trainer: Trainer, value: T) -> T:
 
 def continue_stopped_epoch(checkpoint: dict[str, Any]) -> None:
     """Let a run that `max_steps` has stopped within an epoch resume there; Lightning counts that epoch as done."""
-    fit = checkpoint["loops"]["fit_loop"]
-    if not fit["epoch_loop.batch_progress"]["is_last_batch"]:
-        for progress in (fit["epoch_progress"]["current"], fit["epoch_progress"]["total"]):
-            progress["processed"] = progress["completed"]
+    fit = checkpoint.get("loops", {}).get("fit_loop")
+    if fit is None or fit["epoch_loop.batch_progress"]["is_last_batch"]:
+        return
+    for progress in (fit["epoch_progress"]["current"], fit["epoch_progress"]["total"]):
+        if progress["ready"] > 0:  # 0 before the first epoch
+            progress["processed"] = progress["completed"] = progress["ready"] - 1
 
 
 def copy_without_trainer(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -99,8 +101,16 @@ def log_hyperparameters(trainer: Trainer, module: LightningModule, values: dict[
 def on_root_device(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """The module on the device of this rank; before `on_fit_end` Lightning moves it to the CPU."""
     module.to(trainer.strategy.root_device)
-    yield
-    module.cpu()
+    try:
+        yield
+    finally:
+        module.cpu()
+
+
+def loader_in_use(trainer: Trainer) -> str:
+    """The loader whose batches the trainer reads: `"train"`, `"val"`, `"test"` or `"predict"`."""
+    stages = {"test": trainer.testing, "predict": trainer.predicting, "train": trainer.training}
+    return next((name for name, running in stages.items() if running), "val")
 
 
 def overrides(module: LightningDataModule, method: str) -> bool:

@@ -8,7 +8,14 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Subset
 
-from apl_lightning._support.lightning import LightningDataModule, as_validation, batches_started, broadcast, overrides
+from apl_lightning._support.lightning import (
+    LightningDataModule,
+    as_validation,
+    batches_started,
+    broadcast,
+    loader_in_use,
+    overrides,
+)
 from apl_lightning._support.seeding import run_seed
 from apl_lightning.data.dataset import EvaluationDataset, TargetDataset
 from apl_lightning.data.joint_transforms import Transform
@@ -90,12 +97,13 @@ class TargetDataModule(LightningDataModule):
         Its training data set gives the target images, its other data sets validation, test and prediction, cut to the
         indices of a `SubsetRandomSampler`. Its batch size, workers, pinning and `drop_last` are used. Its `collate_fn`
         is called with one sample at a time. Its `on_before_batch_transfer` and `on_after_batch_transfer` run on all
-        images, in training as they do in validation, and must not be random: pass random transforms as `transform`.
+        images, in training as they do in validation (`trainer.validating`), see image and label alone, and must not be
+        random: pass random transforms as `transform`.
         Labels of training samples train nothing.
 
         Raises:
             TypeError: If a method of it returns anything but one `DataLoader`.
-            ValueError: If a loader has a sampler or batch sampler of its own, or a hook is random or changes sizes.
+            ValueError: If a loader has a sampler or batch sampler of its own, or a hook cannot be kept.
         """
         return _WrappedDataModule(existing, options)
 
@@ -197,15 +205,19 @@ class _WrappedDataModule(TargetDataModule):
         super().__init__(**options)
         self._existing = existing
         self._fixed = set(options)
-        self._hooks: TransferHooks | None = None
+        self._hooks: dict[str, TransferHooks] = {}  # of each loader
 
     def prepare_data(self) -> None:
         self._existing.prepare_data()
 
     def setup(self, stage: str) -> None:
+        if overrides(self._existing, "transfer_batch_to_device"):
+            raise ValueError(
+                f"Expected {type(self._existing).__name__} to leave `transfer_batch_to_device` to Lightning, but got "
+                "its own: change images in `on_after_batch_transfer`."
+            )
         self._existing.trainer = self.trainer
         self._existing.setup(stage)
-        self._hooks = None
         for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]:
             if name not in self._fixed and overrides(self._existing, f"{name}_dataloader"):
                 self._take(name)
@@ -228,10 +240,10 @@ class _WrappedDataModule(TargetDataModule):
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "existing"})
 
     def _through_hook(self, name: str, batch: Any, dataloader_idx: int) -> Any:
-        if self._hooks is None or self.trainer is None:
+        if self.trainer is None or (hooks := self._hooks.get(loader_in_use(self.trainer))) is None:
             return batch
         with as_validation(self.trainer):
-            return self._hooks(name, batch, dataloader_idx)
+            return hooks(name, batch, dataloader_idx)
 
     def _take(self, name: str) -> None:
         method = f"{name}_dataloader"
@@ -245,7 +257,6 @@ class _WrappedDataModule(TargetDataModule):
                 setattr(self, attribute, value)
         setattr(self, name, dataset)
         self._loader_options[name] = options
-        names = [hook for hook in _HOOKS if overrides(self._existing, hook)]
-        if names and self._hooks is None:
-            hooks = {hook: getattr(self._existing, hook) for hook in names}
-            self._hooks = TransferHooks(hooks, loader.collate_fn([loader.dataset[0]]), self.keys)
+        hooks = {hook: getattr(self._existing, hook) for hook in _HOOKS if overrides(self._existing, hook)}
+        if hooks:
+            self._hooks[name] = TransferHooks(hooks, loader.collate_fn([loader.dataset[0]]), self.keys)

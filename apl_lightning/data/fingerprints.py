@@ -12,7 +12,7 @@ _TOLERANCE = 1e-4
 def fingerprint(image: Tensor) -> Tensor:
     """The means of an image (C, *S) over the cells of a grid, four along each axis: (4^D,)."""
     means = image.float().mean(dim=0)
-    return pool_to(means[None, None], [_CELLS] * means.ndim).flatten()
+    return pool_to(means[None, None], [_CELLS] * means.ndim).flatten().cpu()
 
 
 def check_fingerprint(found: Tensor, expected: Tensor, index: int) -> None:

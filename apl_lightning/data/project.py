@@ -87,58 +87,74 @@ def _chosen(loader: DataLoader[Any], owner: str) -> Any:
 
 
 class TransferHooks:
-    """Runs the transfer hooks of a project on images, in a batch of the project's own form.
+    """Runs the transfer hooks of a project on the images of one of its loaders, in a batch of the project's own form.
 
     Args:
-        hooks: The hook of the project by name.
-        example: A batch of the project.
+        hooks: The hooks of the project by name.
+        example: A batch of the loader.
         keys: The keys of image and label in it.
     """
 
     def __init__(self, hooks: Mapping[str, Callable[..., Any]], example: object, keys: Keys) -> None:
         self._hooks = hooks
-        self._is_mapping = isinstance(example, Mapping)
-        self._is_pair = isinstance(example, tuple | list)
+        self._form = (
+            "dict" if isinstance(example, Mapping) else "pair" if isinstance(example, tuple | list) else "image"
+        )
         self._label = parts_of(example, keys).get("label")
         self._keys = keys
         self._repeats = dict.fromkeys(hooks, _REPEATS)
 
     def __call__(self, name: str, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """A batch of ours after the hook; a `ValueError` if the hook is random or changes the size of the images."""
+        """A batch of ours after the hook.
+
+        Raises:
+            RuntimeError: If the hook needs more than image and label.
+            ValueError: If it is random, returns NaN, or changes the size of the images.
+        """
         if name not in self._hooks:
             return batch
         image, label = self._run(name, batch, dataloader_idx)
-        if self._repeats[name]:
-            self._repeats[name] -= 1
-            again, _ = self._run(name, batch, dataloader_idx)
-            if again.shape != image.shape or not torch.equal(again, image):
-                raise ValueError(
-                    f"Expected `{name}` of your data module to be deterministic, but two calls gave different images, "
-                    "and pseudo labels would not fit: keep the normalisation there, and pass random transforms as "
-                    "`transform`, which moves image, pseudo label and weight together."
-                )
+        what = f"Expected `{name}` of your data module to"
         if image.shape[2:] != batch["image"].shape[2:] or len(image) != len(batch["image"]):
             raise ValueError(
-                f"Expected `{name}` of your data module to keep the size of images, but it changed "
-                f"{tuple(batch['image'].shape)} to {tuple(image.shape)}: resize them in the data set."
+                f"{what} keep the size of images, but it changed {tuple(batch['image'].shape)} to "
+                f"{tuple(image.shape)}: resize them in the data set."
             )
-        return {**batch, "image": image, **({"label": label} if "label" in batch else {})}
+        if self._repeats[name]:
+            self._repeats[name] -= 1
+            if not bool(torch.isfinite(image).all()):
+                raise ValueError(f"{what} return finite images, but got NaN or infinity: it may divide by 0.")
+            if not torch.equal(self._run(name, batch, dataloader_idx)[0], image):
+                raise ValueError(
+                    f"{what} be deterministic, but two calls gave different images, and pseudo labels would not fit: "
+                    "keep the normalisation there, and pass random transforms as `transform`, which moves image, "
+                    "pseudo label and weight together."
+                )
+        return {**batch, "image": image, **({"label": label} if "label" in batch and label is not None else {})}
 
     def _run(self, name: str, batch: dict[str, Any], dataloader_idx: int) -> tuple[Tensor, Tensor | None]:
-        image, label = batch["image"].clone(), batch.get("label")
-        if self._label is not None:
-            label = self._stand_in(image) if label is None else label.clone()
-            label = label[:, None] if self._label.ndim == image.ndim and label.ndim < image.ndim else label
-            label = label.to(self._label.dtype)
-        found = self._hooks[name](self._as_theirs(image, label), dataloader_idx)
-        image, label, _ = split_batch(found, self._keys)
+        ours = self._as_theirs(batch["image"].clone(), batch.get("label"))
+        try:
+            theirs = self._hooks[name](ours, dataloader_idx)
+        except Exception as error:  # the project's code
+            raise RuntimeError(
+                f"Expected `{name}` of your data module to need image and label alone, but it raised "
+                f"{type(error).__name__}: {error}. The batch has nothing else: make it skip other keys."
+            ) from error
+        image, label, _ = split_batch(theirs, self._keys)
         return image, label
 
-    def _stand_in(self, image: Tensor) -> Tensor:
-        """Labels of background: a hook may expect some, and nothing that trains may read the real ones."""
-        return image.new_zeros(len(image), *image.shape[2:], dtype=torch.long)
-
     def _as_theirs(self, image: Tensor, label: Tensor | None) -> Any:
-        if self._is_mapping:
-            return {self._keys.image: image, **({} if label is None else {self._keys.label: label})}
-        return [image] if self._is_pair and label is None else [image, label] if self._is_pair else image
+        if self._label is not None:
+            label = _background(image) if label is None else label.clone()
+            label = label[:, None] if self._label.ndim == image.ndim and label.ndim < image.ndim else label
+            label = label.to(self._label.dtype)
+        if self._form == "image":
+            return image
+        named = {self._keys.image: image, **({} if label is None else {self._keys.label: label})}
+        return named if self._form == "dict" else list(named.values())
+
+
+def _background(image: Tensor) -> Tensor:
+    """Labels that a hook may expect; nothing that trains may read the real ones."""
+    return image.new_zeros(len(image), *image.shape[2:], dtype=torch.long)

@@ -52,15 +52,9 @@ class PseudoLabelStore:
     def current(self) -> int | None:
         """The published round; `None` before the first."""
         try:
-            text = (self.directory / _POINTER).read_text()
+            return self._pointed_to()
         except FileNotFoundError:
             return None
-        if not text.isdigit():
-            raise RuntimeError(
-                f"Expected {self.directory / _POINTER} to hold the number of a round, but got {text!r}: resume the run "
-                "from its last checkpoint, which writes it anew."
-            )
-        return int(text)
 
     def has(self, round: int) -> bool:
         """Whether the labels of this round are complete."""
@@ -134,20 +128,28 @@ class PseudoLabelStore:
         """The folder of a round."""
         return self.directory / f"round-{round:06d}"
 
+    def _pointed_to(self) -> int:
+        text = (self.directory / _POINTER).read_text()
+        if not text.isdigit():
+            raise RuntimeError(
+                f"Expected {self.directory / _POINTER} to hold the number of a round, but got {text!r}: resume the run "
+                "from its last checkpoint, which writes it anew."
+            )
+        return int(text)
+
     def _published(self) -> RoundReader:
+        """The reader of the published round; a `RuntimeError` if there is none."""
         try:
             pointer = os.stat(self.directory / _POINTER)
+            version = (pointer.st_ino, pointer.st_mtime_ns)  # every `publish` makes a new file
+            if self._opened is None or self._opened[0] != version:
+                self._opened = version, self.reader(self._pointed_to())
         except FileNotFoundError:
             raise RuntimeError(
                 f"Expected pseudo labels in {self.directory}, but no round is there: train with "
                 "`PseudoLabelCallback`, which makes them before the first batch. If the run has one, the labels were "
                 "deleted while it was on: resume it from its last checkpoint, and they are made anew."
             ) from None
-        version = (pointer.st_ino, pointer.st_mtime_ns)  # every `publish` makes a new file
-        if self._opened is None or self._opened[0] != version:
-            current = self.current
-            assert current is not None
-            self._opened = (version, self.reader(current))
         return self._opened[1]
 
     def _check_folder(self) -> None:

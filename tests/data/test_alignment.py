@@ -67,6 +67,25 @@ def test_joint_and_intensity_transforms_are_accepted(name: str, size: tuple[int,
     check_alignment(JOINT[name], torch.rand(1, *size))
 
 
+SMOOTH = {"sigma_x": (3, 4), "sigma_y": (3, 4), "sigma_z": (0, 0)}
+THIN = {
+    "strong blur": mt.RandGaussianSmoothd(IMAGE, prob=0.2, **SMOOTH),
+    "turned slices": mt.RandAffined(TARGET_KEYS, prob=1, rotate_range=[0, 0, 0.5], mode=("bilinear", *MODES[1:])),
+    "now and then destroyed": mt.RandKSpaceSpikeNoised(IMAGE, prob=0.05),
+}
+
+
+@pytest.mark.parametrize("size", [(64, 64, 2), (96, 96, 3), (48, 48, 48)])
+@pytest.mark.parametrize("name", THIN)
+def test_volumes_of_few_slices(name: str, size: tuple[int, ...]) -> None:
+    check_alignment(THIN[name], torch.rand(1, *size))
+
+
+def test_a_transform_that_changes_weights_is_named() -> None:
+    with pytest.raises(ValueError, match="let it keep the values of 'weight'"):
+        check_alignment(lambda sample: {**sample, "weight": sample["weight"] / 2}, torch.rand(1, 64, 64))
+
+
 NOISE = [mt.RandGaussianNoised(IMAGE, prob=1, std=0.3), mt.RandGaussianSmoothd(IMAGE, prob=1)]
 ALONE = {
     "rotation": mt.RandRotated(IMAGE, prob=1, range_x=0.26),
@@ -90,7 +109,7 @@ ALONE = {
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (256, 256)])
 @pytest.mark.parametrize("name", ALONE)
 def test_transforms_that_separate_them_are_an_error(name: str, size: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="move image, pseudo label and weight together.*pixels away from the weight"):
+    with pytest.raises(ValueError, match="together, but on test patterns the .* (pixels away from the weight|is lost)"):
         check_alignment(ALONE[name], torch.rand(1, *size))
 
 
@@ -98,7 +117,7 @@ def test_transforms_that_separate_them_are_an_error(name: str, size: tuple[int, 
 @pytest.mark.parametrize("size", [(16, 16), (64, 48), (24, 24, 24), (200, 8, 200), (1, 32, 32)])
 def test_flip_of_the_image_alone_is_an_error(size: tuple[int, ...], axes: tuple[int, ...]) -> None:
     image = torch.rand(2, *size) * 4000 - 1000  # two channels, in Hounsfield units
-    if any(size[axis - 1] > 1 for axis in axes):
+    if any(size[axis - 1] >= 16 for axis in axes):
         with pytest.raises(ValueError, match="move image, pseudo label and weight together"):
             check_alignment(lambda sample: {**sample, "image": sample["image"].flip(axes)}, image)
     check_alignment(lambda sample: {key: value.flip(axes) for key, value in sample.items()}, image)

@@ -130,6 +130,50 @@ def test_random_hook_is_refused(trainer: Make, tmp_path: Path) -> None:
         fit(trainer, Resized(), tmp_path)
 
 
+class Failing(Project):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return {**batch, "crs": batch["crs"]}
+
+
+class DividesByZero(Project):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return {**batch, "image": (batch["image"] - batch["image"]) / 0}
+
+
+class MovesItself(Project):
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        return {**batch, "image": 100 * batch["image"]}
+
+
+@pytest.mark.parametrize(
+    ("project", "message"),
+    [
+        (Failing(), "to need image and label alone, but it raised KeyError: 'crs'. The batch has nothing else"),
+        (DividesByZero(), "to return finite images, but got NaN or infinity: it may divide by 0"),
+        (MovesItself(), "Expected MovesItself to leave `transfer_batch_to_device` to Lightning, but got its own"),
+    ],
+)
+def test_hooks_that_cannot_run(trainer: Make, tmp_path: Path, project: Any, message: str) -> None:
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        fit(trainer, project, tmp_path)
+
+
+def test_images_alone_for_training_and_pairs_for_validation(trainer: Make, tmp_path: Path) -> None:
+    class Mixed(pl.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return DataLoader(Images(4), batch_size=2)
+
+        def val_dataloader(self) -> Any:
+            return DataLoader(Images(4, labelled=True), batch_size=2)
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return batch + 7 if isinstance(batch, Tensor) else [batch[0] + 7, batch[1]]
+
+    ended, module = fit(trainer, Mixed(), tmp_path)
+    assert min(float(batch.min()) for batch in module.model.network.inputs) >= 7
+    assert 0 <= ended.callback_metrics["val/dice"] <= 1
+
+
 def test_subset_of_a_sampler(trainer: Make, tmp_path: Path) -> None:
     ended, _ = fit(trainer, Project(sampler=SubsetRandomSampler([5, 3, 1])), tmp_path)
     dataset = ended.train_dataloader.dataset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,13 @@ def halved(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRSched
     return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 @pytest.mark.parametrize("batches", [1.0, 3])
 @pytest.mark.parametrize("stop", [4, 5, 6, 7, 8])
 def test_resumed_after_max_steps(trainer: Callable[..., pl.Trainer], tmp_path: Path, stop: int, batches: Any) -> None:
     """With the checkpoint that Lightning saves at the end of the stopped epoch; four steps an epoch, or three."""
 
-    def fit(folder: Path, resume: bool = False, **options: Any) -> tuple[list[Any], Any]:
+    def fit(folder: Path, resume: str = "", **options: Any) -> tuple[list[Any], Any]:
         torch.manual_seed(0)
         module, log = APLModule(TinyNet(), CLASSES, lr_scheduler=halved), Log()
         data = TargetDataModule(Images(8), batch_size=2, store_dir=folder)
@@ -41,12 +43,16 @@ def test_resumed_after_max_steps(trainer: Callable[..., pl.Trainer], tmp_path: P
         run = trainer(
             max_epochs=3, callbacks=callbacks, enable_checkpointing=True, limit_train_batches=batches, **options
         )
-        run.fit(module, data, ckpt_path=folder / "saved" / "last.ckpt" if resume else None, weights_only=False)
+        run.fit(module, data, ckpt_path=folder / resume if resume else None, weights_only=False)
+        if not resume:
+            run.save_checkpoint(folder / "after.ckpt")
         return log.seen, module.state_dict()
 
     expected, weights = fit(tmp_path / "whole")
     first, _ = fit(tmp_path / "stopped", max_steps=stop)
-    second, resumed = fit(tmp_path / "stopped", resume=True)
-    assert first + second == expected
-    for name, value in weights.items():
-        assert torch.equal(resumed[name], value), name
+    for name in ("saved/last.ckpt", "after.ckpt"):  # the second one is saved after `fit`
+        again = shutil.copytree(tmp_path / "stopped", tmp_path / Path(name).stem)
+        second, resumed = fit(again, resume=name)
+        assert first + second == expected
+        for key, value in weights.items():
+            assert torch.equal(resumed[key], value), key
