@@ -153,7 +153,8 @@ class PseudoLabelStore:
         return self._opened[1]
 
     def _check_folder(self) -> None:
-        if not self.directory.exists() or not any(self.directory.iterdir()):
+        # Hidden files are those that another node on a shared disk is writing.
+        if not self.directory.exists() or all(path.name.startswith(".") for path in self.directory.iterdir()):
             return
         mark = self.directory / _MARK
         if not mark.exists():

@@ -171,6 +171,12 @@ def test_ignored_pixels_keep_the_checksum(tmp_path: Path) -> None:
     assert (read.weights - samples[1][1]).flatten()[[1, 2]].abs().max() <= 0.5 / 255 + 1e-7
 
 
+def test_another_node_may_start_the_same_store(tmp_path: Path) -> None:
+    """Both create it on a shared disk; one has only begun to write its first file."""
+    (tmp_path / ".0a1b2c3d.store.json").touch()
+    fill(PseudoLabelStore(tmp_path, 1), 0, make([(2, 2)]))
+
+
 @pytest.mark.parametrize("name", ["current", "store.json"])
 def test_damaged_small_files_are_named(tmp_path: Path, name: str) -> None:
     store = PseudoLabelStore(tmp_path, 1)
