@@ -54,14 +54,14 @@ def check_alignment(transform: Transform, image: Tensor) -> None:
             moved = _transformed(transform, _pattern(image, wave))
             reports = [report for item in moved for report in _reports(item, wave)]
             lost += any(math.isnan(distance) for _, distance in reports)
-            found += [f"{name} lies about {distance:.1f} pixels" for name, distance in reports if distance > 0][:1]
+            off = [f"{name} lies about {distance:.1f} pixels away" for name, distance in reports if distance > 0]
+            found += [f"{what} from the weight" for what in off[:1]]
             if len(found) > 1 or lost > max(1, draws // 6):
-                where = found[0] if found else "wave of the image is lost"
+                what = found[0] if found else "wave of the image is lost"
                 raise ValueError(
                     "Expected `transform` to move image, pseudo label and weight together, but on test patterns the "
-                    f"{where}{' away from the weight' if found else ''}: give its spatial part all of "
-                    f"keys={list(TARGET_KEYS)}, and let it keep the values of 'weight' and image waves of "
-                    f"{wave.period} pixels."
+                    f"{what}: give its spatial part all of keys={list(TARGET_KEYS)}, and let it keep the values of "
+                    f"'weight' and image waves of {wave.period} pixels."
                 )
 
 
