@@ -74,7 +74,11 @@ class PseudoLabelStore:
         Raises:
             RuntimeError: If no round is published, or the files are damaged.
         """
-        return self._published().read(index)
+        try:
+            return self._published().read(index)
+        except RuntimeError:
+            self._published()  # an error that explains more if the whole store is gone
+            raise
 
     def fingerprint(self, index: int) -> Tensor:
         """What identifies the image that the published pseudo label was made on, (K,)."""

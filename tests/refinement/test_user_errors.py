@@ -1,6 +1,5 @@
 """Errors name the mistake of the user and its solution."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,7 @@ def test_labels_deleted_during_the_run(tmp_path: Path, trainer: Any, workers: in
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
             if trainer.global_step == 1:
                 trainer.save_checkpoint(tmp_path / "saved.ckpt")
-                shutil.rmtree(tmp_path / "labels")
+                (tmp_path / "labels").rename(tmp_path / "deleted")  # all at once, as workers read meanwhile
 
     def fit(*callbacks: Any, **options: Any) -> None:
         data = TargetDataModule(Images(8), batch_size=1, num_workers=workers, store_dir=tmp_path / "labels")
