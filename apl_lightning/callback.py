@@ -263,11 +263,8 @@ class PseudoLabelCallback(Callback):
             restore = partial(self.snapshot.restore, pl_module, folder)
             once_per_node(trainer.local_rank, "Restoring the last healthy round", restore)
             share_state(pl_module)
-        outcome = (
-            "is restored"
-            if exists
-            else f"was healthy, but its file is missing or damaged in {folder}: the last epoch stays"
-        )
+        lost = f"was healthy, but its file is missing or damaged in {folder}: the last epoch stays"
+        outcome = "is restored" if exists else lost
         warnings.warn(
             f"guard='restore': the network of round {self.snapshot.round} {outcome}. After the last epoch "
             f"{'; '.join(reasons)}.",

@@ -166,9 +166,7 @@ def refuse_sharded(trainer: Trainer) -> None:
 
 def refuse_tuner(trainer: Trainer) -> None:
     """Raise a `ValueError` with the callbacks of Lightning's `Tuner`: their trial steps run without other callbacks."""
-    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
-    found = [type(each).__name__ for each in callbacks if isinstance(each, (BatchSizeFinder, LearningRateFinder))]
-    if found:
+    if found := _names_of(trainer, BatchSizeFinder, LearningRateFinder):
         raise ValueError(
             f"Expected no `{found[0]}`, which `Tuner` adds too: it tries steps without other callbacks, so without "
             "pseudo labels. Make a new trainer, and pass `learning_rate` to the module and `batch_size` to "
@@ -178,8 +176,7 @@ def refuse_tuner(trainer: Trainer) -> None:
 
 def refuse_weight_averaging(trainer: Trainer) -> None:
     """Raise a `ValueError` with `StochasticWeightAveraging`: it resets BatchNorm statistics that refinement fixes."""
-    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
-    if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+    if _names_of(trainer, StochasticWeightAveraging):
         raise ValueError(
             "Expected no `StochasticWeightAveraging`, which resets the statistics of BatchNorm: use `ema_decay`, which "
             "averages the weights already."
@@ -205,11 +202,15 @@ def validate(trainer: Trainer) -> None:
     loop, callbacks = trainer.fit_loop.epoch_loop.val_loop, connected.callbacks
     connected.callbacks = [each for each in callbacks if not isinstance(each, (Checkpoint, EarlyStopping))]
     loop.restarting = False
-    trainer.validating = True
     try:
-        with isolate_rng():
+        with as_validation(trainer), isolate_rng():
             loop.run()
     finally:
-        trainer.training = True
         connected.callbacks = callbacks
     _reset_progress(loop)
+
+
+def _names_of(trainer: Trainer, *kinds: type[Callback]) -> list[str]:
+    """The class names of the trainer's callbacks of these kinds."""
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    return [type(each).__name__ for each in callbacks if isinstance(each, kinds)]

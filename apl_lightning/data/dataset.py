@@ -56,8 +56,9 @@ class TargetDataset(Dataset[Any]):
         self.transform = transform
         self.keys = keys
         length = _length(dataset)
-        image = self.read(0)["image"]
-        warn_of_unread_label(dataset[0], image, keys)
+        sample = dataset[0]
+        image = read_sample(sample, keys, index=0)["image"]
+        warn_of_unread_label(sample, image, keys)
         self.size = image.shape[1:]
         self._check_deterministic(length)
         if transform is not None:

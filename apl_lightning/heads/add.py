@@ -91,7 +91,7 @@ def add_dual_heads(
     if aux != "auto":
         return with_second(aux)
     # A second map with one channel is seldom a second opinion: it may be an edge or another label.
-    if trial.channels > 1:
+    if trial.channels > 1 and len(trial.maps) > 1:
         with suppress(ValueError):
             return with_second("own")
     return with_second("perturbed")

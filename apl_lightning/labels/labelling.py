@@ -53,12 +53,8 @@ class Labelling:
 
     def label(self, denoiser: Denoiser, round: int, seed: int) -> tuple[dict[str, float], dict[str, float]]:
         """Label this rank's share; returns the statistics for the log and the scores of the network, over all ranks."""
-        store, rank, statistics = (
-            self.dataset.store,
-            self._trainer.global_rank,
-            LabelStatistics(self._names, self._ignore_index),
-        )
-        scores = UnsupervisedScores(self._names)
+        store, rank = self.dataset.store, self._trainer.global_rank
+        statistics, scores = LabelStatistics(self._names, self._ignore_index), UnsupervisedScores(self._names)
         denoiser.begin(round, statistics.num_classes, self._module.device)
         with evaluating(self._module), torch.no_grad():
             make_labels(

@@ -177,6 +177,15 @@ def test_another_node_may_start_the_same_store(tmp_path: Path) -> None:
     fill(PseudoLabelStore(tmp_path, 1), 0, make([(2, 2)]))
 
 
+def test_samples_without_ignored_pixels_are_not_touched(tmp_path: Path) -> None:
+    store = PseudoLabelStore(tmp_path, 1)
+    fill(store, 0, make([(2, 2)]))
+    reader = store.reader(0)
+    (tmp_path / "round-000000" / "rank-00000.bin").unlink()
+    reader.ignore({0: np.array([], dtype=np.int64)})
+    assert not (tmp_path / "round-000000" / "rank-00000.bin").exists()
+
+
 @pytest.mark.parametrize("name", ["current", "store.json"])
 def test_damaged_small_files_are_named(tmp_path: Path, name: str) -> None:
     store = PseudoLabelStore(tmp_path, 1)
