@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,14 +10,15 @@ from apl_lightning._support import lightning as door
 from apl_lightning._support.distributed import all_or_none, gather, once_per_node, share_state
 from apl_lightning._support.hyperparameters import name_of, named, optimisation
 from apl_lightning._support.lightning import Callback, LightningModule, Trainer
-from apl_lightning._support.modes import not_finite
 from apl_lightning._support.preemption import end_as_terminated, stop_at_next_batch
 from apl_lightning._support.seeding import derived_seed, run_seed
-from apl_lightning.denoisers import APL, Denoiser, LabelsAndWeights, as_denoiser
-from apl_lightning.guard import Guard, GuardMode, Snapshot
+from apl_lightning.denoisers import APL, CBST, Denoiser, LabelsAndWeights, as_denoiser
+from apl_lightning.guard import Classes, Guard, GuardMode
 from apl_lightning.heads import Inferer
-from apl_lightning.labels import LARGEST_COMPONENT_SHARE, Labelling, target_dataset
-from apl_lightning.store import PseudoLabelStore, complete_round
+from apl_lightning.labels import LARGEST_COMPONENT_SHARE, Labelling, Selection, target_dataset
+from apl_lightning.store import complete_round
+
+BALANCED_ROUNDS = 2
 
 
 class PseudoLabelCallback(Callback):
@@ -37,24 +37,28 @@ class PseudoLabelCallback(Callback):
     Logged once a round: `pseudo/confidence` (mean weight before small components are ignored), `pseudo/apart` (share
     of the foreground's weight in small components), `pseudo/agreement` (share of pixels where both heads agree),
     `pseudo/changed` (share of labels that differ from the round before), `pseudo/class_ratio/<class>` (of the labels),
-    `pseudo/im` and `pseudo/snd` (see [`UnsupervisedScores`][apl_lightning.guard.UnsupervisedScores]) and, if the data
-    set has reference labels, `pseudo/dice`, which only the log reads.
+    `pseudo/estimated_gain` and `pseudo/estimated_gain/<class>` (see
+    [`estimate_gain`][apl_lightning.guard.estimate_gain]; `pseudo/batch_norm_gain` is that of re-estimated BatchNorm
+    statistics) and, if the data set has reference labels, `pseudo/dice`, which only the log reads.
 
     Args:
         denoiser: Turns predictions into labels and weights, `APL()` by default: another method of
             [`denoisers`][apl_lightning.denoisers], or a function `(p_main, p_aux) -> (labels, weights)`.
         every_n_epochs: Make new labels before each n-th epoch.
+        rounds: The number of rounds; then the labels stay. Labels that are made again and again drift. `None` for no
+            limit.
         inferer: Runs the module on images, as MONAI's `SlidingWindowInferer`; by default that of the module.
         batch_size: Images that a rank predicts at once; by default 16 slices (on a CPU at most as many as have 2^17
             pixels) or 1 volume. It is not that of training, so that labels do not depend on the number of processes.
-        guard: `"warn"` when a class, the predictions or the agreement of the heads collapse (see
-            [`Guard`][apl_lightning.guard.Guard]); `"restore"` also ends the run with the network of the last
-            healthy round, which has not collapsed and shows a gain; `"off"`.
+        guard: `"restore"` ends the run with the best network, the one that came in included, if that of the last epoch
+            is worse by estimate (see [`Guard`][apl_lightning.guard.Guard]); `"warn"` only says so; `"off"`.
         ignore_small_components: Whether every component of a class except its largest one in a patient gets weight 0,
             for classes whose largest components hold most of the weight; needs the patients (`case`) and the order of
             slices (see [`find_small_components`][apl_lightning.labels.find_small_components]). By default only with
             `APL`: other methods stay as published.
-        largest_component_share: The share of the weight of a class that its largest components must hold.
+        largest_component_share: The share of the weight of a class that its largest components must hold. If one of a
+            class with `APL` do not, the network hardly knows the class; the labels of the first two rounds are then
+            those of [`CBST`][apl_lightning.denoisers.CBST], which balances the classes.
 
     Raises:
         TypeError: If `denoiser` is neither a `Denoiser` nor a function.
@@ -72,29 +76,29 @@ class PseudoLabelCallback(Callback):
         self,
         denoiser: Denoiser | Callable[..., LabelsAndWeights] | None = None,
         every_n_epochs: int = 1,
+        rounds: int | None = 8,
         inferer: Inferer | None = None,
         batch_size: int | None = None,
-        guard: GuardMode = "warn",
+        guard: GuardMode = "restore",
         ignore_small_components: bool | None = None,
         largest_component_share: float = LARGEST_COMPONENT_SHARE,
     ) -> None:
-        for name, value in (("every_n_epochs", every_n_epochs), ("batch_size", batch_size)):
+        for name, value in (("every_n_epochs", every_n_epochs), ("rounds", rounds), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"Expected `{name}` to be at least 1, but got {value}.")
         if not 0 <= largest_component_share <= 1:
             raise ValueError(f"Expected `largest_component_share` in [0, 1], but got {largest_component_share}.")
         self.denoiser = APL() if denoiser is None else as_denoiser(denoiser)
         self.every_n_epochs = every_n_epochs
+        self.rounds = rounds
         self.inferer = inferer
         self.batch_size = batch_size
         is_apl = isinstance(self.denoiser, APL)
         self.ignore_small_components = is_apl if ignore_small_components is None else ignore_small_components
         self.largest_component_share = largest_component_share
-        self.guard = Guard(guard)
-        self.snapshot = Snapshot()
+        self.selection = Selection(Guard(guard))
         self.round = -1
         self.statistics: dict[str, float] = {}
-        self.scores: dict[str, float] = {}  # of the network that made the current round
         self._epoch = -1  # the epoch that `round` was made for
         self._saved_round = -1  # the round that the newest checkpoint refers to
         self._seed = 0
@@ -108,31 +112,38 @@ class PseudoLabelCallback(Callback):
 
     def should_update(self, epoch: int) -> bool:
         """Whether new labels are due before this epoch."""
-        return epoch % self.every_n_epochs == 0
+        round, rest = divmod(epoch, self.every_n_epochs)
+        return rest == 0 and (self.rounds is None or round < self.rounds)
 
     def update(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make, write and publish the labels of a new round."""
-        labelling = Labelling(trainer, pl_module, self.inferer, self.batch_size)
+        labelling, seed = self._labelling(trainer, pl_module), derived_seed(self._seed, self.round + 1)
         store, round, node = labelling.dataset.store, self.round + 1, trainer.local_rank
-        if self.round < 0:
-            with all_or_none("Preparing the network on the target images"):
-                labelling.prepare()
-        share_state(pl_module)
         once_per_node(node, "Creating the folder of the pseudo labels", lambda: store.start(round))
-        self.statistics, self.scores = labelling.label(self.denoiser, round, derived_seed(self._seed, round))
-        complete_round(store.folder(round), responsible=node == 0)
-        once_per_node(node, "Joining the new pseudo labels", lambda: store.join(round))
+        chosen = self.selection.begin(labelling, pl_module, seed, node) if round == 0 else {}
+        share_state(pl_module)
+        classes = self._label(labelling, self.denoiser, round, seed, node)
         if self.ignore_small_components:
-            self.statistics |= labelling.ignore_small_components(round, self.largest_component_share)
+            small = labelling.small_components(round, self.largest_component_share)
+            if small.scattered and round < BALANCED_ROUNDS and isinstance(self.denoiser, APL):
+                once_per_node(node, "Discarding scattered labels", lambda: store.discard(round))
+                once_per_node(node, "Creating the folder of the pseudo labels", lambda: store.start(round))
+                self._label(labelling, CBST(), round, seed, node)
+                small = labelling.small_components(round, self.largest_component_share)
+            self.statistics |= labelling.ignore(round, small)
         once_per_node(node, "Publishing the new pseudo labels", lambda: store.publish(round))
         once_per_node(node, "Deleting old pseudo labels", lambda: store.prune(keep={round, self._saved_round}))
         self.round, self._epoch = round, trainer.current_epoch
-        self._watch(trainer, pl_module, store)
+        if self.guard.mode != "off":
+            if type(self.denoiser).predict is not Denoiser.predict:
+                classes = labelling.look(seed)
+            chosen |= self.selection.judge(round, classes, labelling, pl_module, node)
+        self.statistics |= chosen
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """The unsupervised scores of the module as it is now, without a new round; call it on all ranks."""
-        labelling = Labelling(trainer, pl_module, self.inferer, self.batch_size)
-        return labelling.measure(self.denoiser, derived_seed(self._seed, self.round + 1))
+        """The estimated gain of the module as it is now, by its names in the log; call it on all ranks."""
+        labelling = self._labelling(trainer, pl_module)
+        return labelling.gains(self.selection.first, labelling.look(derived_seed(self._seed, self.round + 1)))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start with round 0, unless a checkpoint is loaded later; refuse what cannot work with rounds."""
@@ -143,12 +154,12 @@ class PseudoLabelCallback(Callback):
         door.refuse_tuner(trainer)
         self.round = self._epoch = self._saved_round = -1
         self._has_judged = False
-        self.snapshot.reset()
+        self.selection.reset()
         self._seed = run_seed(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the run depends on beside the module: denoiser, callback, optimiser and scheduler."""
-        options = ("every_n_epochs", "batch_size", "ignore_small_components", "largest_component_share")
+        options = ("every_n_epochs", "rounds", "batch_size", "ignore_small_components", "largest_component_share")
         values = {name: getattr(self, name) for name in options}
         values |= {"guard": self.guard.mode, "inferer": name_of(self.inferer)}
         found = named("denoiser", self.denoiser) | named("callback", self, values) | optimisation(trainer)
@@ -206,8 +217,8 @@ class PseudoLabelCallback(Callback):
         torch.manual_seed(derived_seed(self._seed, trainer.current_epoch, batch_idx, trainer.global_rank))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """With `guard="restore"`, return to the last healthy round if the network of the last epoch is not healthy."""
-        self._restore(trainer, pl_module)
+        """With `guard="restore"`, return to the best network if that of the last epoch is worse."""
+        self._judge(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate and do the same in a run resumed after its last step, which never calls `on_train_end`."""
@@ -215,7 +226,7 @@ class PseudoLabelCallback(Callback):
             with door.on_root_device(trainer, pl_module):
                 if self.round >= 0:
                     door.validate(trainer)
-                self._restore(trainer, pl_module)
+                self._judge(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """After SIGTERM, say how to resume, and exit with 143."""
@@ -225,7 +236,7 @@ class PseudoLabelCallback(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the round and the snapshot that this checkpoint refers to until the next one."""
         self._saved_round = self.round
-        self.snapshot.protect()
+        self.selection.snapshot.protect()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Resume a run within the epoch in which `max_steps` has stopped it."""
@@ -234,7 +245,7 @@ class PseudoLabelCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The round, its epoch, and what guard and denoiser remember; the labels stay in the store."""
         state = {"round": self.round, "epoch": self._epoch, "seed": self._seed, "denoiser": self.denoiser.state_dict()}
-        return {**state, "guard": self.guard.first, "healthy": self.snapshot.state_dict()}
+        return {**state, "selection": self.selection.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the round of the checkpoint."""
@@ -242,49 +253,31 @@ class PseudoLabelCallback(Callback):
             self.denoiser.load_state_dict(state_dict["denoiser"])
         self.round = self._saved_round = state_dict["round"]
         self._epoch = state_dict["epoch"]
-        self.guard.start(state_dict["guard"])
-        self.snapshot.load_state_dict(state_dict["healthy"])
+        self.selection.load_state_dict(state_dict["selection"])
         self._seed = state_dict["seed"]
 
-    def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    @property
+    def guard(self) -> Guard:
+        """What decides which network to end with."""
+        return self.selection.guard
+
+    def _judge(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._has_judged = True
-        if self.guard.mode != "restore" or self.round < 0:
-            return
-        if not_finite(pl_module.state_dict()):
-            reasons = ["its weights are not finite"]
-        else:
-            scores = self.measure(trainer, pl_module)
-            reasons = self.guard.complaints(scores) or self.guard.doubts(scores)
-        if not reasons:
-            return
-        folder = target_dataset(trainer).store.directory
-        exists = all(gather(trainer.local_rank != 0 or self.snapshot.is_in(folder)))
-        if exists:
-            restore = partial(self.snapshot.restore, pl_module, folder)
-            once_per_node(trainer.local_rank, "Restoring the last healthy round", restore)
-            share_state(pl_module)
-        lost = f"was healthy, but its file is missing or damaged in {folder}: the last epoch stays"
-        outcome = "is restored" if exists else lost
-        warnings.warn(
-            f"guard='restore': the network of round {self.snapshot.round} {outcome}. After the last epoch "
-            f"{'; '.join(reasons)}.",
-            stacklevel=2,
-        )
+        if self.guard.mode != "off" and self.round >= 0:
+            labelling, seed = self._labelling(trainer, pl_module), derived_seed(self._seed, self.round + 1)
+            self.selection.end(labelling, pl_module, seed, trainer.local_rank)
+
+    def _labelling(self, trainer: Trainer, module: LightningModule) -> Labelling:
+        sample = self.selection.of(len(target_dataset(trainer)))
+        return Labelling(trainer, module, sample, self.inferer, self.batch_size)
+
+    def _label(self, labelling: Labelling, denoiser: Denoiser, round: int, seed: int, node: int) -> Classes:
+        """Write the labels of a round; returns what the network predicts."""
+        store = labelling.dataset.store
+        self.statistics, classes = labelling.label(denoiser, round, seed)
+        complete_round(store.folder(round), responsible=node == 0)
+        once_per_node(node, "Joining the new pseudo labels", lambda: store.join(round))
+        return classes
 
     def _is_due(self, epoch: int) -> bool:
         return self.should_update(epoch) and self._epoch != epoch
-
-    def _watch(self, trainer: Trainer, module: LightningModule, store: PseudoLabelStore) -> None:
-        """Warn of a collapse, or keep the network that made this round if it may be restored."""
-        if self.round == 0:
-            self.guard.start(self.scores)
-        complaints = self.guard.complaints(self.scores)
-        if complaints and trainer.is_global_zero:
-            warnings.warn(
-                f"In round {self.round} a collapse may have begun: {'; '.join(complaints)}. Look at the pseudo labels; "
-                "train for fewer epochs or with a lower learning rate, or pass guard='restore'.",
-                stacklevel=2,
-            )
-        if self.guard.mode == "restore" and not complaints and not self.guard.doubts(self.scores):
-            self.snapshot.round = self.round
-            once_per_node(trainer.local_rank, "Keeping a round", partial(self.snapshot.write, module, store.directory))

@@ -13,13 +13,14 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import mean
 
 import pytorch_lightning as pl
 import torch
-from abdomen_data import CLASS_NAMES, AbdomenSlices
 from evaluation import organ_dice, patient_dice, predict, table
 from networks import NETWORKS, build_network
 from panel import save_panel
+from slices import Slices, class_names
 from source_training import SourceModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -46,12 +47,12 @@ def make_trainer(epochs: int, folder: Path, callbacks: list[pl.Callback] | None 
 
 def source_network(arguments: argparse.Namespace, seed: int) -> nn.Module:
     """Train on MR, or load the network that an earlier run with the same options saved."""
-    network = build_network(arguments.network, len(CLASS_NAMES))
+    network = build_network(arguments.network, len(class_names(arguments.data)))
     path = arguments.out / f"source-{_options(arguments)}-{seed}.pt"
     if path.exists():
         network.load_state_dict(torch.load(path, weights_only=True))
         return network
-    data = AbdomenSlices(arguments.data, "source_train", arguments.size, fraction=arguments.fraction)
+    data = Slices(arguments.data, "source_train", arguments.size, fraction=arguments.fraction)
     loader = DataLoader(data, batch_size=8, shuffle=True, drop_last=True)
     make_trainer(arguments.source_epochs, arguments.out / f"source-{seed}").fit(SourceModule(network), loader)
     torch.save(network.state_dict(), path)
@@ -62,13 +63,14 @@ def refined_network(arguments: argparse.Namespace, seed: int, source: nn.Module)
     """Refine the source network on unlabelled CT, or load the network of an earlier run with the same options."""
     path = arguments.out / f"refined-{arguments.preset}-{arguments.epochs}-{_options(arguments)}-{seed}.pt"
     if path.exists():
-        network = build_network(arguments.network, len(CLASS_NAMES))
+        network = build_network(arguments.network, len(class_names(arguments.data)))
         network.load_state_dict(torch.load(path, weights_only=True))
         return network
     pl.seed_everything(seed, workers=True)
     preset = PRESETS[arguments.preset]
-    module = APLModule(source, len(CLASS_NAMES), CLASS_NAMES, **preset.module)
-    images = AbdomenSlices(arguments.data, "target_adapt", arguments.size, labelled=False, fraction=arguments.fraction)
+    names = class_names(arguments.data)
+    module = APLModule(source, len(names), names, **preset.module)
+    images = Slices(arguments.data, "target_adapt", arguments.size, labelled=False, fraction=arguments.fraction)
     data = TargetDataModule(images, **preset.data)
     callbacks = [PseudoLabelCallback(**preset.callback), PseudoLabelOverlay()]
     make_trainer(arguments.epochs, arguments.out / f"refined-{seed}", callbacks).fit(module, data)
@@ -81,26 +83,30 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]
     """Run one seed and return the Dice of the source network and of the refined network on the reported patients."""
     torch.set_num_threads(max(1, torch.get_num_threads() // arguments.jobs))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    held_out = AbdomenSlices(arguments.data, arguments.report, arguments.size, fraction=arguments.fraction)
+    held_out = Slices(arguments.data, arguments.report, arguments.size, fraction=arguments.fraction)
     pl.seed_everything(seed, workers=True)
     source = source_network(arguments, seed)
     refined = refined_network(arguments, seed, source)
     predictions = {"before": predict(source, held_out), "after": predict(refined, held_out)}
     save_picture(arguments.out / f"picture-{arguments.preset}-{arguments.report}-{seed}.png", predictions, held_out)
-    return {name: organ_dice(labels, held_out, CLASS_NAMES) for name, labels in predictions.items()}
+    return {name: organ_dice(labels, held_out, held_out.class_names) for name, labels in predictions.items()}
 
 
-def save_picture(path: Path, predictions: dict[str, list[Tensor]], held_out: AbdomenSlices) -> None:
+def save_picture(path: Path, predictions: dict[str, list[Tensor]], held_out: Slices) -> None:
     """Draw a slice of the patient whose gain is closest to the mean gain; the titles show the Dice of the whole volume.
 
     The slice is the one in which the smallest organ has most pixels.
     """
-    dice = {name: patient_dice(labels, held_out, len(CLASS_NAMES)) for name, labels in predictions.items()}
+    names = held_out.class_names
+    dice = {
+        name: {patient: mean(organs.values()) for patient, organs in patient_dice(labels, held_out, names).items()}
+        for name, labels in predictions.items()
+    }
     gains = {patient: dice["after"][patient] - before for patient, before in dice["before"].items()}
-    mean = sum(gains.values()) / len(gains)
-    patient = min(gains, key=lambda patient: abs(gains[patient] - mean))
+    typical = mean(gains.values())
+    patient = min(gains, key=lambda patient: abs(gains[patient] - typical))
     sizes = {
-        index: torch.bincount(held_out[index]["label"].flatten(), minlength=len(CLASS_NAMES))[1:].min()
+        index: torch.bincount(held_out[index]["label"].flatten(), minlength=len(names))[1:].min()
         for index, case in enumerate(held_out.cases)
         if case == patient
     }

@@ -24,10 +24,15 @@ def organ_dice(predictions: list[Tensor], dataset: Any, class_names: list[str]) 
     return {**dict(zip(class_names[1:], values, strict=True)), "average": sum(values) / len(values)}
 
 
-def patient_dice(predictions: list[Tensor], dataset: Any, classes: int) -> dict[str, float]:
-    """Dice in % of each patient, averaged over its organs."""
-    cases = _count(predictions, dataset, classes).per_case()
-    return {case: 100 * float(dice[1:].nanmean()) for case, dice in cases.items()}
+def patient_dice(predictions: list[Tensor], dataset: Any, class_names: list[str]) -> dict[str, dict[str, float]]:
+    """Dice in % of each patient and organ; organs that neither prediction nor reference has are left out."""
+    cases = _count(predictions, dataset, len(class_names)).per_case()
+    return {
+        case: {
+            name: 100 * float(value) for name, value in zip(class_names[1:], dice[1:], strict=True) if not value.isnan()
+        }
+        for case, dice in cases.items()
+    }
 
 
 def _count(predictions: list[Tensor], dataset: Any, classes: int) -> CaseDice:

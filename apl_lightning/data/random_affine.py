@@ -17,6 +17,9 @@ class RandomAffine:
     depends on it (see the ablation in the documentation). Pixels from outside the image get weight 0. All randomness
     is torch's.
 
+    A moved pixel takes the values of its nearest neighbour, in the image as in the label: interpolation smooths the
+    image, and a network that learns sharp labels on smoothed images loses thin structures round by round.
+
     Args:
         degrees: Largest rotation, in degrees (in 3D about each axis).
         scale: Largest relative change of size.
@@ -40,14 +43,14 @@ class RandomAffine:
         size = image.shape[1:]
         grid = F.affine_grid(self._draw(size)[None], [1, 1, *size], align_corners=False).to(image)
 
-        def move(values: Tensor, mode: str, padding: str) -> Tensor:
-            moved = F.grid_sample(values[None].to(grid.dtype), grid, mode, padding, align_corners=False)
+        def move(values: Tensor, padding: str) -> Tensor:
+            moved = F.grid_sample(values[None].to(grid.dtype), grid, "nearest", padding, align_corners=False)
             return moved[0].to(values.dtype)
 
         return {
-            "image": move(image, "bilinear", "border"),
-            "pseudo_label": move(sample["pseudo_label"], "nearest", "border"),
-            "weight": move(sample["weight"], "bilinear", "zeros"),
+            "image": move(image, "border"),
+            "pseudo_label": move(sample["pseudo_label"], "border"),
+            "weight": move(sample["weight"], "zeros"),
         }
 
     def _draw(self, size: torch.Size) -> Tensor:

@@ -1,5 +1,6 @@
-"""Scores without labels show whether refinement does harm; the network of the last healthy round can be restored."""
+"""Estimate without labels whether refinement gains; end with the network that does."""
 
+from apl_lightning.guard.gain import estimate_gain, second_opinion
 from apl_lightning.guard.guard import Guard, GuardMode
+from apl_lightning.guard.pixel_sample import Classes, PixelSample, joined
 from apl_lightning.guard.snapshot import Snapshot
-from apl_lightning.guard.unsupervised_scores import UnsupervisedScores

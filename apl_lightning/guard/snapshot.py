@@ -1,4 +1,4 @@
-"""The weights of the last healthy round, on disk."""
+"""The weights of the best candidate, on disk."""
 
 import io
 from pathlib import Path
@@ -16,18 +16,18 @@ class Snapshot:
         self.reset()
 
     def reset(self) -> None:
-        """Start without a snapshot."""
+        """Start with the network as it came in, which counts as round -1."""
         self.round = -1
-        self._saved = -1  # the round that the newest checkpoint refers to
+        self._saved: int | None = None  # the round that the newest checkpoint refers to
 
     def write(self, module: nn.Module, folder: Path) -> None:
         """Write the state of the module for `round`, and delete an earlier one; one process per node calls it."""
         content = io.BytesIO()
         torch.save(module.state_dict(), content)
         write_checked(_file(folder, self.round), content.getvalue())
-        for path in folder.glob("healthy-*.pt"):
-            if path not in (_file(folder, self.round), _file(folder, self._saved)):
-                path.unlink()
+        kept = {_file(folder, round) for round in (self.round, self._saved) if round is not None}
+        for path in set(folder.glob("best-*.pt")) - kept:
+            path.unlink()
 
     def is_in(self, folder: Path) -> bool:
         """Whether the file of the snapshot is as it was written."""
@@ -57,4 +57,4 @@ class Snapshot:
 
 
 def _file(folder: Path, round: int) -> Path:
-    return folder / f"healthy-{round:06d}.pt"
+    return folder / f"best-{round + 1:06d}.pt"

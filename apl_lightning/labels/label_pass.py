@@ -9,8 +9,7 @@ from apl_lightning._support.distributed import all_or_none
 from apl_lightning._support.seeding import derived_seed
 from apl_lightning._support.soft_labels import hard_labels
 from apl_lightning.data import check_fingerprint
-from apl_lightning.denoisers import DatasetDenoiser, Denoiser, Predictor
-from apl_lightning.guard import UnsupervisedScores
+from apl_lightning.denoisers import DatasetDenoiser, Denoiser
 from apl_lightning.labels.spool import Spool
 from apl_lightning.labels.statistics import LabelStatistics
 from apl_lightning.labels.target_images import ImageBatch
@@ -19,20 +18,16 @@ from apl_lightning.store import PseudoLabelStore, RoundWriter
 Predictions = Iterator[tuple[ImageBatch, tuple[Tensor, ...]]]
 
 
-def predict(
-    batches: Iterable[ImageBatch], predictor: Predictor, denoiser: Denoiser, scores: UnsupervisedScores, seed: int
-) -> Predictions:
-    """Predict this rank's batches with `denoiser.predict`, and count them in `scores`.
+def predict(batches: Iterable[ImageBatch], run: Callable[[Tensor], tuple[Tensor, ...]], seed: int) -> Predictions:
+    """Predict this rank's batches with `run`, which returns the probabilities of both heads first.
 
     Dropout draws from (seed, batch), so it does not depend on the rank. NaN or infinity is a `ValueError` that names
     the samples.
     """
     for batch in batches:
         torch.manual_seed(derived_seed(seed, batch.indices[0]))
-        made = denoiser.predict(predictor, batch.images)
-        p_main, p_aux = made[:2]
-        _check_predictions(p_main, p_aux, batch)
-        scores.update(p_main, p_aux)
+        made = run(batch.images)
+        _check_predictions(made[0], made[1], batch)
         yield batch, made
 
 

@@ -1,8 +1,9 @@
 """What a rank does with the target images: prepare the network, label its share, measure the network."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -14,10 +15,10 @@ from apl_lightning._support.modes import evaluating
 from apl_lightning._support.progress import track
 from apl_lightning.data import TargetDataset
 from apl_lightning.denoisers import Denoiser, Predictor
-from apl_lightning.guard import UnsupervisedScores
+from apl_lightning.guard import Classes, PixelSample
 from apl_lightning.heads import Inferer
 from apl_lightning.labels.label_pass import Predictions, Recorder, make_labels, predict
-from apl_lightning.labels.small_components import find_small_components
+from apl_lightning.labels.small_components import SmallComponents, find_small_components
 from apl_lightning.labels.spool import Spool
 from apl_lightning.labels.statistics import LabelStatistics
 from apl_lightning.labels.target_images import TargetImages
@@ -27,11 +28,17 @@ class Labelling:
     """The work of one round on one rank, for a trainer that trains on a `TargetDataset`."""
 
     def __init__(
-        self, trainer: Trainer, module: LightningModule, inferer: Inferer | None, batch_size: int | None
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        sample: PixelSample,
+        inferer: Inferer | None,
+        batch_size: int | None,
     ) -> None:
         self.dataset = target_dataset(trainer)
         self._trainer = trainer
         self._module = module
+        self._sample = sample
         self._names: Any = module.class_names
         self._ignore_index = getattr(module, "ignore_index", None)
         inferer = inferer or getattr(module, "inferer", None)
@@ -48,44 +55,67 @@ class Labelling:
         # Each rank reads all images in the same shuffled order, so the result does not depend on the number of ranks.
         order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(0)).tolist()
         images = TargetImages(self._trainer, self.dataset, self._prepared_at_once, order)
-        with autocast(self._trainer):
+        with all_or_none("Preparing the network on the target images"), autocast(self._trainer):
             prepare(_Images(images, self._trainer))
 
-    def label(self, denoiser: Denoiser, round: int, seed: int) -> tuple[dict[str, float], dict[str, float]]:
-        """Label this rank's share; returns the statistics for the log and the scores of the network, over all ranks."""
+    def label(self, denoiser: Denoiser, round: int, seed: int) -> tuple[dict[str, float], Classes]:
+        """Label this rank's share; returns the statistics for the log over all ranks, and what the network predicts."""
         store, rank = self.dataset.store, self._trainer.global_rank
-        statistics, scores = LabelStatistics(self._names, self._ignore_index), UnsupervisedScores(self._names)
+        statistics = LabelStatistics(self._names, self._ignore_index)
         denoiser.begin(round, statistics.num_classes, self._module.device)
+        classes: Classes = {}
         with evaluating(self._module), torch.no_grad():
+            predictions = self._predictions(
+                partial(denoiser.predict, self._predictor), seed, f"Pseudo labels, round {round}"
+            )
             make_labels(
-                self._predictions(denoiser, scores, seed, f"Pseudo labels, round {round}"),
+                self._watched(predictions, classes, statistics),
                 denoiser,
                 partial(store.write, round, statistics.num_classes, rank),
                 Recorder(store, statistics),
                 Spool(store.folder(round), rank, self._module.device),
             )
-        computed = scores.compute(self._module.device)
-        return computed | statistics.compute(self._module.device), computed
+        return statistics.compute(self._module.device), classes
 
-    def measure(self, denoiser: Denoiser, seed: int) -> dict[str, float]:
-        """The scores of the network as it is, over all ranks, without making labels."""
-        scores = UnsupervisedScores(self._names)
-        with evaluating(self._module), torch.no_grad(), all_or_none("Measuring the network on the target images"):
-            for _ in self._predictions(denoiser, scores, seed, "Measuring"):
+    def look(self, seed: int) -> Classes:
+        """What the main head of the network, as it is, predicts at the sampled pixels of this rank's images."""
+        classes: Classes = {}
+        with evaluating(self._module), torch.no_grad(), all_or_none("Predicting the target images"):
+            for _ in self._watched(self._predictions(self._predictor, seed, "Predicting"), classes):
                 pass
-        return scores.compute(self._module.device)
+        return classes
 
-    def ignore_small_components(self, round: int, largest_component_share: float) -> dict[str, float]:
+    def gains(self, before: Classes, after: Classes) -> dict[str, float]:
+        """The estimated gain of Dice, mean and by class, by their names in the log; over all ranks."""
+        gains = self._sample.gains(before, after, len(self._names))
+        named = zip(self._names[1:], gains, strict=True)
+        by_class = {f"pseudo/estimated_gain/{name}": gain for name, gain in named if not math.isnan(gain)}
+        return {"pseudo/estimated_gain": fmean(by_class.values() or [0.0]), **by_class}
+
+    def small_components(self, round: int, largest_component_share: float) -> SmallComponents:
+        """The small components of the labels of a round, over all ranks."""
+        return find_small_components(self.dataset.store.reader(round), len(self._names), largest_component_share)
+
+    def ignore(self, round: int, small: SmallComponents) -> dict[str, float]:
         """Set the weights of small components to 0; returns the share of the foreground's weight in them."""
         reader = self.dataset.store.reader(round)
-        small = find_small_components(reader, len(self._names), largest_component_share)
         once_per_node(self._trainer.local_rank, "Ignoring small components", lambda: reader.ignore(small.pixels))
         return {"pseudo/apart": small.share}
 
-    def _predictions(self, denoiser: Denoiser, scores: UnsupervisedScores, seed: int, description: str) -> Predictions:
+    def _predictions(self, run: Callable[[Tensor], tuple[Tensor, ...]], seed: int, description: str) -> Predictions:
         share = TargetImages(self._trainer, self.dataset, self._batch_size)
-        batches = track(self._trainer, share, description, len(share))
-        return predict(batches, self._predictor, denoiser, scores, seed)
+        return predict(track(self._trainer, share, description, len(share)), run, seed)
+
+    def _watched(
+        self, predictions: Predictions, classes: Classes, statistics: LabelStatistics | None = None
+    ) -> Predictions:
+        """Keep what the main head predicts at the sampled pixels, and count the agreement of both heads."""
+        for batch, made in predictions:
+            labels = made[0].max(dim=1).indices
+            classes |= self._sample.look(batch.indices, batch.cases, batch.images, labels)
+            if statistics is not None:
+                statistics.agree(made[0], made[1])
+            yield batch, made
 
 
 class _Images:

@@ -16,7 +16,8 @@ class LabelStatistics:
         self._names = list(class_names)
         self._ignore_index = ignore_index
         classes = self.num_classes = len(self._names)
-        self._sums = torch.zeros(4, dtype=torch.float64)  # pixels, weights; pixels of the round before, changed ones
+        # Pixels, weights; pixels of the round before, changed ones; predicted pixels, those where both heads agree.
+        self._sums = torch.zeros(6, dtype=torch.float64)
         self._counts = torch.zeros(classes, dtype=torch.long)
         self._overlap = torch.zeros(3, classes, dtype=torch.long)  # both, pseudo label, reference
 
@@ -27,7 +28,12 @@ class LabelStatistics:
 
     def compare(self, labels: Tensor, before: Tensor) -> None:
         """Count the pixels whose label differs from the round before."""
-        self._sums[2:] += torch.tensor([labels.numel(), int((labels != before).sum())])
+        self._sums[2:4] += torch.tensor([labels.numel(), int((labels != before).sum())])
+
+    def agree(self, p_main: Tensor, p_aux: Tensor) -> None:
+        """Count the pixels where both heads, (B, C, *S) each, predict the same class."""
+        alike = p_main.max(dim=1).indices == p_aux.max(dim=1).indices
+        self._sums[4:] += torch.tensor([alike.numel(), int(alike.sum())])
 
     def diagnose(self, labels: Tensor, reference: Tensor) -> None:
         """Count the overlap with reference labels, for the log alone."""
@@ -38,13 +44,13 @@ class LabelStatistics:
         classes = self.num_classes
         flat = torch.cat([self._sums, self._counts.double(), self._overlap.flatten().double()])
         flat = total_of_counts(flat, device)
-        pixels, weight, compared, changed = flat[:4].tolist()
-        values = {"pseudo/confidence": weight / pixels}
+        pixels, weight, compared, changed, predicted, alike = flat[:6].tolist()
+        values = {"pseudo/confidence": weight / pixels, "pseudo/agreement": alike / predicted}
         if compared:
             values["pseudo/changed"] = changed / compared
-        ratios = flat[4 : 4 + classes] / pixels
+        ratios = flat[6 : 6 + classes] / pixels
         values |= {f"pseudo/class_ratio/{name}": float(ratio) for name, ratio in zip(self._names, ratios, strict=True)}
-        both, ours, reference = flat[4 + classes :].view(3, classes)[:, 1:]
+        both, ours, reference = flat[6 + classes :].view(3, classes)[:, 1:]
         if reference.any():
             values["pseudo/dice"] = float((2 * both / (ours + reference)).nanmean())
         return values

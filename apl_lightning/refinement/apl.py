@@ -61,7 +61,7 @@ class APLModule(RefinementModule):
         consistency_weight: float = 1.0,
         refinement_weight: float = 1.0,
         weighting: Weighting = "confusion",
-        batch_norm: BatchNormMode = "adapt",
+        batch_norm: BatchNormMode = "auto",
         optimizer: Optimizer = torch.optim.Adam,
         learning_rate: float = 3e-4,
         head_rate: float = 0.1,

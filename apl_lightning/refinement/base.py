@@ -15,7 +15,13 @@ from apl_lightning.data import Keys, describe, split_batch
 from apl_lightning.denoisers import APL, Denoiser
 from apl_lightning.heads import DualHeadModel, Inferer, Logits, add_dual_heads, warm_up_second_head
 from apl_lightning.metrics import CaseDice
-from apl_lightning.refinement.batchnorm import BatchNormMode, adapt_batch_norm, set_batch_norm_mode
+from apl_lightning.refinement.batchnorm import (
+    BatchNormMode,
+    adapt_batch_norm,
+    batch_norm_statistics,
+    load_batch_norm_statistics,
+    set_batch_norm_mode,
+)
 from apl_lightning.refinement.teacher import Teacher
 
 Optimizer = Callable[..., torch.optim.Optimizer]
@@ -46,9 +52,10 @@ class RefinementModule(LightningModule, ABC):
         example: Passed to `add_dual_heads`.
         main_output: Passed to `add_dual_heads`.
         network: Passed to `add_dual_heads`.
-        batch_norm: `"adapt"` (the default) re-estimates the BatchNorm statistics on the target images before the first
-            round and then fixes them; `"frozen"` keeps those of the source; `"train"` updates them with the training
-            batches.
+        batch_norm: `"adapt"` re-estimates the BatchNorm statistics on the target images before the first round and then
+            fixes them; `"frozen"` keeps those of the source; `"auto"` (the default) takes those of both with the higher
+            estimated Dice (see [`estimate_gain`][apl_lightning.guard.estimate_gain]); `"train"` updates them with the
+            training batches.
         optimizer: Called with the parameters and `lr`: a class, or a `functools.partial` of one.
         learning_rate: The learning rate.
         ema_decay: Labels, validation, test, prediction and `export` use an exponential moving average of the network
@@ -67,7 +74,7 @@ class RefinementModule(LightningModule, ABC):
         ValueError: If the network is not suitable (see `add_dual_heads`), or an option is out of its range.
     """
 
-    default_batch_norm: BatchNormMode = "adapt"
+    default_batch_norm: BatchNormMode = "auto"
 
     def __init__(
         self,
@@ -117,6 +124,7 @@ class RefinementModule(LightningModule, ABC):
         self.return_probabilities = return_probabilities
         self.ignore_index = ignore_index
         self.dice = CaseDice(num_classes, ignore_index)
+        self._source_statistics: list[dict[str, Tensor]] = []
         self.choose_parameters()
         self.train()
 
@@ -166,12 +174,27 @@ class RefinementModule(LightningModule, ABC):
         """Before the first round: take over an earlier fit's teacher, adapt BatchNorm, warm up a new second head."""
         if self.teacher is not None and self.teacher.n_averaged > 1:
             self.model.load_state_dict(self.teacher.module.state_dict())
-        if self.batch_norm == "adapt":
+        if self.batch_norm == "auto":
+            self._source_statistics = batch_norm_statistics(self.model)
+        if self.batch_norm in ("auto", "adapt"):
             adapt_batch_norm(self.model, images, self.inferer)
         if not self.model.warm:
             warm_up_second_head(self.model, images)
         if self.teacher is not None:
             self.teacher.copy(self.model)
+
+    @property
+    def awaits_batch_norm(self) -> bool:
+        """Whether `choose_batch_norm` is due: there are statistics of the source and re-estimated ones."""
+        return len(self._source_statistics) > 0
+
+    def choose_batch_norm(self, gain: float) -> None:
+        """Return to the statistics of the source if re-estimated ones have no positive estimated gain of Dice."""
+        if not gain > 0:
+            load_batch_norm_statistics(self.model, self._source_statistics)
+            if self.teacher is not None:
+                self.teacher.copy(self.model)
+        self._source_statistics = []
 
     def check_labelled(self, batch: Any) -> None:
         """Raise a `TypeError` unless a batch has pseudo labels."""

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from apl_lightning._support.modes import evaluating
 from apl_lightning.heads import Inferer
 
-BatchNormMode = Literal["adapt", "frozen", "train"]
+BatchNormMode = Literal["auto", "adapt", "frozen", "train"]
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -51,6 +51,17 @@ def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], inferer: Infere
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
                 del layer.forward
+
+
+def batch_norm_statistics(model: nn.Module) -> list[dict[str, Tensor]]:
+    """A copy of the statistics of each BatchNorm layer of a network."""
+    return [{name: value.clone() for name, value in layer.named_buffers()} for layer in batch_norms(model)]
+
+
+def load_batch_norm_statistics(model: nn.Module, statistics: list[dict[str, Tensor]]) -> None:
+    """Load what `batch_norm_statistics` has returned."""
+    for layer, values in zip(batch_norms(model), statistics, strict=True):
+        layer.load_state_dict(values, strict=False)
 
 
 def set_batch_norm_mode(model: nn.Module, mode: BatchNormMode) -> None:

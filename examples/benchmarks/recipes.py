@@ -1,19 +1,28 @@
 """Recipes of the benchmark: module, callback and data of each method.
 
-All methods share optimiser, learning rate, batch size, number of epochs and joint transform. APL has two losses; the
-other methods train all parameters on their labels. Only the defaults of APL re-estimate the BatchNorm statistics of the
-base and ignore small components; the variants of the defaults change one part each.
+Optimiser, learning rate, batch size, number of steps and joint transform are the same for all methods. APL has two
+losses; the other methods train all parameters on their labels. Each of them has three rows:
+
+- with its published parameters and the statistics of BatchNorm that come with the base;
+- `+ extras`: with all other defaults of APL: the choice of BatchNorm, the moving average, small components ignored, the
+  number of rounds, and the guard;
+- `, own rate`: the first row with the optimiser and the learning rate of its published code.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
+from torch.optim import SGD, Adam
+
 from apl_lightning import APLModule, RefinementModule, SelfTrainingModule
-from apl_lightning.denoisers import BDL, CBST, CRST, DPL, IAST, UPL, Chebyshev, MRNet, Threshold
+from apl_lightning.denoisers import BDL, CBST, CRST, DPL, IAST, UPL, Chebyshev, Denoiser, MRNet, Threshold
 from apl_lightning.presets import PAPER
 
 COUNTED = {"ignore_small_components": False}
 ONCE = 10**6  # as `every_n_epochs`: labels only before the first epoch
+AS_PUBLISHED = {"guard": "warn", "rounds": None}
+EXTRAS = {"batch_norm": "auto", "ema_decay": 0.95}
 
 
 class Recipe(NamedTuple):
@@ -25,41 +34,62 @@ class Recipe(NamedTuple):
     data: dict[str, Any]
 
 
-def _peer(make: Callable[[], Any], **options: Any) -> Recipe:
-    callback = lambda: {"denoiser": make(), **options}  # noqa: E731
-    return Recipe(SelfTrainingModule, {"batch_norm": "frozen"}, callback, {})
+def _apl(options: dict[str, Any] | None = None, callback: dict[str, Any] | None = None, **data: Any) -> Recipe:
+    return Recipe(APLModule, options or {}, (callback or {}).copy, data)
 
 
-RECIPES = {
-    "threshold": _peer(lambda: Threshold(0.9)),
-    "CBST": _peer(CBST),
+def _peer(make: Callable[[], Denoiser], module: dict[str, Any], **options: Any) -> Recipe:
+    return Recipe(SelfTrainingModule, module, lambda: {"denoiser": make(), **options}, {})
+
+
+def _rows(name: str, make: Callable[[], Denoiser], rate: dict[str, Any], **options: Any) -> dict[str, Recipe]:
+    return {
+        name: _peer(make, {"batch_norm": "frozen"}, **AS_PUBLISHED, **options),
+        f"{name} + extras": _peer(make, EXTRAS, ignore_small_components=True, **options),
+        f"{name}, own rate": _peer(make, {"batch_norm": "frozen", **rate}, **AS_PUBLISHED, **options),
+    }
+
+
+def _sgd(learning_rate: float) -> dict[str, Any]:
+    return {"optimizer": partial(SGD, momentum=0.9, weight_decay=5e-4), "learning_rate": learning_rate}
+
+
+def _adam(learning_rate: float, **options: Any) -> dict[str, Any]:
+    return {"optimizer": partial(Adam, **options), "learning_rate": learning_rate}
+
+
+PEERS = (
+    _rows("threshold", lambda: Threshold(0.9), _adam(1e-4))
+    | _rows("CBST", CBST, _sgd(5e-5))
     # A horizontal flip would turn a left kidney into a right one.
-    "MRNet": _peer(lambda: MRNet(flips=()), every_n_epochs=ONCE),
-    "IAST": _peer(IAST),
-    "DPL": _peer(DPL, every_n_epochs=ONCE),
+    | _rows("MRNet", lambda: MRNet(flips=()), _sgd(1e-4), every_n_epochs=ONCE)
+    | _rows("IAST", IAST, _adam(3e-5))
+    | _rows("DPL", DPL, _adam(2e-3, betas=(0.9, 0.99)), every_n_epochs=ONCE)
     # These networks never see rotations by 90 degrees in training: with the four published views no pixel is kept.
-    "UPL, one view": _peer(lambda: UPL(views=1)),
-    "APL, L_Con only": Recipe(APLModule, {"batch_norm": "frozen", "refinement_weight": 0.0}, COUNTED.copy, {}),
+    | _rows("UPL, one view", lambda: UPL(views=1), _adam(1e-5))
+)
+RECIPES = PEERS | {
+    "APL, L_Con only": _apl({"batch_norm": "frozen", "refinement_weight": 0.0}, COUNTED),
     "APL, paper settings": Recipe(APLModule, dict(PAPER.module), lambda: dict(PAPER.callback), dict(PAPER.data)),
-    "APL, defaults": Recipe(APLModule, {}, dict, {}),
+    "APL, defaults": _apl(),
 }
-MORE = {
-    "pseudo labels": _peer(lambda: Threshold(0.0)),
-    "BDL": _peer(BDL),
-    "CRST": _peer(CRST),
-    "UPL": _peer(UPL),
-    "Chebyshev": _peer(Chebyshev),
-    # The two best other methods, with this part of the defaults of APL.
-    "threshold, small components ignored": _peer(lambda: Threshold(0.9), ignore_small_components=True),
-    "UPL, one view, small components ignored": _peer(lambda: UPL(views=1), ignore_small_components=True),
+MORE = (
+    _rows("pseudo labels", lambda: Threshold(0.0), _adam(1e-4))
+    | _rows("BDL", BDL, _sgd(2.5e-4))
+    | _rows("CRST", CRST, _sgd(5e-5))
+    | _rows("UPL", UPL, _adam(1e-5))
+    | _rows("Chebyshev", Chebyshev, _adam(1e-4))
     # The defaults of APL without one of their parts.
-    "APL, small components counted": Recipe(APLModule, {}, COUNTED.copy, {}),
-    "APL, no teacher": Recipe(APLModule, {"ema_decay": None}, dict, {}),
-    "APL, heads at the full rate": Recipe(APLModule, {"head_rate": 1.0}, dict, {}),
-    "APL, no L_Con": Recipe(APLModule, {"consistency_weight": 0.0}, dict, {}),
-    "APL, weights of 1": Recipe(
-        APLModule, {}, lambda: {"denoiser": Threshold(0.0), "ignore_small_components": True}, {}
-    ),
-    "APL, BatchNorm of the source": Recipe(APLModule, {"batch_norm": "frozen"}, dict, {}),
-    "APL, images unmoved": Recipe(APLModule, {}, dict, {"transform": None}),
-}
+    | {
+        "APL, small components counted": _apl(callback=COUNTED),
+        "APL, no teacher": _apl({"ema_decay": None}),
+        "APL, heads at the full rate": _apl({"head_rate": 1.0}),
+        "APL, no L_Con": _apl({"consistency_weight": 0.0}),
+        "APL, weights of 1": Recipe(
+            APLModule, {}, lambda: {"denoiser": Threshold(0.0), "ignore_small_components": True}, {}
+        ),
+        "APL, BatchNorm of the source": _apl({"batch_norm": "frozen"}),
+        "APL, BatchNorm re-estimated": _apl({"batch_norm": "adapt"}),
+        "APL, images unmoved": _apl(transform=None),
+    }
+)

@@ -3,78 +3,139 @@
 import csv
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from criteria import criteria_table, guarded
+from guarded import HARM, guard_table, unguarded
 
 Run = dict[str, Any]
+Cell = tuple[str, str]  # a setting and a base
 
 
-def read_runs(folder: Path) -> list[Run]:
+def read_runs(out: Path) -> list[Run]:
     """Read all completed runs."""
-    return [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*.json"))]
+    return [json.loads(path.read_text()) for path in sorted(out.glob("*/runs/*.json"))]
 
 
-def write_report(folder: Path) -> str:
-    """Write `results.csv`, `rounds.csv` and `table.md` to the folder and return the table."""
-    runs = read_runs(folder)
-    _write_csv(folder / "results.csv", [_flat(run) for run in runs])
-    named = [
-        {"base": run["base"], "method": run["method"], "seed": run["seed"], "round": number, **row}
-        for run in runs
-        for number, row in enumerate(run.get("rounds", []))
+def write_report(out: Path) -> str:
+    """Write `results.csv`, `patients.csv`, `rounds.csv` and `table.md` to the folder and return the table."""
+    runs = read_runs(out)
+    _write_csv(out / "results.csv", [{**_name(run), **_result(run)} for run in runs])
+    _write_csv(out / "patients.csv", [row for run in runs for row in _patients(run)])
+    rounds = [
+        {**_name(run), "round": number, **row} for run in runs for number, row in enumerate(run.get("rounds", []))
     ]
-    _write_csv(folder / "rounds.csv", named)
-    text = "\n\n".join([table(runs), "### Criteria without labels", criteria_table(runs)])
-    (folder / "table.md").write_text(text + "\n")
+    _write_csv(out / "rounds.csv", rounds)
+    text = "\n\n".join([summary(runs), guard_table(runs), *tables(runs)])
+    (out / "table.md").write_text(text + "\n")
     return text
 
 
-def table(runs: list[Run]) -> str:
-    """Format a table per base: mean ± standard deviation over seeds, gain, share of the distance to the oracle."""
-    found: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        found[run["base"]][run["method"]].append(run)
-    oracle = {run["seed"]: run["after"]["average"] for run in found.pop("oracle", {}).get("none", [])}
-    parts = []
-    if oracle:
-        parts.append(f"Oracle (trained on the target's labels): {_spread(list(oracle.values()))} on average.")
-    for base, methods in found.items():
-        rows = sorted(methods.items(), key=lambda item: mean(run["after"]["average"] for run in item[1]))
-        organs = list(rows[0][1][0]["after"])
-        columns = [*organs, "gain", "of the way to the oracle", "with the guard", "pseudo labels by round", "seconds"]
-        lines = [f"### From {base}", "", f"| method | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-        for method, of_method in rows:
-            cells = [_spread([run["after"][organ] for run in of_method]) for organ in organs]
-            lines.append(f"| {method} | {' | '.join([*cells, *_evaluated(of_method, oracle)])} |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+def summary(runs: list[Run]) -> str:
+    """Format the gain of each method over all settings and bases, the worst of them, and how many runs do harm."""
+    gains = {method: _gains(of_method) for method, of_method in _grouped(runs, "method").items() if method != "none"}
+    cells = sorted({cell for found in gains.values() for cell in found})
+    columns = ["method", "mean gain", "worst", "in", "harm", *(f"{setting}, {base}" for setting, base in cells)]
+    lines = ["## All settings", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for method, found in sorted(gains.items(), key=lambda item: mean(map(mean, item[1].values()))):
+        means = {cell: mean(values) for cell, values in found.items()}
+        worst = min(means, key=lambda cell: means[cell])
+        every = [gain for values in found.values() for gain in values]
+        harm = f"{sum(gain < -HARM for gain in every)} of {len(every)}"
+        row = [method, f"{mean(means.values()):.1f}", f"{means[worst]:.1f}", ", ".join(worst), harm]
+        lines.append(f"| {' | '.join([*row, *(_spread(found.get(cell, [])) for cell in cells)])} |")
+    return "\n".join(lines)
+
+
+def tables(runs: list[Run]) -> Iterator[str]:
+    """Format a table per setting and base: Dice per class, gain, share of the way to the oracle, distances, seconds."""
+    for setting, of_setting in _grouped(runs, "setting").items():
+        bases = _grouped(of_setting, "base")
+        oracle = {run["seed"]: run["after"]["dice"]["average"] for run in bases.pop("oracle", [])}
+        for base, of_base in bases.items():
+            methods = sorted(_grouped(of_base, "method").items(), key=lambda item: mean(map(_average, item[1])))
+            names = list(of_base[0]["after"]["dice"])
+            columns = [
+                "method",
+                *names,
+                "gain",
+                "without the guard",
+                "way to the oracle",
+                "ASSD, mm",
+                "HD95, mm",
+                "seconds",
+            ]
+            lines = [f"## {setting}, {base}", ""]
+            lines += [f"Oracle, trained on target labels: {_spread(list(oracle.values()))}.", ""] if oracle else []
+            lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+            for method, found in methods:
+                dice = [_spread([run["after"]["dice"][name] for run in found]) for name in names]
+                lines.append(f"| {' | '.join([method, *dice, *_evaluated(found, oracle)])} |")
+            yield "\n".join(lines)
 
 
 def _evaluated(runs: list[Run], oracle: dict[int, float]) -> list[str]:
-    """Gain, share of the distance to the oracle, Dice with the guard and of the pseudo labels per round, seconds."""
+    """Gain, also of the last epoch, share of the distance to the oracle, mean ASSD and HD95, seconds."""
+    distances = [_spread([_distance(run, name) for run in runs]) for name in ("assd", "hd95")]
     if runs[0]["method"] == "none":
-        return [""] * 5
-    gains = [run["after"]["average"] - run["before"]["average"] for run in runs]
-    distances = [oracle[run["seed"]] - run["before"]["average"] for run in runs if run["seed"] in oracle]
-    part = f"{sum(gains) / sum(distances):.0%}".replace("%", " %") if len(distances) == len(gains) else ""
-    rounds = zip(*([row["pseudo/dice"] for row in run["rounds"] if "pseudo/dice" in row] for run in runs), strict=True)
-    labels = ", ".join(f"{100 * mean(of_round):.1f}" for of_round in rounds)
-    with_guard = [dice for run in runs if (dice := guarded(run)) is not None]
-    return [_spread(gains), part, _spread(with_guard), labels, f"{mean(run['seconds'] for run in runs):.0f}"]
+        return ["", "", "", *distances, ""]
+    gains = [_gain(run) for run in runs]
+    ways = [oracle[run["seed"]] - run["before"]["dice"]["average"] for run in runs if run["seed"] in oracle]
+    part = f"{100 * sum(gains) / sum(ways):.0f} %" if len(ways) == len(gains) else ""
+    last = _spread([unguarded(run) for run in runs])
+    return [_spread(gains), last, part, *distances, f"{mean(run['seconds'] for run in runs):.0f}"]
+
+
+def _gains(runs: list[Run]) -> dict[Cell, list[float]]:
+    found: dict[Cell, list[float]] = defaultdict(list)
+    for run in runs:
+        found[run["setting"], run["base"]].append(_gain(run))
+    return found
+
+
+def _gain(run: Run) -> float:
+    return _average(run) - float(run["before"]["dice"]["average"])
+
+
+def _average(run: Run) -> float:
+    return float(run["after"]["dice"]["average"])
+
+
+def _distance(run: Run, name: str) -> float:
+    """The mean over patients and classes that have a surface in both."""
+    found = [organ[name] for patient in run["after"]["patients"].values() for organ in patient.values()]
+    return mean([value for value in found if value is not None] or [float("nan")])
+
+
+def _grouped(runs: list[Run], key: str) -> dict[str, list[Run]]:
+    groups: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run[key]].append(run)
+    return groups
 
 
 def _spread(values: list[float]) -> str:
+    if not values:
+        return ""
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
-def _flat(run: Run) -> dict[str, Any]:
-    row = {key: run.get(key) for key in ("base", "method", "seed", "seconds")} | {"guarded/average": guarded(run)}
-    for when in ("before", "after"):
-        row |= {f"{when}/{organ}": value for organ, value in run[when].items()}
-    return row
+def _name(run: Run) -> dict[str, Any]:
+    return {key: run[key] for key in ("setting", "base", "method", "seed")}
+
+
+def _result(run: Run) -> dict[str, Any]:
+    dice = {f"{when}/{name}": value for when in ("before", "after") for name, value in run[when]["dice"].items()}
+    distances = {f"after/{name}": _distance(run, name) for name in ("assd", "hd95")}
+    return {**dice, **distances, "seconds": run.get("seconds")}
+
+
+def _patients(run: Run) -> Iterator[dict[str, Any]]:
+    for patient, organs in run["after"]["patients"].items():
+        for organ, values in organs.items():
+            yield {**_name(run), "patient": patient, "class": organ, **values}
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from abdomen_data import CLASS_NAMES, AbdomenSlices
 from networks import NETWORKS, build_network
+from slices import Slices, class_names
 from source_training import random_affine, random_remapping
 
 FROM_TARGET, FROM_SOURCE = 0.0, 1.0
@@ -106,13 +106,15 @@ class AdventModule(pl.LightningModule):
         return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, domain))
 
 
-def adapt(model: nn.Module, source: Dataset[object], target: Dataset[object], trainer: pl.Trainer) -> None:
+def adapt(
+    model: nn.Module, classes: int, source: Dataset[object], target: Dataset[object], trainer: pl.Trainer
+) -> None:
     """Train `model` in place on equally many labelled source and unlabelled target images per step."""
     loaders = {
         name: DataLoader(dataset, batch_size=8, shuffle=True, drop_last=True)
         for name, dataset in (("source", source), ("target", target))
     }
-    trainer.fit(AdventModule(model, len(CLASS_NAMES)), pl.utilities.CombinedLoader(loaders, "max_size_cycle"))
+    trainer.fit(AdventModule(model, classes), pl.utilities.CombinedLoader(loaders, "max_size_cycle"))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -129,16 +131,17 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
 
     pl.seed_everything(arguments.seed, workers=True)
-    model = build_network(arguments.network, len(CLASS_NAMES))
+    classes = len(class_names(arguments.data))
+    model = build_network(arguments.network, classes)
     model.load_state_dict(torch.load(arguments.source, weights_only=True))
     source, target = (
-        AbdomenSlices(arguments.data, split, arguments.size, labelled, arguments.fraction)
+        Slices(arguments.data, split, arguments.size, labelled, arguments.fraction)
         for split, labelled in (("source_train", True), ("target_adapt", False))
     )
     trainer = pl.Trainer(
         max_epochs=arguments.epochs, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False
     )
-    adapt(model, source, target, trainer)
+    adapt(model, classes, source, target, trainer)
     torch.save(model.state_dict(), arguments.out)
 
 

@@ -1,11 +1,13 @@
-"""CHAOS MR and BTCV CT volumes of the abdomen as 2D slices, split by patient.
+"""Volumes of two modalities as 2D slices, split by patient.
 
-The folder contains `meta.json` (label names, split by patient) and one `npz` per patient with `image` and `label`,
-both of shape (slices, rows, columns).
+The folder contains `meta.json` (label names, split by patient, file, domain and voxel spacing of each case) and one
+`npz` per patient with `image` and `label`, both of shape (slices, rows, columns). `examples/prepare_abdomen.py` writes
+such a folder.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-CLASS_NAMES = ["background", "liver", "right kidney", "left kidney", "spleen"]
+
+def read_meta(root: Path) -> dict[str, Any]:
+    """Read `meta.json`."""
+    meta: dict[str, Any] = json.loads((Path(root) / "meta.json").read_text())
+    return meta
+
+
+def class_names(root: Path) -> list[str]:
+    """The names of the classes, background included, in the order of the labels."""
+    labels = read_meta(root)["labels"]
+    return [labels[number] for number in sorted(labels, key=int)]
 
 
 def read_volume(path: Path, size: int) -> tuple[Tensor, Tensor]:
@@ -33,14 +45,14 @@ def read_volume(path: Path, size: int) -> tuple[Tensor, Tensor]:
     return image, label
 
 
-class AbdomenSlices(Dataset[dict[str, object]]):
+class Slices(Dataset[dict[str, object]]):
     """All slices of one split as dictionaries with `image`, `case` and, if labelled, `label`.
 
     All slices of a patient are used: selecting those with an organ would require target labels.
 
     Args:
         root: Folder that contains `meta.json`.
-        split: `source_train`, `source_val`, `target_adapt`, `target_val` or `target_test`.
+        split: A split in `meta.json`, such as `source_train` or `target_adapt`.
         size: Number of rows and columns of a slice.
         labelled: Whether samples have a label; `False` for refinement.
         fraction: Fraction of the patients to read, at least one patient; for smoke tests.
@@ -59,16 +71,19 @@ class AbdomenSlices(Dataset[dict[str, object]]):
         fraction: float = 1.0,
         every: int = 1,
     ) -> None:
-        meta = json.loads((Path(root) / "meta.json").read_text())
-        files = {case["id"]: Path(root) / case["file"] for case in meta["cases"]}
+        meta = read_meta(root)
+        cases = {case["id"]: case for case in meta["cases"]}
         if split not in meta["split"]:
             raise ValueError(f"Expected the split {split!r} in {root}/meta.json, but it has {list(meta['split'])}.")
         patients = meta["split"][split]
         patients = patients[: max(1, round(fraction * len(patients)))]
-        volumes = [[part[::every] for part in read_volume(files[patient], size)] for patient in patients]
+        files = [Path(root) / cases[patient]["file"] for patient in patients]
+        volumes = [[part[::every] for part in read_volume(file, size)] for file in files]
         self.images = torch.cat([image for image, _ in volumes])
         self.labels = torch.cat([label for _, label in volumes]) if labelled else None
         self.cases = [patient for patient, (image, _) in zip(patients, volumes, strict=True) for _ in image]
+        self.class_names = class_names(root)
+        self.spacing = {patient: _spacing(cases[patient], size, every) for patient in patients}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -78,3 +93,9 @@ class AbdomenSlices(Dataset[dict[str, object]]):
         if self.labels is not None:
             sample["label"] = self.labels[index]
         return sample
+
+
+def _spacing(case: dict[str, Any], size: int, every: int) -> tuple[float, float, float]:
+    """The distances in mm between slices, rows and columns of a resized volume."""
+    (_, rows, columns), (between, row, column) = case["shape"], case["spacing_zyx_mm"]
+    return between * every, row * rows / size, column * columns / size

@@ -1,0 +1,101 @@
+"""Some pixels of each target image: their features, and the classes that networks predict there."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from apl_lightning._support.distributed import broadcast, gather, rank
+from apl_lightning._support.seeding import derived_seed
+from apl_lightning.guard.gain import estimate_gain, second_opinion
+from apl_lightning.guard.pixel_features import pixel_features
+
+Classes = dict[int, Tensor]  # the predicted classes at the sampled pixels of each image, by its index
+
+_PIXELS = 2**18
+_FEWEST = 16
+
+
+def joined(classes: Classes) -> Classes:
+    """The classes of all ranks."""
+    return {index: found for share in gather(classes) for index, found in share.items()}
+
+
+class PixelSample:
+    """Random pixels of the target images that this rank predicts, always the same ones.
+
+    Args:
+        length: The number of images; together they have about 2^18 pixels.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._per_image = max(_FEWEST, _PIXELS // length)
+        self._features: dict[int, Tensor] = {}
+        self._cases: dict[int, str] = {}
+        self._opinion = torch.empty(0)  # on rank 0
+        self._has_opinion = False
+
+    def look(self, indices: Sequence[int], cases: Sequence[str], images: Tensor, labels: Tensor) -> Classes:
+        """The classes at the pixels of images (B, C, *S) with label maps (B, *S)."""
+        places = torch.stack([self._places(index, labels[0].numel()) for index in indices]).to(images.device)
+        if not self._has_opinion:
+            features = pixel_features(images, places).half().cpu()
+            self._features |= dict(zip(indices, features, strict=True))
+            self._cases |= dict(zip(indices, cases, strict=True))
+        classes = labels.flatten(1).gather(1, places).to(torch.uint8).cpu()
+        return dict(zip(indices, classes, strict=True))
+
+    def gains(self, before: Mapping[int, Tensor], after: Mapping[int, Tensor], num_classes: int) -> list[float]:
+        """`estimate_gain` of each foreground class, from classes `before` of all ranks and `after` of this one.
+
+        The second opinion comes from `before`, when this is first called. All ranks call it.
+        """
+        if not self._has_opinion:
+            shares = gather((self._features, self._cases))
+            if rank() == 0:
+                features, cases = ({k: v for share in shares for k, v in share[part].items()} for part in range(2))
+                self._opinion = _opinion(features, cases, before, num_classes)
+            self._has_opinion, self._features = True, {}
+        second, gains = joined(dict(after)), None
+        if rank() == 0:
+            order = sorted(second)
+            classes = [torch.cat([of[index] for index in order]) for of in (before, second)]
+            gains = estimate_gain(self._opinion, *classes).tolist()
+        found: list[float] = broadcast(gains, 0)
+        return found
+
+    def _places(self, index: int, pixels: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derived_seed(index))
+        return torch.randint(pixels, (min(pixels, self._per_image),), generator=generator)
+
+
+def _opinion(features: Classes, cases: Mapping[int, str], labels: Mapping[int, Tensor], num_classes: int) -> Tensor:
+    """The second opinion on the pixels of all images, in the order of their indices."""
+    order = sorted(features)
+    named = [cases[index] or str(index) for index in order]  # without a known case, an image is its own
+    sizes = torch.tensor([len(features[index]) for index in order])
+    positions = _positions(named).repeat_interleave(sizes)[:, None]
+    inputs = torch.cat([torch.cat([features[index] for index in order]), positions], dim=1)
+    first = torch.cat([labels[index] for index in order])
+    return second_opinion(inputs, _folds(named, sizes), first, num_classes)
+
+
+def _positions(cases: Sequence[str]) -> Tensor:
+    """The position of each image among those of its case, from -1 to 1: that of a slice in the body."""
+    sizes, passed = Counter(cases), Counter[str]()
+    found = []
+    for case in cases:
+        found.append(2 * passed[case] / max(1, sizes[case] - 1) - 1)
+        passed[case] += 1
+    return torch.tensor(found)
+
+
+def _folds(cases: Sequence[str], sizes: Tensor) -> Tensor:
+    """Halves of the pixels of images: by case; with a single case by image; with a single image by pixel."""
+    names = list(dict.fromkeys(cases))
+    if len(names) > 1:
+        return torch.tensor([2 * names.index(case) // len(names) for case in cases]).repeat_interleave(sizes)
+    count = len(sizes) if len(sizes) > 1 else int(sizes[0])
+    halves = 2 * torch.arange(count) // count
+    return halves.repeat_interleave(sizes) if len(sizes) > 1 else halves

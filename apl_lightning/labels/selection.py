@@ -1,0 +1,125 @@
+"""Choose without labels between the network as it came in and those of the rounds."""
+
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apl_lightning._support.distributed import gather, once_per_node, rank, share_state
+from apl_lightning._support.lightning import LightningModule, rank_zero_info
+from apl_lightning._support.modes import not_finite
+from apl_lightning.guard import Classes, Guard, PixelSample, Snapshot, joined
+from apl_lightning.labels.labelling import Labelling
+
+GAIN = "pseudo/estimated_gain"
+
+
+class Selection:
+    """Compares each candidate with the network as it came in, and keeps the best one on disk.
+
+    Args:
+        guard: Decides which candidate is best, and whether the network of the last epoch may stay.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+        self.reset()
+
+    def reset(self) -> None:
+        """Start without candidates."""
+        self.guard.best = 0.0
+        self.snapshot = Snapshot()
+        self.first: Classes = {}  # what the network predicted as it came in
+        self.sample: PixelSample | None = None
+
+    def of(self, length: int) -> PixelSample:
+        """The sampled pixels of the run's images."""
+        if self.sample is None:
+            self.sample = PixelSample(length)
+        return self.sample
+
+    def begin(self, labelling: Labelling, module: LightningModule, seed: int, local_rank: int) -> dict[str, float]:
+        """Keep the network as it came in, let the module prepare itself, and choose its BatchNorm statistics."""
+        self.first = joined(labelling.look(seed))
+        self._keep(-1, module, labelling.dataset.store.directory, local_rank)
+        labelling.prepare()
+        if not getattr(module, "awaits_batch_norm", False):
+            return {}
+        gain = labelling.gains(self.first, labelling.look(seed))[GAIN]
+        module.choose_batch_norm(gain)  # type: ignore[operator]
+        chosen = "those re-estimated on the target images" if gain > 0 else "those of the source"
+        rank_zero_info(
+            f"batch_norm='auto': the statistics are {chosen}. By estimate, re-estimation changes the Dice by "
+            f"{100 * gain:+.1f} points."
+        )
+        return {"pseudo/batch_norm_gain": gain}
+
+    def judge(
+        self, round: int, classes: Classes, labelling: Labelling, module: LightningModule, local_rank: int
+    ) -> dict[str, float]:
+        """Keep the network of a round if it is the best so far; returns its estimated gains, for the log."""
+        gains = labelling.gains(self.first, classes)
+        if self.guard.mode == "warn" and self.guard.is_harmed(gains[GAIN]) and round > 0:
+            self._warn(f"In round {round}", gains[GAIN], "Look at the pseudo labels, or pass guard='restore'")
+        if self.guard.is_best(gains[GAIN]) and self.guard.mode == "restore":
+            self._keep(round, module, labelling.dataset.store.directory, local_rank)
+        return gains
+
+    def end(self, labelling: Labelling, module: LightningModule, seed: int, local_rank: int) -> None:
+        """Return to the best candidate if the network of the last epoch is harmed; or only say so."""
+        broken = bool(not_finite(module.state_dict()))
+        gain = float("nan") if broken else labelling.gains(self.first, labelling.look(seed))[GAIN]
+        if not self.guard.is_harmed(gain):
+            return
+        if self.guard.mode == "warn":
+            self._warn("After the last epoch", gain, "Look at the pseudo labels, or pass guard='restore'")
+            return
+        folder = labelling.dataset.store.directory
+        exists = all(gather(local_rank != 0 or self.snapshot.is_in(folder)))
+        if exists:
+            once_per_node(local_rank, "Restoring the best network", partial(self.snapshot.restore, module, folder))
+            share_state(module)
+        self._warn("After the last epoch", gain, self._outcome(exists, folder))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to know."""
+        indices = sorted(self.first)
+        classes = [self.first[index] for index in indices]
+        return {
+            "best": self.guard.best,
+            "snapshot": self.snapshot.state_dict(),
+            "indices": torch.tensor(indices, dtype=torch.long),
+            "sizes": torch.tensor([len(found) for found in classes], dtype=torch.long),
+            "classes": torch.cat(classes) if classes else torch.empty(0, dtype=torch.uint8),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a checkpoint."""
+        self.guard.best = state_dict["best"]
+        self.snapshot.load_state_dict(state_dict["snapshot"])
+        parts = state_dict["classes"].cpu().split(state_dict["sizes"].tolist())
+        self.first = dict(zip(state_dict["indices"].tolist(), parts, strict=True))
+
+    def _keep(self, round: int, module: LightningModule, folder: Path, local_rank: int) -> None:
+        self.snapshot.round = round
+        once_per_node(local_rank, "Keeping a network", partial(self.snapshot.write, module, folder))
+
+    def _outcome(self, exists: bool, folder: Path) -> str:
+        round = self.snapshot.round
+        best = "as it came in" if round < 0 else f"of round {round}"
+        if exists:
+            return f"guard='restore': the network {best} is restored"
+        return f"guard='restore': the network {best} was better, but its file is missing or damaged in {folder}"
+
+    def _warn(self, when: str, gain: float, cure: str) -> None:
+        if rank() > 0:
+            return
+        found = (
+            "the weights are not finite"
+            if gain != gain
+            else f"the Dice is {100 * gain:+.1f} points from that of the network as it came in by estimate, and was "
+            f"{100 * self.guard.best:+.1f} points at best"
+        )
+        warnings.warn(f"{when}, {found}. {cure}.", stacklevel=2)

@@ -1,0 +1,83 @@
+"""What the guard makes of the runs of the benchmark, for several limits, and limits that other data have chosen."""
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+from apl_lightning.guard import Guard
+
+Run = dict[str, Any]
+
+LIMITS = (0.0, 0.25, 0.5, 0.75, 0.9)
+HARM = 0.5  # a run does harm if it ends more than this many points of Dice below what came in
+GAIN = "pseudo/estimated_gain"
+
+
+def outcome(run: Run, kept: float) -> float:
+    """The gain of average Dice, in points, of the network that `Guard("restore", kept)` ends with."""
+    before = best = float(run["before"]["dice"]["average"])
+    guard = Guard("restore", kept)
+    *rounds, last = run["rounds"]
+    for row in rounds:
+        if guard.is_best(row[GAIN]):
+            best = row["val/dice/average"]
+    end = best if guard.is_harmed(last[GAIN]) else float(last["val/dice/average"])
+    return end - before
+
+
+def unguarded(run: Run) -> float:
+    """The gain of the network of the last epoch."""
+    return float(run["rounds"][-1]["val/dice/average"] - run["before"]["dice"]["average"])
+
+
+def guard_table(runs: list[Run]) -> str:
+    """Format how many runs do harm and how much gain stays, per data set and limit, also for limits chosen elsewhere."""
+    runs = [run for run in runs if run.get("rounds")]
+    columns = [
+        "data",
+        "limit",
+        "runs",
+        "harm without the guard",
+        "harm with it",
+        "mean gain without",
+        "with",
+        "kept of gains",
+    ]
+    lines = ["## Guard", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    data = {name: [run for run in runs if run["setting"].startswith(name)] for name in _data_sets(runs)}
+    for name, of_data in data.items():
+        lines += [_row(name, f"{kept}", of_data, kept) for kept in LIMITS]
+    for name, of_data in data.items() if len(data) > 1 else ():
+        others = [run for other, found in data.items() if other != name for run in found]
+        kept = max(LIMITS, key=lambda kept: (-_harm([outcome(run, kept) for run in others]), _kept(others, kept)))
+        lines.append(_row(name, f"{kept}, chosen on the others", of_data, kept))
+    return "\n".join(lines)
+
+
+def _row(name: str, limit: str, runs: list[Run], kept: float) -> str:
+    before, after = [unguarded(run) for run in runs], [outcome(run, kept) for run in runs]
+    cells = [
+        name,
+        limit,
+        str(len(runs)),
+        str(_harm(before)),
+        str(_harm(after)),
+        f"{mean(before):.1f}",
+        f"{mean(after):.1f}",
+    ]
+    return f"| {' | '.join(cells)} | {100 * _kept(runs, kept):.0f} % |"
+
+
+def _harm(gains: Sequence[float]) -> int:
+    return sum(gain < -HARM for gain in gains)
+
+
+def _kept(runs: list[Run], kept: float) -> float:
+    """The share of the mean gain of the runs that gain without the guard which is there with it."""
+    good = [run for run in runs if unguarded(run) > 0]
+    return mean([outcome(run, kept) for run in good] or [0]) / mean([unguarded(run) for run in good] or [1])
+
+
+def _data_sets(runs: list[Run]) -> list[str]:
+    """The names of the data sets, which begin those of their settings."""
+    return list(dict.fromkeys(run["setting"].split("-")[0] for run in runs))

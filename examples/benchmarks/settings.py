@@ -1,0 +1,65 @@
+"""Settings of the benchmark of methods: a data set, a direction between its two modalities, and a budget."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+from slices import Slices, class_names, read_meta
+
+FORWARD = {name: name for name in ("source_train", "target_adapt", "target_val")}
+BACKWARD = {"source_train": "target_adapt", "target_adapt": "source_train", "target_val": "source_val"}
+
+
+class Budget(NamedTuple):
+    """What all runs of a benchmark share."""
+
+    network: str
+    size: int
+    every: int
+    fraction: float
+    source_steps: int
+    advent_steps: int
+    steps: int
+    precision: str
+
+
+class Setting(NamedTuple):
+    """A data set, the splits in one direction, and the folder of its base networks and runs."""
+
+    data: Path
+    name: str
+    splits: dict[str, str]
+    out: Path
+    budget: Budget
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes, background included."""
+        return class_names(self.data)
+
+    def read(self, split: str, labelled: bool = True) -> Slices:
+        """Read a split in the direction of the setting; of the target images to refine on only every n-th slice."""
+        every = self.budget.every if split == "target_adapt" else 1
+        return Slices(self.data, self.splits[split], self.budget.size, labelled, self.budget.fraction, every)
+
+
+def settings_of(data: Path, out: Path, budget: Budget) -> list[Setting]:
+    """Both directions of a data set, named after its folder and its modalities, such as `abdomen-mr-to-ct`."""
+    meta = read_meta(data)
+    domains = {case["id"]: case["domain"] for case in meta["cases"]}
+    source, target = (domains[meta["split"][split][0]] for split in ("source_train", "target_adapt"))
+    names = {f"{data.name}-{source}-to-{target}": FORWARD, f"{data.name}-{target}-to-{source}": BACKWARD}
+    return [Setting(data, name, splits, out / name, budget) for name, splits in names.items()]
+
+
+def trainer(budget: Budget, **options: Any) -> pl.Trainer:
+    """Create a trainer on one device without output; `options` limit the run."""
+    return pl.Trainer(
+        **{"max_epochs": -1, **options},
+        devices=1,
+        precision=budget.precision,  # type: ignore[arg-type]
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
