@@ -42,8 +42,10 @@ class Selection:
 
     def begin(self, labelling: Labelling, module: LightningModule, seed: int, local_rank: int) -> dict[str, float]:
         """Keep the network as it came in, let the module prepare itself, and choose its BatchNorm statistics."""
-        self.first = joined(labelling.look(seed))
-        self._keep(-1, module, labelling.dataset.store.directory, local_rank)
+        if self.guard.mode != "off" or getattr(module, "batch_norm", None) == "auto":
+            self.first = joined(labelling.look(seed))
+        if self.guard.mode == "restore":
+            self._keep(-1, module, labelling.dataset.store.directory, local_rank)
         labelling.prepare()
         if not getattr(module, "awaits_batch_norm", False):
             return {}

@@ -1,9 +1,7 @@
-"""Label-free scores compared with naive implementations; warnings of a collapse; restored rounds."""
+"""The guard ends with the best candidate, the network as it came in included, and only if the last one is harmed."""
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,100 +15,19 @@ from torch import Tensor, nn
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 from apl_lightning.denoisers import UPL
-from apl_lightning.guard import Guard, UnsupervisedScores
+from apl_lightning.guard import Guard
+from apl_lightning.labels import Labelling
+from apl_lightning.refinement import adapt_batch_norm
 
 Make = Callable[..., pl.Trainer]
-FIRST = {
-    "pseudo/class_ratio/0": 0.9,
-    "pseudo/class_ratio/liver": 0.1,
-    "pseudo/agreement": 0.99,
-    "pseudo/im": 0.5,
-    "pseudo/snd": 5.0,
-}
-
-
-def naive_scores(batches: list[Tensor]) -> dict[str, float]:
-    """Information maximisation and soft neighbourhood density for images so small that all pixels are used."""
-    pixels = [
-        p[:, n].tolist() for batch in batches for image in batch for p in [image.flatten(1)] for n in range(p.shape[1])
-    ]
-    mean = [sum(pixel[c] for pixel in pixels) / len(pixels) for c in range(len(pixels[0]))]
-    entropy = sum(-sum(v * math.log(v) for v in pixel) for pixel in pixels) / len(pixels)
-    densities = []
-    for image in (image.flatten(1).T for batch in batches for image in batch):
-        for i, pixel in enumerate(image):
-            others = torch.stack([other for j, other in enumerate(image) if j != i])
-            cosines = (others @ pixel) / (others.norm(dim=1) * pixel.norm())
-            s = (cosines / 0.05).softmax(0)
-            densities.append(-float((s * s.log()).sum()))
-    im = -sum(v * math.log(v) for v in mean) - entropy
-    return {"pseudo/im": im, "pseudo/snd": sum(densities) / len(densities)}
-
-
-def test_scores() -> None:
-    names = ["background", "liver", "spleen"]
-    batches = [(torch.randn(2, 3, 5, 4).softmax(1), torch.randn(2, 3, 5, 4).softmax(1)) for _ in range(2)]
-    scores = UnsupervisedScores(names)
-    for p_main, p_aux in batches:
-        scores.update(p_main, p_aux)
-    merged = [(p_main + p_aux) / 2 for p_main, p_aux in batches]
-    expected = naive_scores(merged)
-    agreeing = [float(a == b) for pair in batches for a, b in zip(*(p.argmax(1).flatten() for p in pair), strict=True)]
-    expected["pseudo/agreement"] = sum(agreeing) / len(agreeing)
-    labels = [int(label) for p in merged for label in p.argmax(1).flatten()]
-    expected |= {f"pseudo/class_ratio/{name}": labels.count(c) / len(labels) for c, name in enumerate(names)}
-    assert scores.compute(torch.device("cpu")) == pytest.approx(expected, rel=1e-4)
-
-
-def test_scores_sample_large_images() -> None:
-    """In rows of 64 pixels, an even step would always sample the same columns."""
-    image = torch.zeros(1, 2, 64, 64)
-    image[:, 0, :, ::2] = image[:, 1, :, 1::2] = 1
-    scores = UnsupervisedScores(["0", "1"])
-    scores.update(image, image)
-    assert scores.compute(torch.device("cpu"))["pseudo/im"] == pytest.approx(math.log(2), abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"pseudo/class_ratio/liver": 0.02}, "'liver' is 2.00 % of all pixels, 0.20 times the 10.00 %"),
-        (
-            {"pseudo/class_ratio/liver": 0.3, "pseudo/class_ratio/0": 0.7},
-            "'liver' is 30.00 % of all pixels, 3.00 times",
-        ),
-        ({"pseudo/agreement": 0.9}, "the heads agree on 0.900"),
-        ({"pseudo/im": 0.48}, "information maximisation is 0.480, 0.96 times the 0.500"),
-        ({"pseudo/im": 0.49}, None),
-        ({"pseudo/class_ratio/liver": 0.12, "pseudo/class_ratio/0": 0.88}, None),
-    ],
-)
-def test_complaints(change: dict[str, float], named: str | None) -> None:
-    guard = Guard("warn")
-    guard.start(FIRST)
-    assert guard.complaints(FIRST) == []
-    complaints = guard.complaints({**FIRST, **change})
-    assert len(complaints) == (named is not None)
-    assert named is None or complaints[0].startswith(named)
-    assert Guard("off").complaints({}) == []
-
-
-def test_doubts() -> None:
-    guard = Guard("restore")
-    guard.start(FIRST)
-    assert guard.complaints(FIRST) == guard.doubts(FIRST) == []
-    assert guard.doubts({**FIRST, "pseudo/snd": FIRST["pseudo/snd"] + 0.03}) == []
-    (doubt,) = guard.doubts({**FIRST, "pseudo/snd": FIRST["pseudo/snd"] + 0.01})
-    assert doubt.endswith("no sign of a gain")
+Gains = list[float]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"mode": "on"}, "`guard` to be one of .*'restore'.* but got 'on'"),
-        ({"mode": "warn", "drift": 1.0}, "`drift` > 1.*drift=1.0"),
-        ({"mode": "warn", "fade": 1.0}, "`fade` between 0 and 1.*fade=1.0"),
-        ({"mode": "warn", "agreement": 0}, "`agreement` > 0.*agreement=0"),
+        ({"mode": "warn", "kept": 1.5}, r"`kept` in \[0, 1\], but got 1.5"),
     ],
 )
 def test_bad_options_are_an_error(options: dict[str, Any], message: str) -> None:
@@ -118,27 +35,31 @@ def test_bad_options_are_an_error(options: dict[str, Any], message: str) -> None
         Guard(**options)
 
 
-class Scripted(Guard):
-    """Takes the health of each round from a list; its last value is for the network after the last epoch."""
+def test_guard() -> None:
+    guard = Guard("restore", kept=0.5)
+    assert not guard.is_best(-0.1)
+    assert not guard.is_harmed(0.0), "no candidate is better than the network as it came in"
+    assert guard.is_harmed(-0.01)
+    assert guard.is_harmed(float("nan"))
+    assert guard.is_best(0.2)
+    assert not guard.is_best(0.2)
+    assert not guard.is_harmed(0.1)
+    assert guard.is_harmed(0.09)
 
-    healthy: list[int]
 
-    def complaints(self, scores: Any) -> list[str]:
-        return [] if self.healthy.pop(0) else ["scripted complaint"]
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Take the estimated gains from a list: of the rounds and of the network after the last epoch."""
 
-    def doubts(self, scores: Any) -> list[str]:
-        return []
+    def script(*gains: float) -> None:
+        left = list(gains)
+        monkeypatch.setattr(Labelling, "gains", lambda *_: {"pseudo/estimated_gain": left.pop(0)})
 
-
-def scripted(*healthy: int) -> PseudoLabelCallback:
-    callback = PseudoLabelCallback(guard="restore")
-    callback.guard = Scripted("restore")
-    callback.guard.healthy = list(healthy)
-    return callback
+    return script
 
 
 class Weights(pl.Callback):
-    """Records the weights that made each round."""
+    """Records the weights as they came in, and those that made each round."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Tensor]] = []
@@ -146,14 +67,97 @@ class Weights(pl.Callback):
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
         self.states.append({name: value.clone() for name, value in module.model.state_dict().items()})
 
+    def setup(self, trainer: Any, module: Any, stage: str) -> None:
+        self.on_train_epoch_start(trainer, module)
+
 
 def fit(folder: Path, trainer: Make, callback: PseudoLabelCallback, epochs: int = 3, **options: Any) -> tuple[Any, Any]:
     torch.manual_seed(0)
-    module, weights = APLModule(TinyNet(), CLASSES, learning_rate=options.pop("learning_rate", 0.05)), Weights()
+    arguments = {"learning_rate": 0.05, "batch_norm": "frozen", **options.pop("module", {})}
+    module, weights = APLModule(TinyNet(), CLASSES, **arguments), Weights()
     data = TargetDataModule(Images(6), store_dir=folder / "labels")
     run = trainer(max_epochs=epochs, callbacks=[callback, weights, *options.pop("callbacks", [])], **options)
     run.fit(module, data, ckpt_path=options.pop("ckpt_path", None))
     return module, weights.states
+
+
+def assert_same(module: Any, state: dict[str, Tensor]) -> None:
+    for name, value in module.model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+@pytest.mark.parametrize(
+    ("gains", "best"),
+    [
+        ((0.1, 0.2, 0.1, 0.0), "of round 1"),
+        ((0.1, 0.0, -0.1, -0.2), "of round 0"),
+        ((-0.1, -0.1, -0.1, -0.01), "as it came in"),
+        ((0.1, 0.2, 0.4, 0.29), "of round 2"),
+    ],
+)
+def test_restore(tmp_path: Path, trainer: Make, scripted: Any, gains: tuple[float, ...], best: str) -> None:
+    scripted(*gains)
+    with pytest.warns(UserWarning, match=f"After the last epoch, .* guard='restore': the network {best} is restored"):
+        module, states = fit(tmp_path, trainer, PseudoLabelCallback())
+    came_in, *rounds = states
+    assert_same(module, came_in if best == "as it came in" else rounds[int(best[-1])])
+    (folder,) = (tmp_path / "labels").iterdir()
+    assert len(list(folder.glob("best*"))) == 1
+
+
+@pytest.mark.parametrize("gains", [(0.1, 0.2, 0.3, 0.25), (-0.1, -0.2, -0.1, 0.0)])
+def test_last_network_is_kept(tmp_path: Path, trainer: Make, scripted: Any, gains: tuple[float, ...]) -> None:
+    scripted(*gains)
+    module, states = fit(tmp_path, trainer, PseudoLabelCallback())
+    weight = module.model.network.encoder[0].weight
+    assert all(not torch.equal(weight, state["network.encoder.0.weight"]) for state in states)
+
+
+def test_warn_changes_nothing(tmp_path: Path, trainer: Make, scripted: Any) -> None:
+    scripted(0.1, 0.01, 0.2, 0.0)
+    with pytest.warns(UserWarning) as caught:
+        module, states = fit(tmp_path, trainer, PseudoLabelCallback(guard="warn"))
+    texts = [str(warning.message) for warning in caught if "by estimate" in str(warning.message)]
+    assert [text.split(",")[0] for text in texts] == ["In round 1", "After the last epoch"]
+    assert "+1.0 points from that of the network as it came in by estimate, and was +10.0 points at best" in texts[0]
+    assert not torch.equal(module.model.network.encoder[0].weight, states[-1]["network.encoder.0.weight"])
+
+
+def test_off_looks_at_nothing(tmp_path: Path, trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Labelling, "look", None)
+    callback = PseudoLabelCallback(guard="off")
+    fit(tmp_path, trainer, callback)
+    assert "pseudo/estimated_gain" not in callback.statistics
+
+
+AUTO = {"batch_norm": "auto"}
+
+
+@pytest.mark.parametrize(("gain", "chosen"), [(0.02, "those re-estimated"), (-0.02, "those of the source")])
+def test_batch_norm_is_chosen_by_the_estimate(
+    tmp_path: Path, trainer: Make, scripted: Any, capfd: Any, caplog: Any, gain: float, chosen: str
+) -> None:
+    scripted(gain, 0.1, 0.1)
+    callback = PseudoLabelCallback()
+    with caplog.at_level("INFO"):
+        module, states = fit(tmp_path, trainer, callback, 1, module=AUTO)
+    assert f"the statistics are {chosen}" in caplog.text + capfd.readouterr().err
+    assert callback.statistics["pseudo/batch_norm_gain"] == gain
+    expected = TinyNet()
+    expected.load_state_dict({name[8:]: value for name, value in states[0].items() if name.startswith("network.")})
+    if gain > 0:
+        adapt_batch_norm(expected, [torch.stack(list(Images(6)))])
+    for part in (module.model, module.teacher.module):
+        torch.testing.assert_close(part.network.encoder[1].running_mean, expected.encoder[1].running_mean)
+
+
+def test_restored_network_has_the_statistics_that_came_in(tmp_path: Path, trainer: Make, scripted: Any) -> None:
+    """The first candidate is the network before BatchNorm statistics were re-estimated."""
+    scripted(0.1, -0.1, -0.1)
+    with pytest.warns(UserWarning, match="the network as it came in is restored"):
+        module, states = fit(tmp_path, trainer, PseudoLabelCallback(), 1, module=AUTO)
+    assert_same(module, states[0])
+    assert not module.model.network.encoder[1].running_mean.any()
 
 
 class Fade(pl.Callback):
@@ -169,32 +173,19 @@ class Fade(pl.Callback):
                     classifier.bias.data[0] += 100
 
 
-def test_collapse_is_a_warning(tmp_path: Path, trainer: Make) -> None:
-    with pytest.warns(
-        UserWarning, match=r"round 1 a collapse may have begun: '1' is 0.00 % of all pixels, 0.00 times the 15.23 %"
-    ):
-        fit(tmp_path, trainer, PseudoLabelCallback(), epochs=2, callbacks=[Fade(1)])
-
-
-@pytest.mark.parametrize("denoiser", [None, lambda p, q: (p.argmax(1) * 0, torch.ones_like(p[:, 0])), UPL()])
+@pytest.mark.parametrize("denoiser", [None, lambda p, q: (p.argmax(1) * 0, torch.ones_like(p[:, 0])), UPL(views=1)])
 def test_restore_after_a_collapse_but_not_without_one(tmp_path: Path, trainer: Make, denoiser: Any) -> None:
-    """The real guard compares scores of the same kind of predictions, for each denoiser."""
-    callback = PseudoLabelCallback(denoiser, guard="restore")
-    with pytest.warns(UserWarning, match="network of round 0 is restored. After the last epoch .*'1' is 0.00 %"):
-        module, states = fit(tmp_path / "fading", trainer, callback, epochs=2, callbacks=[Fade(2)])
-    for name, value in module.model.state_dict().items():
-        assert torch.equal(value, states[0][name]), name
-    unchanged = PseudoLabelCallback(denoiser, guard="restore")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="In round .* a collapse may have begun")
-        warnings.filterwarnings("error", message="guard='restore': .* After the last epoch '")
-        warnings.filterwarnings("ignore", message="guard='restore': .* no sign of a gain")
-        fit(tmp_path / "unchanged", trainer, unchanged, epochs=2, learning_rate=0.0)
-    assert unchanged.guard.complaints(unchanged.scores) == []
-    assert unchanged.scores == unchanged.guard.first, "an unchanged network has unchanged scores"
+    """The real guard judges what the main head predicts, for each denoiser."""
+    callback = PseudoLabelCallback(denoiser)
+    with pytest.warns(UserWarning, match="the network as it came in is restored"):
+        module, states = fit(tmp_path / "fading", trainer, callback, 2, callbacks=[Fade(2)], module={"learning_rate": 0.0})
+    assert_same(module, states[0])
+    unchanged = PseudoLabelCallback(denoiser)
+    fit(tmp_path / "unchanged", trainer, unchanged, epochs=2, module={"learning_rate": 0.0})
+    assert unchanged.statistics["pseudo/estimated_gain"] == 0, "an unchanged network has no gain"
 
 
-def test_measured_scores_are_those_in_evaluation_mode(tmp_path: Path, trainer: Make) -> None:
+def test_measured_gain_is_that_in_evaluation_mode(tmp_path: Path, trainer: Make) -> None:
     class WithDropout(TinyNet):
         def __init__(self) -> None:
             super().__init__()
@@ -202,50 +193,34 @@ def test_measured_scores_are_those_in_evaluation_mode(tmp_path: Path, trainer: M
 
     class Measure(pl.Callback):
         def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-            measured.append(labels.measure(trainer, module))
+            measured.append(labels.measure(trainer, module)["pseudo/estimated_gain"])
             assert module.model.network.encoder[4].training
 
-    measured: list[dict[str, float]] = []
+    measured: list[float] = []
     labels = PseudoLabelCallback()
     module = APLModule(WithDropout(), CLASSES, learning_rate=0.0, ema_decay=None)
     trainer(callbacks=[labels, Measure()]).fit(module, TargetDataModule(Images(4), batch_size=2, store_dir=tmp_path))
-    assert measured == [pytest.approx(labels.scores)] * 2
-
-
-@pytest.mark.parametrize(("healthy", "last"), [((1, 1, 0, 0), 1), ((1, 0, 0, 0), 0), ((1, 0, 1, 0), 2)])
-def test_restore(tmp_path: Path, trainer: Make, healthy: tuple[int, ...], last: int) -> None:
-    with pytest.warns(
-        UserWarning, match=f"network of round {last} is restored. After the last epoch scripted complaint"
-    ):
-        module, states = fit(tmp_path, trainer, scripted(*healthy))
-    for name, value in module.model.state_dict().items():
-        assert torch.equal(value, states[last][name]), name
-    (folder,) = (tmp_path / "labels").iterdir()
-    assert [path.name for path in folder.glob("healthy*")] == [f"healthy-{last:06d}.pt"]
-
-
-@pytest.mark.parametrize("healthy", [(1, 1, 1, 1), (1, 0, 0, 1)])
-def test_healthy_last_network_is_kept(tmp_path: Path, trainer: Make, healthy: tuple[int, ...]) -> None:
-    module, states = fit(tmp_path, trainer, scripted(*healthy))
-    weight = module.model.network.classifier.weight
-    assert all(not torch.equal(weight, state["network.classifier.weight"]) for state in states)
+    assert measured == [0, 0]
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, zero])
-def test_lost_snapshot_keeps_the_last_network(tmp_path: Path, trainer: Make, harm: Callable[[Path], None]) -> None:
+def test_lost_snapshot_keeps_the_last_network(
+    tmp_path: Path, trainer: Make, scripted: Any, harm: Callable[[Path], None]
+) -> None:
     class Lose(pl.Callback):
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-            for path in (tmp_path / "labels").rglob("healthy-*"):
+            for path in (tmp_path / "labels").rglob("best-*"):
                 harm(path)
 
-    with pytest.warns(UserWarning, match="was healthy, but its file is missing or damaged in .*: the last epoch stays"):
-        module, states = fit(tmp_path, trainer, scripted(1, 1, 0, 0), callbacks=[Lose()])
-    weight = module.model.network.classifier.weight
-    assert all(not torch.equal(weight, state["network.classifier.weight"]) for state in states)
+    scripted(0.1, 0.2, 0.1, 0.0)
+    with pytest.warns(UserWarning, match="the network of round 1 was better, but its file is missing or damaged in "):
+        module, states = fit(tmp_path, trainer, PseudoLabelCallback(), callbacks=[Lose()])
+    weight = module.model.network.encoder[0].weight
+    assert all(not torch.equal(weight, state["network.encoder.0.weight"]) for state in states)
 
 
-def test_resumed_run_restores_the_same_round(tmp_path: Path, trainer: Make) -> None:
-    """The first run has another healthy round after the checkpoint; the resumed run ignores its file."""
+def test_resumed_run_restores_the_same_round(tmp_path: Path, trainer: Make, scripted: Any) -> None:
+    """The first run has another best round after the checkpoint; the resumed run ignores its file."""
     saved = tmp_path / "saved.ckpt"
 
     class Save(pl.Callback):
@@ -253,10 +228,11 @@ def test_resumed_run_restores_the_same_round(tmp_path: Path, trainer: Make) -> N
             if trainer.current_epoch == 0:
                 trainer.save_checkpoint(saved)
 
-    _, states = fit(tmp_path, trainer, scripted(1, 0, 1, 1), callbacks=[Save()])
-    module = APLModule(TinyNet(), CLASSES, learning_rate=0.05)
+    scripted(0.1, 0.0, 0.2, 0.2)
+    _, states = fit(tmp_path, trainer, PseudoLabelCallback(), callbacks=[Save()])
+    module = APLModule(TinyNet(), CLASSES, learning_rate=0.05, batch_norm="frozen")
     data = TargetDataModule(Images(6), store_dir=tmp_path / "labels")
+    scripted(0.0, 0.0, 0.0)
     with pytest.warns(UserWarning, match="network of round 0 is restored"):
-        trainer(max_epochs=3, callbacks=[scripted(0, 0, 0)]).fit(module, data, ckpt_path=saved, weights_only=False)
-    for name, value in module.model.state_dict().items():
-        assert torch.equal(value, states[0][name]), name
+        trainer(max_epochs=3, callbacks=[PseudoLabelCallback()]).fit(module, data, ckpt_path=saved, weights_only=False)
+    assert_same(module, states[1])

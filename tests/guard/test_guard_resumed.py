@@ -23,14 +23,14 @@ def test_run_resumed_after_its_last_step_restores(tmp_path: Path, trainer: Make)
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
             trainer.save_checkpoint(saved)
 
-    with pytest.warns(UserWarning, match="network of round 0 is restored"):
-        first, states = fit(tmp_path, trainer, PseudoLabelCallback(guard="restore"), 2, callbacks=[Fade(2), Save()])
+    with pytest.warns(UserWarning, match="the network as it came in is restored"):
+        first, states = fit(tmp_path, trainer, PseudoLabelCallback(), 2, callbacks=[Fade(2), Save()])
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, states[0][name]), name
     again = APLModule(TinyNet(), CLASSES, learning_rate=0.05)
     data = TargetDataModule(Images(6), store_dir=tmp_path / "labels")
-    with pytest.warns(UserWarning, match="network of round 0 is restored"):
-        trainer(max_epochs=2, callbacks=[PseudoLabelCallback(guard="restore")]).fit(
+    with pytest.warns(UserWarning, match="the network as it came in is restored"):
+        trainer(max_epochs=2, callbacks=[PseudoLabelCallback()]).fit(
             again, data, ckpt_path=saved, weights_only=False
         )
     for name, value in again.state_dict().items():
