@@ -45,8 +45,8 @@ class PseudoLabelCallback(Callback):
         denoiser: Turns predictions into labels and weights, `APL()` by default: another method of
             [`denoisers`][apl_lightning.denoisers], or a function `(p_main, p_aux) -> (labels, weights)`.
         every_n_epochs: Make new labels before each n-th epoch.
-        rounds: The number of rounds; then the labels stay. Labels that are made again and again drift. `None` for no
-            limit.
+        patience: Labels stay once their network's estimated gain has not risen for this many rounds: labels that are
+            made again and again drift. `None`, or `guard="off"`, makes new ones up to the last epoch.
         inferer: Runs the module on images, as MONAI's `SlidingWindowInferer`; by default that of the module.
         batch_size: Images that a rank predicts at once; by default 16 slices (on a CPU at most as many as have 2^17
             pixels) or 1 volume. It is not that of training, so that labels do not depend on the number of processes.
@@ -76,21 +76,21 @@ class PseudoLabelCallback(Callback):
         self,
         denoiser: Denoiser | Callable[..., LabelsAndWeights] | None = None,
         every_n_epochs: int = 1,
-        rounds: int | None = 8,
+        patience: int | None = 3,
         inferer: Inferer | None = None,
         batch_size: int | None = None,
         guard: GuardMode = "restore",
         ignore_small_components: bool | None = None,
         largest_component_share: float = LARGEST_COMPONENT_SHARE,
     ) -> None:
-        for name, value in (("every_n_epochs", every_n_epochs), ("rounds", rounds), ("batch_size", batch_size)):
+        for name, value in (("every_n_epochs", every_n_epochs), ("patience", patience), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"Expected `{name}` to be at least 1, but got {value}.")
         if not 0 <= largest_component_share <= 1:
             raise ValueError(f"Expected `largest_component_share` in [0, 1], but got {largest_component_share}.")
         self.denoiser = APL() if denoiser is None else as_denoiser(denoiser)
         self.every_n_epochs = every_n_epochs
-        self.rounds = rounds
+        self.patience = patience
         self.inferer = inferer
         self.batch_size = batch_size
         is_apl = isinstance(self.denoiser, APL)
@@ -112,8 +112,14 @@ class PseudoLabelCallback(Callback):
 
     def should_update(self, epoch: int) -> bool:
         """Whether new labels are due before this epoch."""
-        round, rest = divmod(epoch, self.every_n_epochs)
-        return rest == 0 and (self.rounds is None or round < self.rounds)
+        return epoch % self.every_n_epochs == 0 and not self.has_settled
+
+    @property
+    def has_settled(self) -> bool:
+        """Whether the labels stay, because the estimated gain has stopped to rise."""
+        if self.patience is None or self.guard.mode == "off":
+            return False
+        return self.round - self.selection.risen_in >= self.patience
 
     def update(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make, write and publish the labels of a new round."""
@@ -159,7 +165,7 @@ class PseudoLabelCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the run depends on beside the module: denoiser, callback, optimiser and scheduler."""
-        options = ("every_n_epochs", "rounds", "batch_size", "ignore_small_components", "largest_component_share")
+        options = ("every_n_epochs", "patience", "batch_size", "ignore_small_components", "largest_component_share")
         values = {name: getattr(self, name) for name in options}
         values |= {"guard": self.guard.mode, "inferer": name_of(self.inferer)}
         found = named("denoiser", self.denoiser) | named("callback", self, values) | optimisation(trainer)

@@ -49,24 +49,32 @@ def test_phantoms_share_the_anatomy_of_both_modalities(example: Any) -> None:
         assert first["label"].unique().tolist() == [0, 1, 2, 3, 4]
 
 
-def write_abdomen(folder: Path) -> None:
+def write_abdomen(folder: Path) -> Path:
     """Write random volumes in the layout of the real data."""
+    folder.mkdir(exist_ok=True)
     generator = np.random.default_rng(0)
-    split = {"source_train": ["m1"], "source_val": ["m2"], "target_adapt": ["c1", "c2"], "target_val": ["c3"]}
+    split = {
+        "source_train": ["mr1"],
+        "source_val": ["mr2"],
+        "target_adapt": ["ct1", "ct2"],
+        "target_val": ["ct3"],
+    }
+    labels = ["background", "liver", "right kidney", "left kidney", "spleen"]
     cases = []
     for patient in (patient for patients in split.values() for patient in patients):
         label = generator.integers(0, 5, (10, 32, 32)).astype(np.uint8)
         image = (label * 40 + generator.integers(0, 30, label.shape)).astype(np.int16)
         np.savez(folder / f"{patient}.npz", image=image, label=label)
-        cases.append({"id": patient, "file": f"{patient}.npz"})
-    (folder / "meta.json").write_text(json.dumps({"split": split, "cases": cases}))
+        shape = {"shape": list(label.shape), "spacing_zyx_mm": [5.0, 1.5, 1.5]}
+        cases.append({"id": patient, "domain": patient[:2], "file": f"{patient}.npz", **shape})
+    meta = {"labels": {str(number): name for number, name in enumerate(labels)}, "split": split, "cases": cases}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    return folder
 
 
 @pytest.mark.parametrize(("network", "preset"), [("monai-unet", "default"), ("smp-unet", "paper")])
 def test_abdomen(example: Any, tmp_path: Path, network: str, preset: str) -> None:
-    data = tmp_path / "data"
-    data.mkdir()
-    write_abdomen(data)
+    data = write_abdomen(tmp_path / "data")
     options = ["--data", str(data), "--out", "out", "--size", "32", "--seeds", "0", "--epochs", "1"]
     rows = example("abdomen").main([*options, "--source-epochs", "1", "--network", network, "--preset", preset])
     for column in ("liver", "right kidney", "left kidney", "spleen", "average"):
@@ -81,61 +89,74 @@ def test_abdomen(example: Any, tmp_path: Path, network: str, preset: str) -> Non
 
 def test_methods(example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A second call runs only the missing runs, and the tables match the files."""
-    write_abdomen(tmp_path)
-    options = ["--data", str(tmp_path), "--out", "out", "--quick", "--jobs", "1", "--bases", "advent"]
+    data = write_abdomen(tmp_path / "abdomen")
+    options = ["--data", str(data), "--out", "out", "--quick", "--jobs", "1", "--settings", "abdomen-mr-to-ct"]
+    options += ["--bases", "advent"]
     methods = example("methods")
     methods.main([*options, "--methods", "CBST", "APL, defaults"])
-    out = tmp_path / "out" / "mr-to-ct"
-    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*.json")}
-    assert len(before) == 5 + 2, "five bases, two runs"
-    methods.main([*options, "--methods", "CBST", "APL, defaults", "threshold"])
-    assert before.items() <= {path: path.stat().st_mtime_ns for path in out.glob("runs/*.json")}.items()
+    out = tmp_path / "out"
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/runs/*.json")}
+    assert len(before) == 3 + 2, "three bases (the oracle, and the one that advent starts from), two runs"
+    methods.main([*options, "--methods", "CBST", "APL, defaults", "threshold + extras"])
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in out.glob("*/runs/*.json")}.items()
     rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
-    assert {row["method"] for row in rows if row["base"] == "advent"} == {"none", "CBST", "APL, defaults", "threshold"}
-    run = json.loads((out / "runs" / "advent--CBST--0.json").read_text())
-    assert [row["after/spleen"] for row in rows if row["method"] == "CBST"] == [str(run["after"]["spleen"])]
-    assert len(run["rounds"]) == 2, "one epoch: the rounds before and after it"
-    assert run["rounds"][0]["val/dice"] == pytest.approx(run["before"]["average"])
-    assert run["rounds"][1]["val/dice"] == pytest.approx(run["after"]["average"])
-    assert "### From advent" in capsys.readouterr().out
+    named = {row["method"] for row in rows if row["base"] == "advent"}
+    assert named == {"none", "CBST", "APL, defaults", "threshold + extras"}
+    run = json.loads((out / "abdomen-mr-to-ct/runs/advent--CBST--0.json").read_text())
+    assert [row["after/spleen"] for row in rows if row["method"] == "CBST"] == [str(run["after"]["dice"]["spleen"])]
+    assert run["rounds"][-1]["val/dice/average"] == pytest.approx(run["after"]["dice"]["average"])
+    (patient,) = run["after"]["patients"].values()
+    assert patient["spleen"].keys() == {"dice", "assd", "hd95"}
+    assert "## abdomen-mr-to-ct, advent" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"'size': \(32, 128\)"):
-        methods.main(["--data", str(tmp_path), "--out", "out", "--bases", "advent"])
+        methods.main(["--data", str(data), "--out", "out", "--bases", "advent"])
 
 
 def test_methods_in_the_other_direction(example: Any, tmp_path: Path) -> None:
-    write_abdomen(tmp_path)
-    options = ["--data", str(tmp_path), "--out", "out", "--quick", "--jobs", "1", "--bases", "remapped"]
-    example("methods").main([*options, "--methods", "APL, paper settings", "--direction", "ct-to-mr"])
-    assert (tmp_path / "out/ct-to-mr/runs/remapped--APL,-paper-settings--0.json").exists()
+    data = write_abdomen(tmp_path / "abdomen")
+    options = ["--data", str(data), "--out", "out", "--quick", "--jobs", "1", "--settings", "abdomen-ct-to-mr"]
+    example("methods").main([*options, "--bases", "remapped", "--methods", "APL, paper settings"])
+    assert (tmp_path / "out/abdomen-ct-to-mr/runs/remapped--APL,-paper-settings--0.json").exists()
+    with pytest.raises(SystemExit):
+        example("methods").main([*options, "--settings", "abdomen"])
+
+
+def known_run(setting: str, method: str, seed: int, before: float, after: float, **more: Any) -> dict[str, Any]:
+    dice = {"liver": after, "average": after}
+    patients = {"p": {"liver": {"dice": after, "assd": 2.0, "hd95": None}}}
+    return {
+        **{"setting": setting, "base": "plain", "method": method, "seed": seed, "seconds": 3.0},
+        "before": {"dice": {"liver": before, "average": before}},
+        "after": {"dice": dice, "patients": patients},
+        **more,
+    }
+
+
+def known_rounds(*rows: tuple[float, float]) -> dict[str, Any]:
+    return {"rounds": [{"pseudo/estimated_gain": gain, "val/dice/average": dice} for gain, dice in rows]}
 
 
 def test_report_of_known_runs(example: Any, tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    runs.mkdir()
-    for seed, (before, after, oracle) in enumerate([(60.0, 70.0, 90.0), (62.0, 68.0, 92.0)]):
-        scores = {"pseudo/im": 1.0, "pseudo/agreement": 1.0, "pseudo/class_ratio/liver": 0.1}
-        rounds = [
-            {**scores, "val/dice": before, "pseudo/snd": 1.0, "pseudo/dice": 0.5},
-            {**scores, "val/dice": 65.0, "pseudo/snd": 3.0, "pseudo/dice": 0.7},
-            {**scores, "val/dice": after, "pseudo/snd": 2.0, "pseudo/im": 0.9},
+    rounds = {"a-x-to-y": known_rounds((0.1, 62), (0.05, 61)), "b-x-to-y": known_rounds((0.1, 70), (0.09, 72))}
+    for setting, of_setting in rounds.items():
+        (tmp_path / setting / "runs").mkdir(parents=True)
+        last = of_setting["rounds"][-1]["val/dice/average"]
+        runs = [
+            known_run(setting, "none", 0, 60, 60),
+            {**known_run(setting, "none", 0, 80, 80), "base": "oracle"},
+            known_run(setting, "X", 0, 60, 62 if setting[0] == "a" else last, **of_setting),
+            known_run(setting, "Y", 0, 60, 50, **known_rounds((-0.1, 55), (-0.2, 50))),
         ]
-        for base, method, dice in (("oracle", "none", oracle), ("plain", "none", before), ("plain", "X", after)):
-            first = before if method == "X" else dice
-            run = {
-                "base": base,
-                "method": method,
-                "seed": seed,
-                "before": {"average": first},
-                "after": {"average": dice},
-            }
-            extra = {"seconds": 3.0, "rounds": rounds} if method == "X" else {}
-            (runs / f"{base}-{method}-{seed}.json").write_text(json.dumps({**run, **extra}))
+        for number, run in enumerate(runs):
+            (tmp_path / setting / "runs" / f"{number}.json").write_text(json.dumps(run))
     text = example("report").write_report(tmp_path)
-    assert "Oracle (trained on the target's labels): 91.0 ± 1.4" in text
-    # The gain is 16 of 60 points. A class of the last network collapses, so the guard selects the second round.
-    assert "| X | 69.0 ± 1.4 | 8.0 ± 2.8 | 27 % | 65.0 ± 0.0 | 50.0, 70.0 | 3 |" in text
-    assert "| soft neighbourhood density | 0.50 | 4.0 | 3.0 |" in text
-    assert "| none | 61.0 ± 1.4 |" in text
+    # X gains 2 and 12 points, Y loses 10 twice.
+    assert "| X | 7.0 | 2.0 | a-x-to-y, plain | 0 of 2 | 2.0 | 12.0 |" in text
+    assert "| Y | -10.0 | -10.0 | a-x-to-y, plain | 2 of 2 | -10.0 | -10.0 |" in text
+    assert "| X | 62.0 | 62.0 | 2.0 | 1.0 | 10 % | 2.0 | nan | 3 |" in text
+    # The guard returns to the first round in a, and to what came in from Y.
+    assert "| a | 0.75 | 2 | 1 | 0 | -4.5 | 1.0 | 200 % |" in text
+    assert "| b | 0.9, chosen on the others | 2 | 1 | 0 | 1.0 | 6.0 | 100 % |" in text
 
 
 def test_advent(example: Any, tmp_path: Path) -> None:
@@ -169,7 +190,7 @@ def test_label_pass_benchmark(example: Any) -> None:
 
 def test_refinement_never_reads_a_label(example: Any, tmp_path: Path) -> None:
     write_abdomen(tmp_path)
-    unlabelled = example("abdomen_data").AbdomenSlices(tmp_path, "target_adapt", size=32, labelled=False)
+    unlabelled = example("slices").Slices(tmp_path, "target_adapt", size=32, labelled=False)
     assert len(unlabelled) == 20, "all slices, with or without organs"
     assert all(set(unlabelled[index]) == {"image", "case"} for index in range(20))
 

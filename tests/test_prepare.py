@@ -111,6 +111,6 @@ def test_prepared_folder_is_read_by_the_examples(prepare: Any, tmp_path: Path) -
     write_chaos(tmp_path / "chaos.zip", image, label)
     write_btcv(tmp_path / "btcv", image - 125, label)
     prepare.main(["--chaos", str(tmp_path / "chaos.zip"), "--btcv", str(tmp_path / "btcv"), "--out", str(tmp_path)])
-    slices = importlib.import_module("abdomen_data").AbdomenSlices(tmp_path, "target_adapt", size=32)
+    slices = importlib.import_module("slices").Slices(tmp_path, "target_adapt", size=32)
     assert slices[10]["image"].shape == (1, 32, 32)
     assert {int(value) for item in range(len(slices)) for value in slices[item]["label"].unique()} == {0, 1, 2, 3, 4}

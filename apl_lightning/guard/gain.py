@@ -31,6 +31,7 @@ def second_opinion(features: Tensor, folds: Tensor, labels: Tensor, num_classes:
     Returns:
         Logits, (N, C); negative infinity for a class with fewer than 20 pixels in the other fold.
     """
+    features = _standardised(features)
     logits = torch.full((len(features), num_classes), -torch.inf)
     for fold in (0, 1):
         learnt, judged = folds != fold, folds == fold
@@ -83,13 +84,20 @@ def estimate_gain(opinion: Tensor, before: Tensor, after: Tensor) -> Tensor:
     return gains.where(size_before + size_after > 0, torch.nan)[1:]
 
 
+def _standardised(features: Tensor) -> Tensor:
+    """Features of mean 0 and standard deviation 1, without outliers: one enormous pixel would hide all others."""
+    features = features.float().nan_to_num()
+    limits = torch.quantile(features, torch.tensor([0.001, 0.999]), dim=0)
+    features = features.clamp(limits[0], limits[1])
+    return (features - features.mean(dim=0)) / (features.std(dim=0) + 1e-6)
+
+
 def _classify(features: Tensor, labels: Tensor, known: Tensor, judged: Tensor) -> Tensor:
     """Logits of `judged` (N, F) for the known classes."""
-    mean, deviation = features.float().mean(dim=0), features.float().std(dim=0) + 1e-6
     with seeded(0), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         places = [(labels == number).nonzero()[:, 0] for number in known]
         drawn = torch.cat([of_class[torch.randint(len(of_class), (_PER_CLASS,))] for of_class in places])
-        inputs, classes = (features[drawn].float() - mean) / deviation, torch.searchsorted(known, labels[drawn])
+        inputs, classes = features[drawn], torch.searchsorted(known, labels[drawn])
         network = nn.Sequential(
             nn.Linear(inputs.shape[1], _HIDDEN),
             nn.ReLU(),
@@ -105,4 +113,4 @@ def _classify(features: Tensor, labels: Tensor, known: Tensor, judged: Tensor) -
             loss.backward()
             optimizer.step()
     with torch.no_grad():
-        return torch.cat([network((part.float() - mean) / deviation) for part in judged.split(2**16)])
+        return torch.cat([network(part) for part in judged.split(2**16)])

@@ -40,7 +40,8 @@ class PixelSample:
         """The classes at the pixels of images (B, C, *S) with label maps (B, *S)."""
         places = torch.stack([self._places(index, labels[0].numel()) for index in indices]).to(images.device)
         if not self._has_opinion:
-            features = pixel_features(images, places).half().cpu()
+            largest = torch.finfo(torch.half).max
+            features = pixel_features(images, places).clamp(-largest, largest).half().cpu()
             self._features |= dict(zip(indices, features, strict=True))
             self._cases |= dict(zip(indices, cases, strict=True))
         classes = labels.flatten(1).gather(1, places).to(torch.uint8).cpu()

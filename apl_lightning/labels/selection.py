@@ -14,6 +14,7 @@ from apl_lightning.guard import Classes, Guard, PixelSample, Snapshot, joined
 from apl_lightning.labels.labelling import Labelling
 
 GAIN = "pseudo/estimated_gain"
+RISE = 0.001  # smaller rises do not count
 
 
 class Selection:
@@ -32,6 +33,7 @@ class Selection:
         self.guard.best = 0.0
         self.snapshot = Snapshot()
         self.first: Classes = {}  # what the network predicted as it came in
+        self.risen_to, self.risen_in = 0.0, 0  # the estimated gain that has last risen, and its round
         self.sample: PixelSample | None = None
 
     def of(self, length: int) -> PixelSample:
@@ -63,6 +65,8 @@ class Selection:
     ) -> dict[str, float]:
         """Keep the network of a round if it is the best so far; returns its estimated gains, for the log."""
         gains = labelling.gains(self.first, classes)
+        if gains[GAIN] > self.risen_to + RISE:
+            self.risen_to, self.risen_in = gains[GAIN], round
         if self.guard.mode == "warn" and self.guard.is_harmed(gains[GAIN]) and round > 0:
             self._warn(f"In round {round}", gains[GAIN], "Look at the pseudo labels, or pass guard='restore'")
         if self.guard.is_best(gains[GAIN]) and self.guard.mode == "restore":
@@ -91,6 +95,7 @@ class Selection:
         classes = [self.first[index] for index in indices]
         return {
             "best": self.guard.best,
+            "risen": [self.risen_to, self.risen_in],
             "snapshot": self.snapshot.state_dict(),
             "indices": torch.tensor(indices, dtype=torch.long),
             "sizes": torch.tensor([len(found) for found in classes], dtype=torch.long),
@@ -100,6 +105,7 @@ class Selection:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
         self.guard.best = state_dict["best"]
+        self.risen_to, self.risen_in = state_dict["risen"]
         self.snapshot.load_state_dict(state_dict["snapshot"])
         parts = state_dict["classes"].cpu().split(state_dict["sizes"].tolist())
         self.first = dict(zip(state_dict["indices"].tolist(), parts, strict=True))

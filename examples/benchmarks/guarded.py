@@ -31,7 +31,7 @@ def unguarded(run: Run) -> float:
 
 
 def guard_table(runs: list[Run]) -> str:
-    """Format how many runs do harm and how much gain stays, per data set and limit, also for limits chosen elsewhere."""
+    """Format how many runs do harm and how much gain stays, per data set and limit, also chosen on other data."""
     runs = [run for run in runs if run.get("rounds")]
     columns = [
         "data",

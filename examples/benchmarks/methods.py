@@ -107,10 +107,12 @@ def refine(task: Task) -> dict[str, Any]:
     recipe = (RECIPES | MORE)[task.method]
     pl.seed_everything(seed, workers=True, verbose=False)
     module = recipe.module(network, len(names), names, **recipe.options)
-    labels = PseudoLabelCallback(**recipe.callback())
+    images = setting.read("target_adapt")
+    epochs = max(1, round(setting.budget.round_steps * 8 / len(images)))
+    labels = PseudoLabelCallback(**{"every_n_epochs": epochs, **recipe.callback()})
     rounds = Rounds(labels, setting, held_out)
     with TemporaryDirectory() as folder:
-        data = TargetDataModule(setting.read("target_adapt"), store_dir=folder, **recipe.data)
+        data = TargetDataModule(images, store_dir=folder, **recipe.data)
         start = time.perf_counter()
         callbacks = [Last(rounds), labels, rounds]
         trainer(setting.budget, max_steps=setting.budget.steps, callbacks=callbacks).fit(module, data)
@@ -175,6 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=256 if gpu else 128, help="number of rows and columns of a slice")
     parser.add_argument("--every", type=int, default=2, help="refine on every n-th target slice")
     parser.add_argument("--steps", type=int, default=500, help="steps of refinement")
+    parser.add_argument("--round-steps", type=int, default=80, help="about so many steps with the same labels")
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="bf16-mixed")
     parser.add_argument("--source-steps", type=int, default=1650)
     parser.add_argument("--advent-steps", type=int, default=800)
@@ -183,7 +186,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke test: one seed, a few small images, two rounds")
     arguments = parser.parse_args(argv)
     if arguments.quick:
-        smallest = {"seeds": [0], "size": 32, "every": 1, "steps": 4, "source_steps": 2, "advent_steps": 2}
+        smallest = {
+            "seeds": [0],
+            "size": 32,
+            "every": 1,
+            "steps": 4,
+            "round_steps": 1,
+            "source_steps": 2,
+            "advent_steps": 2,
+        }
         vars(arguments).update(smallest, fraction=0.05)
 
     budget = Budget(**{name: getattr(arguments, name) for name in Budget._fields})

@@ -21,7 +21,7 @@ from apl_lightning.presets import PAPER
 
 COUNTED = {"ignore_small_components": False}
 ONCE = 10**6  # as `every_n_epochs`: labels only before the first epoch
-AS_PUBLISHED = {"guard": "warn", "rounds": None}
+AS_PUBLISHED = {"guard": "warn", "patience": None}
 EXTRAS = {"batch_norm": "auto", "ema_decay": 0.95}
 
 

@@ -20,6 +20,7 @@ class Budget(NamedTuple):
     source_steps: int
     advent_steps: int
     steps: int
+    round_steps: int
     precision: str
 
 

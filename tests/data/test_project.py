@@ -76,9 +76,9 @@ class Seen(TinyNet):
 def fit(make: Make, project: pl.LightningDataModule, folder: Path, **options: Any) -> tuple[Any, Any]:
     options = {"label_key": "mask", "store_dir": folder / "labels", "transform": None, **options}
     data = TargetDataModule.from_datamodule(project, **options)
-    module = APLModule(Seen(), CLASSES, ema_decay=None)
+    module = APLModule(Seen(), CLASSES, ema_decay=None, batch_norm="adapt")
     module.model.network.inputs = []
-    trainer = make(callbacks=[PseudoLabelCallback()], default_root_dir=folder)
+    trainer = make(callbacks=[PseudoLabelCallback(guard="off")], default_root_dir=folder)
     trainer.fit(module, data)
     return trainer, module
 

@@ -150,7 +150,9 @@ def test_sample_takes_the_same_pixels_in_any_batches() -> None:
     cases = ["a", "a", "b", "b"]
     whole, parts = PixelSample(4), PixelSample(4)
     expected = whole.look([0, 1, 2, 3], cases, images, labels)
-    found = parts.look([3], cases[3:], images[3:], labels[3:]) | parts.look([0, 1, 2], cases[:3], images[:3], labels[:3])
+    found = parts.look([3], cases[3:], images[3:], labels[3:]) | parts.look(
+        [0, 1, 2], cases[:3], images[:3], labels[:3]
+    )
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[index], found[index]) for index in found)
     other = {index: (classes + 1) % 3 for index, classes in found.items()}

@@ -76,8 +76,9 @@ def fit(folder: Path, trainer: Make, callback: PseudoLabelCallback, epochs: int 
     arguments = {"learning_rate": 0.05, "batch_norm": "frozen", **options.pop("module", {})}
     module, weights = APLModule(TinyNet(), CLASSES, **arguments), Weights()
     data = TargetDataModule(Images(6), store_dir=folder / "labels")
+    ckpt_path = options.pop("ckpt_path", None)
     run = trainer(max_epochs=epochs, callbacks=[callback, weights, *options.pop("callbacks", [])], **options)
-    run.fit(module, data, ckpt_path=options.pop("ckpt_path", None))
+    run.fit(module, data, ckpt_path=ckpt_path, weights_only=None if ckpt_path is None else False)
     return module, weights.states
 
 
@@ -115,7 +116,7 @@ def test_last_network_is_kept(tmp_path: Path, trainer: Make, scripted: Any, gain
 
 def test_warn_changes_nothing(tmp_path: Path, trainer: Make, scripted: Any) -> None:
     scripted(0.1, 0.01, 0.2, 0.0)
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="by estimate") as caught:
         module, states = fit(tmp_path, trainer, PseudoLabelCallback(guard="warn"))
     texts = [str(warning.message) for warning in caught if "by estimate" in str(warning.message)]
     assert [text.split(",")[0] for text in texts] == ["In round 1", "After the last epoch"]
@@ -178,7 +179,9 @@ def test_restore_after_a_collapse_but_not_without_one(tmp_path: Path, trainer: M
     """The real guard judges what the main head predicts, for each denoiser."""
     callback = PseudoLabelCallback(denoiser)
     with pytest.warns(UserWarning, match="the network as it came in is restored"):
-        module, states = fit(tmp_path / "fading", trainer, callback, 2, callbacks=[Fade(2)], module={"learning_rate": 0.0})
+        module, states = fit(
+            tmp_path / "fading", trainer, callback, 2, callbacks=[Fade(2)], module={"learning_rate": 0.0}
+        )
     assert_same(module, states[0])
     unchanged = PseudoLabelCallback(denoiser)
     fit(tmp_path / "unchanged", trainer, unchanged, epochs=2, module={"learning_rate": 0.0})
@@ -236,3 +239,38 @@ def test_resumed_run_restores_the_same_round(tmp_path: Path, trainer: Make, scri
     with pytest.warns(UserWarning, match="network of round 0 is restored"):
         trainer(max_epochs=3, callbacks=[PseudoLabelCallback()]).fit(module, data, ckpt_path=saved, weights_only=False)
     assert_same(module, states[1])
+
+
+@pytest.mark.parametrize(
+    ("gains", "patience", "rounds"),
+    [
+        ((0.1, 0.2, 0.2005, 0.15, 0.2, 0.2), 3, 5),  # a rise by 0.0005 does not count
+        ((0.1, 0.2, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3), 3, 7),
+        ((-0.1, -0.2, -0.1), 1, 2),
+        ((0.0,) * 9, None, 8),
+    ],
+)
+def test_labels_stay_once_the_gain_no_longer_rises(
+    tmp_path: Path, trainer: Make, scripted: Any, gains: tuple[float, ...], patience: int | None, rounds: int
+) -> None:
+    scripted(*gains)
+    callback = PseudoLabelCallback(patience=patience)
+    fit(tmp_path, trainer, callback, epochs=8)
+    assert callback.round == rounds - 1
+    assert [callback.should_update(epoch) for epoch in (8, 9)] == [patience is None] * 2
+
+
+def test_resumed_run_is_as_patient(tmp_path: Path, trainer: Make, scripted: Any) -> None:
+    saved = tmp_path / "saved.ckpt"
+
+    class Save(pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            if trainer.current_epoch == 2:
+                trainer.save_checkpoint(saved)
+
+    scripted(0.1, 0.1, 0.1, 0.1, 0.1)
+    fit(tmp_path, trainer, PseudoLabelCallback(), epochs=3, callbacks=[Save()])
+    scripted(0.1, 0.1)
+    resumed = PseudoLabelCallback()
+    fit(tmp_path, trainer, resumed, epochs=6, ckpt_path=saved)
+    assert resumed.round == 3

@@ -30,8 +30,6 @@ def test_run_resumed_after_its_last_step_restores(tmp_path: Path, trainer: Make)
     again = APLModule(TinyNet(), CLASSES, learning_rate=0.05)
     data = TargetDataModule(Images(6), store_dir=tmp_path / "labels")
     with pytest.warns(UserWarning, match="the network as it came in is restored"):
-        trainer(max_epochs=2, callbacks=[PseudoLabelCallback()]).fit(
-            again, data, ckpt_path=saved, weights_only=False
-        )
+        trainer(max_epochs=2, callbacks=[PseudoLabelCallback()]).fit(again, data, ckpt_path=saved, weights_only=False)
     for name, value in again.state_dict().items():
         assert torch.equal(value, first.state_dict()[name]), name

@@ -80,7 +80,7 @@ def test_slices_of_a_case_are_one_volume(tmp_path: Path) -> None:
 
 
 def test_slices_without_a_case_are_exempt(tmp_path: Path) -> None:
-    assert find(tmp_path, [rows("1110", "0001")], [torch.ones(2, 4)], [""]) == SmallComponents({}, 0.0)
+    assert find(tmp_path, [rows("1110", "0001")], [torch.ones(2, 4)], [""]) == SmallComponents({}, 0.0, [])
 
 
 def flood(mask: np.ndarray[Any, Any]) -> list[set[tuple[int, ...]]]:
@@ -122,7 +122,7 @@ def test_equals_flood_fill(tmp_path: Path, seed: int) -> None:
 def fit(folder: Path, trainer: Make, **options: Any) -> tuple[PseudoLabelStore, dict[str, float]]:
     data = TargetDataModule(Slices(10, "patient"), transform=None, store_dir=folder, case_key="patient")
     callback = PseudoLabelCallback(**options)
-    trainer(max_steps=1, callbacks=[callback]).fit(APLModule(TinyNet(), CLASSES), data)
+    trainer(max_steps=1, callbacks=[callback]).fit(APLModule(TinyNet(), CLASSES, batch_norm="adapt"), data)
     return data.train_dataset.store, callback.statistics
 
 

@@ -77,7 +77,14 @@ def test_logged_names(trainer: Make, data: TargetDataModule) -> None:
     fit = trainer(callbacks=[PseudoLabelCallback()])
     fit.fit(module, data)
     expected = {"train/loss", "train/consistency", "train/refinement", "val/dice", "val/dice/liver", "val/dice/spleen"}
-    expected |= {"pseudo/confidence", "pseudo/apart", "pseudo/agreement", "pseudo/im", "pseudo/snd"}
+    expected |= {
+        "pseudo/confidence",
+        "pseudo/apart",
+        "pseudo/agreement",
+        "pseudo/estimated_gain",
+        "pseudo/estimated_gain/spleen",
+        "pseudo/batch_norm_gain",
+    }
     expected |= {f"pseudo/class_ratio/{name}" for name in ("background", "liver", "spleen")}
     assert set(fit.callback_metrics) == expected
 

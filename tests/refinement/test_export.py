@@ -63,14 +63,14 @@ BROKEN = pytest.mark.parametrize("name", ["network.encoder.0.weight", "network.e
 def test_nan_is_never_exported(tmp_path: Path, trainer: Make, name: str) -> None:
     module = APLModule(TinyNet(), CLASSES)
     with pytest.raises(ValueError, match=f"'{name}' has NaN or infinity: lower the learning rate"):
-        fit(module, tmp_path, trainer, Break(name))
+        fit(module, tmp_path, trainer, Break(name), guard="off")
 
 
 @BROKEN
 def test_guard_restores_after_nan(tmp_path: Path, trainer: Make, name: str) -> None:
     module = APLModule(TinyNet(), CLASSES)
     with pytest.warns(
-        UserWarning, match="network of round 0 is restored. After the last epoch its weights are not fin"
+        UserWarning, match="After the last epoch, the weights are not finite. .*the network .* is restored"
     ):
-        exported = fit(module, tmp_path, trainer, Break(name), guard="restore")
+        exported = fit(module, tmp_path, trainer, Break(name))
     assert all(bool(value.isfinite().all()) for value in exported.state_dict().values())

@@ -21,7 +21,7 @@ Make = Callable[..., pl.Trainer]
 
 def fit(make: Make, folder: Path, train: Any, val: Any = None, network: Any = None, **options: Any) -> Any:
     torch.manual_seed(0)
-    own = {name: options.pop(name) for name in ("ignore_index", "inferer") if name in options}
+    own = {name: options.pop(name) for name in ("ignore_index", "inferer", "batch_norm") if name in options}
     module = APLModule(network or TinyNet(), CLASSES, **own)
     data = TargetDataModule(train, val, batch_size=2, store_dir=folder / "labels", transform=None)
     callback = options.pop("callback", PseudoLabelCallback())
@@ -76,7 +76,7 @@ def test_one_enormous_pixel_is_named(trainer: Make, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"gave NaN for samples \[.*2.*\].* values from .* to 3e\+38. If those are wrong"
     ):
-        fit(trainer, tmp_path, images)
+        fit(trainer, tmp_path, images, batch_norm="adapt")
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,16 @@ def test_inferer_of_the_callback_takes_precedence(trainer: Make, tmp_path: Path)
 
         return infer
 
-    callback = PseudoLabelCallback(inferer=recorded("callback"))
-    fit(trainer, tmp_path, Images(4), labelled(torch.float32), inferer=recorded("module"), callback=callback)
+    callback = PseudoLabelCallback(inferer=recorded("callback"), guard="off")
+    fit(
+        trainer,
+        tmp_path,
+        Images(4),
+        labelled(torch.float32),
+        inferer=recorded("module"),
+        callback=callback,
+        batch_norm="frozen",
+    )
     assert calls.count("callback") == 2
     assert "module" in calls
 
