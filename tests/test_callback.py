@@ -200,7 +200,8 @@ def test_statistics(tmp_path: Path, trainer: Make) -> None:
     labelled = Images(4, labelled=True)
     data = TargetDataModule(labelled, batch_size=2, store_dir=tmp_path / "labels")
     callback, seen = PseudoLabelCallback(), Labels()
-    trainer(callbacks=[callback, seen], max_epochs=2).fit(APLModule(TinyNet(), CLASSES, learning_rate=0.05), data)
+    module = APLModule(TinyNet(), CLASSES, learning_rate=0.05, batch_norm="adapt")
+    trainer(callbacks=[callback, seen], max_epochs=2).fit(module, data)
     before, after = seen.rounds
     references = torch.stack(labelled.labels or [])
     found = callback.statistics

@@ -38,7 +38,8 @@ def fit(
     folder: Path, trainer: Make, callbacks: Any = (), epochs: int = 2, resume: Any = None, **options: Any
 ) -> APLModule:
     torch.manual_seed(0)
-    module = APLModule(TinyNet(), CLASSES, learning_rate=0.02, ema_decay=0.7, **options.pop("module", {}))
+    arguments = {"learning_rate": 0.02, "ema_decay": 0.7, "batch_norm": "adapt", **options.pop("module", {})}
+    module = APLModule(TinyNet(), CLASSES, **arguments)
     data = TargetDataModule(Images(6), batch_size=2, store_dir=folder / "labels")
     run = trainer(max_epochs=epochs, callbacks=[PseudoLabelCallback(guard="off"), *callbacks], **options)
     run.fit(module, data, ckpt_path=resume)
