@@ -56,9 +56,10 @@ class PseudoLabelCallback(Callback):
             for classes whose largest components hold most of the weight; needs the patients (`case`) and the order of
             slices (see [`find_small_components`][apl_lightning.labels.find_small_components]). By default only with
             `APL`: other methods stay as published.
-        largest_component_share: The share of the weight of a class that its largest components must hold. If one of a
-            class with `APL` do not, the network hardly knows the class; the labels of the first two rounds are then
-            those of [`CBST`][apl_lightning.denoisers.CBST], which balances the classes.
+        largest_component_share: The share of the weight of a class that its largest components must hold. With `APL`,
+            if those of a class do not, the network hardly knows it; the labels of the first two rounds are then those
+            of [`CBST`][apl_lightning.denoisers.CBST], which balances the classes. For classes with many parts, such as
+            lesions, pass `ignore_small_components=False`.
 
     Raises:
         TypeError: If `denoiser` is neither a `Denoiser` nor a function.
@@ -147,7 +148,16 @@ class PseudoLabelCallback(Callback):
         self.statistics |= chosen
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """The estimated gain of the module as it is now, by its names in the log; call it on all ranks."""
+        """The estimated gain of the module as it is now, by its names in the log; call it on all ranks.
+
+        Raises:
+            RuntimeError: Before the first round, and if `guard` and `batch_norm` keep nothing to compare with.
+        """
+        if not self.selection.first:
+            raise RuntimeError(
+                "Expected to know what the network predicted as it came in, but there is nothing to compare with: pass "
+                "guard='warn', and measure after the first round."
+            )
         labelling = self._labelling(trainer, pl_module)
         return labelling.gains(self.selection.first, labelling.look(derived_seed(self._seed, self.round + 1)))
 

@@ -44,7 +44,7 @@ class PixelSample:
             features = pixel_features(images, places).clamp(-largest, largest).half().cpu()
             self._features |= dict(zip(indices, features, strict=True))
             self._cases |= dict(zip(indices, cases, strict=True))
-        classes = labels.flatten(1).gather(1, places).to(torch.uint8).cpu()
+        classes = labels.flatten(1).gather(1, places).short().cpu()
         return dict(zip(indices, classes, strict=True))
 
     def gains(self, before: Mapping[int, Tensor], after: Mapping[int, Tensor], num_classes: int) -> list[float]:

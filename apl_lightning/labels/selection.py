@@ -99,7 +99,7 @@ class Selection:
             "snapshot": self.snapshot.state_dict(),
             "indices": torch.tensor(indices, dtype=torch.long),
             "sizes": torch.tensor([len(found) for found in classes], dtype=torch.long),
-            "classes": torch.cat(classes) if classes else torch.empty(0, dtype=torch.uint8),
+            "classes": torch.cat(classes) if classes else torch.empty(0, dtype=torch.short),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

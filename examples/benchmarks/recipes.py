@@ -70,7 +70,9 @@ PEERS = (
 )
 RECIPES = PEERS | {
     "APL, L_Con only": _apl({"batch_norm": "frozen", "refinement_weight": 0.0}, COUNTED),
-    "APL, paper settings": Recipe(APLModule, dict(PAPER.module), lambda: dict(PAPER.callback), dict(PAPER.data)),
+    "APL, paper settings": Recipe(
+        APLModule, dict(PAPER.module), lambda: {**PAPER.callback, "guard": "warn"}, dict(PAPER.data)
+    ),
     "APL, defaults": _apl(),
 }
 MORE = (
