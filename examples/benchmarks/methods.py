@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=256 if gpu else 128, help="number of rows and columns of a slice")
     parser.add_argument("--every", type=int, default=2, help="refine on every n-th target slice")
     parser.add_argument("--steps", type=int, default=500, help="steps of refinement")
-    parser.add_argument("--round-steps", type=int, default=80, help="about so many steps with the same labels")
+    parser.add_argument("--round-steps", type=int, default=40, help="about so many steps with the same labels")
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="bf16-mixed")
     parser.add_argument("--source-steps", type=int, default=1650)
     parser.add_argument("--advent-steps", type=int, default=800)

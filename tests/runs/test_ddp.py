@@ -111,6 +111,7 @@ def test_labels_of_every_method_are_those_of_one_process(tmp_path: Path, trainer
 
 def test_small_components_are_those_of_one_process(tmp_path: Path, trainer: Make) -> None:
     options = {"max_steps": 1, "train": Slices(9), "callback": {"largest_component_share": 0.0}}
+    options["module"] = {"batch_norm": "adapt"}
     found = [run(tmp_path / str(devices), trainer, devices, 9, **options) for devices in (1, 2)]
     assert labels(tmp_path / "1") == labels(tmp_path / "2")
     parts = [rank["statistics"]["pseudo/apart"] for ranks in found for rank in ranks]
@@ -203,5 +204,5 @@ class CorruptOnOneRank(Images):
 
 def test_error_on_one_rank_is_raised_on_all(tmp_path: Path, trainer: Make) -> None:
     data = CorruptOnOneRank(4, labelled=True)
-    with pytest.raises(Exception, match=r"failed on ranks \[.*1\]: .*sample 2"):
+    with pytest.raises(Exception, match=r"failed on ranks \[\d.*\]: .*sample 2"):
         run(tmp_path / "two", trainer, 2, 4, train=data)

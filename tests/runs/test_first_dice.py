@@ -28,7 +28,8 @@ class DropoutNet(TinyNet):
 
 def fit(make: Make, folder: Path, *callbacks: Any, network: Any = None, val: Any = True, **options: Any) -> Any:
     torch.manual_seed(0)
-    module = APLModule(network or DropoutNet(), CLASSES, aux=options.pop("aux", "auto"), learning_rate=1e-2)
+    settings = {"aux": options.pop("aux", "auto"), "learning_rate": 1e-2, "batch_norm": "adapt"}
+    module = APLModule(network or DropoutNet(), CLASSES, **settings)
     labelled = Images(5, labelled=True) if val else None
     size = 4 // options.get("devices", 1)
     data = TargetDataModule(Images(8), labelled, batch_size=size, val_batch_size=2, store_dir=folder / "labels")
