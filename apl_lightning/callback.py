@@ -158,6 +158,7 @@ class PseudoLabelCallback(Callback):
                 "Expected to know what the network predicted as it came in, but there is nothing to compare with: pass "
                 "guard='warn', and measure after the first round."
             )
+        share_state(pl_module)
         labelling = self._labelling(trainer, pl_module)
         return labelling.gains(self.selection.first, labelling.look(derived_seed(self._seed, self.round + 1)))
 
@@ -284,7 +285,8 @@ class PseudoLabelCallback(Callback):
             self.selection.end(labelling, pl_module, seed, trainer.local_rank)
 
     def _labelling(self, trainer: Trainer, module: LightningModule) -> Labelling:
-        sample = self.selection.of(len(target_dataset(trainer)))
+        compares = self.guard.mode != "off" or getattr(module, "batch_norm", None) == "auto"
+        sample = self.selection.sample_of(len(target_dataset(trainer))) if compares else None
         return Labelling(trainer, module, sample, self.inferer, self.batch_size)
 
     def _label(self, labelling: Labelling, denoiser: Denoiser, round: int, seed: int, node: int) -> Classes:

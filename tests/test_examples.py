@@ -125,7 +125,7 @@ def known_run(setting: str, method: str, seed: int, before: float, after: float,
     dice = {"liver": after, "average": after}
     patients = {"p": {"liver": {"dice": after, "assd": 2.0, "hd95": None}}}
     return {
-        **{"setting": setting, "base": "plain", "method": method, "seed": seed, "seconds": 3.0},
+        **{"data": setting[0], "setting": setting, "base": "plain", "method": method, "seed": seed, "seconds": 3.0},
         "before": {"dice": {"liver": before, "average": before}},
         "after": {"dice": dice, "patients": patients},
         **more,

@@ -49,9 +49,9 @@ def second_opinion(features: Tensor, folds: Tensor, labels: Tensor, num_classes:
 def estimate_gain(opinion: Tensor, before: Tensor, after: Tensor) -> Tensor:
     r"""Estimate by how much the Dice of each foreground class differs between two networks, without labels.
 
-    Where the networks agree, they count as right; where they differ, the one whose class has the higher logit in the
-    [`second_opinion`][apl_lightning.guard.second_opinion]. Let $P_c$ and $Q_c$ be the pixels that the networks call c,
-    and $T_c$ those that are c in this sense. Then
+    Where the networks agree, they count as right. Where they differ, the one whose class has the higher logit in the
+    [`second_opinion`][apl_lightning.guard.second_opinion] does, and the first one if both logits are negative infinity.
+    Let $P_c$ and $Q_c$ be the pixels that the networks call c, and $T_c$ those that are c in this sense. Then
 
     $$g_c = \frac{2 |Q_c \cap T_c|}{|Q_c| + |T_c|} - \frac{2 |P_c \cap T_c|}{|P_c| + |T_c|} .$$
 
@@ -89,14 +89,15 @@ def estimate_gain(opinion: Tensor, before: Tensor, after: Tensor) -> Tensor:
 def _standardised(features: Tensor) -> Tensor:
     """Features of mean 0 and standard deviation 1, without outliers: one enormous pixel would hide all others."""
     features = features.float().nan_to_num()
-    limits = torch.quantile(features, torch.tensor([0.001, 0.999]), dim=0)
+    limits = torch.quantile(features, torch.tensor([0.001, 0.999], dtype=features.dtype), dim=0)
     features = features.clamp(limits[0], limits[1])
-    return (features - features.mean(dim=0)) / (features.std(dim=0) + 1e-6)
+    deviation = features.std(dim=0)
+    return (features - features.mean(dim=0)) / deviation.where(deviation > 0, 1)
 
 
 def _classify(features: Tensor, labels: Tensor, known: Tensor, judged: Tensor) -> Tensor:
     """Logits of `judged` (N, F) for the known classes."""
-    with seeded(0), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+    with seeded(0), torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         places = [(labels == number).nonzero()[:, 0] for number in known]
         count = min(_PER_CLASS, len(features))
         drawn = torch.cat([of_class[torch.randint(len(of_class), (count,))] for of_class in places])
@@ -107,7 +108,7 @@ def _classify(features: Tensor, labels: Tensor, known: Tensor, judged: Tensor) -
             nn.Linear(_HIDDEN, _HIDDEN),
             nn.ReLU(),
             nn.Linear(_HIDDEN, len(known)),
-        )
+        ).float()
         optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-3)
         for _ in range(math.ceil(_EPOCHS * len(inputs) / _BATCH)):
             some = torch.randint(len(inputs), (_BATCH,))

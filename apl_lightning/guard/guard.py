@@ -11,8 +11,8 @@ class Guard:
     """Compares each network with the one that came in, by its estimated gain of Dice.
 
     The gain is that of [`estimate_gain`][apl_lightning.guard.estimate_gain], averaged over the foreground classes. The
-    network as it came in is the first candidate, with a gain of 0. The second one has its BatchNorm statistics chosen,
-    then each round gives one.
+    candidates are the network as it came in, with a gain of 0, and the one that makes the labels of each round. That of
+    round 0 differs from the first one by its BatchNorm statistics.
 
     Args:
         mode: `"restore"` ends the run with the best candidate if the network of the last epoch is harmed; `"warn"` only

@@ -21,11 +21,13 @@ def pixel_features(images: Tensor, places: Tensor) -> Tensor:
         (B, K, 6 C + D), with D spatial dimensions.
     """
     images = images.float()
-    means = [_smooth(images, scale) for scale in _SCALES]
-    variance = _smooth(images**2, _SCALES[1]) - means[1] ** 2
-    maps = torch.cat([images, *means, variance.clamp_min(0).sqrt()], dim=1).flatten(2)
-    taken = maps.gather(2, places[:, None].expand(-1, maps.shape[1], -1)).transpose(1, 2)
-    return torch.cat([taken, _positions(images.shape[2:], places)], dim=2)
+    centred = images - images.flatten(2).mean(dim=2).view(*images.shape[:2], *[1] * (images.ndim - 2))
+    maps = [images, *(_smooth(images, scale) for scale in _SCALES)]
+    variance = _smooth(centred**2, _SCALES[1]) - _smooth(centred, _SCALES[1]) ** 2
+    maps.append(variance.clamp_min(0).sqrt())
+    index = places[:, None].expand(-1, images.shape[1], -1)
+    taken = [one.flatten(2).gather(2, index).transpose(1, 2) for one in maps]
+    return torch.cat([*taken, _positions(images.shape[2:], places)], dim=2)
 
 
 def _positions(size: torch.Size, places: Tensor) -> Tensor:
@@ -40,7 +42,7 @@ def _positions(size: torch.Size, places: Tensor) -> Tensor:
 def _smooth(images: Tensor, scale: float) -> Tensor:
     """Convolve (B, C, *S) with a Gaussian along each axis."""
     radius = int(3 * scale)
-    offsets = torch.arange(-radius, radius + 1, device=images.device)
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
     kernel = torch.exp(-(offsets**2) / (2 * scale**2))
     kernel = kernel / kernel.sum()
     dimensions = images.ndim - 2
@@ -49,5 +51,6 @@ def _smooth(images: Tensor, scale: float) -> Tensor:
     for axis in range(dimensions):
         shape = [1] * axis + [len(kernel)] + [1] * (dimensions - 1 - axis)
         padding = [0, 0] * (dimensions - 1 - axis) + [radius, radius] + [0, 0] * axis
-        smoothed = convolve(F.pad(smoothed, padding, mode="replicate"), kernel.view(1, 1, *shape))
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            smoothed = convolve(F.pad(smoothed, padding, mode="replicate"), kernel.view(1, 1, *shape))
     return smoothed.view_as(images)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from apl_lightning._support.distributed import broadcast, gather, rank
+from apl_lightning._support.distributed import all_or_none, broadcast, gather, rank
 from apl_lightning._support.seeding import derived_seed
 from apl_lightning.guard.gain import estimate_gain, second_opinion
 from apl_lightning.guard.pixel_features import pixel_features
@@ -38,14 +38,14 @@ class PixelSample:
 
     def look(self, indices: Sequence[int], cases: Sequence[str], images: Tensor, labels: Tensor) -> Classes:
         """The classes at the pixels of images (B, C, *S) with label maps (B, *S)."""
-        places = torch.stack([self._places(index, labels[0].numel()) for index in indices]).to(images.device)
+        places = torch.stack([self._places(index, images[0, 0].numel()) for index in indices])
         if not self._has_opinion:
-            largest = torch.finfo(torch.half).max
-            features = pixel_features(images, places).clamp(-largest, largest).half().cpu()
-            self._features |= dict(zip(indices, features, strict=True))
+            features = pixel_features(images, places.to(images.device)).cpu()
+            # Copies: a view would be sent to other ranks with the whole batch.
+            self._features |= {index: found.clone() for index, found in zip(indices, features, strict=True)}
             self._cases |= dict(zip(indices, cases, strict=True))
-        classes = labels.flatten(1).gather(1, places).short().cpu()
-        return dict(zip(indices, classes, strict=True))
+        classes = labels.flatten(1).gather(1, places.to(labels.device)).short().cpu()
+        return {index: found.clone() for index, found in zip(indices, classes, strict=True)}
 
     def gains(self, before: Mapping[int, Tensor], after: Mapping[int, Tensor], num_classes: int) -> list[float]:
         """`estimate_gain` of each foreground class, from classes `before` of all ranks and `after` of this one.
@@ -54,15 +54,15 @@ class PixelSample:
         """
         if not self._has_opinion:
             shares = gather((self._features, self._cases))
-            if rank() == 0:
-                features, cases = ({k: v for share in shares for k, v in share[part].items()} for part in range(2))
-                self._opinion = _opinion(features, cases, before, num_classes)
+            with all_or_none("Learning a second opinion"):
+                self._opinion = self._opinion if rank() > 0 else _opinion(shares, before, num_classes)
             self._has_opinion, self._features = True, {}
         second, gains = joined(dict(after)), None
-        if rank() == 0:
-            order = sorted(second)
-            classes = [torch.cat([of[index] for index in order]) for of in (before, second)]
-            gains = estimate_gain(self._opinion, *classes).tolist()
+        with all_or_none("Estimating the gain"):
+            if rank() == 0:
+                order = sorted(second)
+                classes = [torch.cat([of[index] for index in order]) for of in (before, second)]
+                gains = estimate_gain(self._opinion, *classes).tolist()
         found: list[float] = broadcast(gains, 0)
         return found
 
@@ -71,18 +71,22 @@ class PixelSample:
         return torch.randint(pixels, (min(pixels, self._per_image),), generator=generator)
 
 
-def _opinion(features: Classes, cases: Mapping[int, str], labels: Mapping[int, Tensor], num_classes: int) -> Tensor:
-    """The second opinion on the pixels of all images, in the order of their indices."""
+def _opinion(
+    shares: Sequence[tuple[Classes, dict[int, str]]], labels: Mapping[int, Tensor], num_classes: int
+) -> Tensor:
+    """The second opinion on the pixels of all images, in the order of their indices, from all ranks' shares."""
+    features = {index: found for of_rank, _ in shares for index, found in of_rank.items()}
+    cases = {index: case for _, of_rank in shares for index, case in of_rank.items()}
     order = sorted(features)
     named = [cases[index] or str(index) for index in order]  # without a known case, an image is its own
     sizes = torch.tensor([len(features[index]) for index in order])
-    positions = _positions(named).repeat_interleave(sizes)[:, None]
+    positions = _slice_positions(named).repeat_interleave(sizes)[:, None]
     inputs = torch.cat([torch.cat([features[index] for index in order]), positions], dim=1)
     first = torch.cat([labels[index] for index in order])
     return second_opinion(inputs, _folds(named, sizes), first, num_classes)
 
 
-def _positions(cases: Sequence[str]) -> Tensor:
+def _slice_positions(cases: Sequence[str]) -> Tensor:
     """The position of each image among those of its case, from -1 to 1: that of a slice in the body."""
     sizes, passed = Counter(cases), Counter[str]()
     found = []
@@ -96,7 +100,8 @@ def _folds(cases: Sequence[str], sizes: Tensor) -> Tensor:
     """Halves of the pixels of images: by case; with a single case by image; with a single image by pixel."""
     names = list(dict.fromkeys(cases))
     if len(names) > 1:
-        return torch.tensor([2 * names.index(case) // len(names) for case in cases]).repeat_interleave(sizes)
+        place = {name: number for number, name in enumerate(names)}
+        return torch.tensor([2 * place[case] // len(names) for case in cases]).repeat_interleave(sizes)
     count = len(sizes) if len(sizes) > 1 else int(sizes[0])
     halves = 2 * torch.arange(count) // count
     return halves.repeat_interleave(sizes) if len(sizes) > 1 else halves

@@ -31,7 +31,7 @@ class Labelling:
         self,
         trainer: Trainer,
         module: LightningModule,
-        sample: PixelSample,
+        sample: PixelSample | None,
         inferer: Inferer | None,
         batch_size: int | None,
     ) -> None:
@@ -49,7 +49,13 @@ class Labelling:
 
     def prepare(self) -> None:
         """Let the module prepare itself on all images: BatchNorm statistics, a new second head."""
-        prepare = getattr(self._module, "prepare_refinement", None)
+        self._over_images(getattr(self._module, "prepare_refinement", None))
+
+    def warm_up(self) -> None:
+        """Let the module fit a new second head on all images, after its BatchNorm statistics were chosen."""
+        self._over_images(getattr(self._module, "warm_up", None))
+
+    def _over_images(self, prepare: Callable[[Any], object] | None) -> None:
         if prepare is None:
             return
         # Each rank reads all images in the same shuffled order, so the result does not depend on the number of ranks.
@@ -87,6 +93,7 @@ class Labelling:
 
     def gains(self, before: Classes, after: Classes) -> dict[str, float]:
         """The estimated gain of Dice, mean and by class, by their names in the log; over all ranks."""
+        assert self._sample is not None
         gains = self._sample.gains(before, after, len(self._names))
         named = zip(self._names[1:], gains, strict=True)
         by_class = {f"pseudo/estimated_gain/{name}": gain for name, gain in named if not math.isnan(gain)}
@@ -111,8 +118,9 @@ class Labelling:
     ) -> Predictions:
         """Keep what the main head predicts at the sampled pixels, and count the agreement of both heads."""
         for batch, made in predictions:
-            labels = made[0].max(dim=1).indices
-            classes |= self._sample.look(batch.indices, batch.cases, batch.images, labels)
+            if self._sample is not None:
+                labels = made[0].max(dim=1).indices
+                classes |= self._sample.look(batch.indices, batch.cases, batch.images, labels)
             if statistics is not None:
                 statistics.agree(made[0], made[1])
             yield batch, made

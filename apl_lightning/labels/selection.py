@@ -1,5 +1,6 @@
 """Choose without labels between the network as it came in and those of the rounds."""
 
+import math
 import warnings
 from functools import partial
 from pathlib import Path
@@ -36,8 +37,8 @@ class Selection:
         self.risen_to, self.risen_in = 0.0, 0  # the estimated gain that has last risen, and its round
         self.sample: PixelSample | None = None
 
-    def of(self, length: int) -> PixelSample:
-        """The sampled pixels of the run's images."""
+    def sample_of(self, length: int) -> PixelSample:
+        """The sampled pixels of the run's images, made when it is first called."""
         if self.sample is None:
             self.sample = PixelSample(length)
         return self.sample
@@ -53,6 +54,7 @@ class Selection:
             return {}
         gain = labelling.gains(self.first, labelling.look(seed))[GAIN]
         module.choose_batch_norm(gain)  # type: ignore[operator]
+        labelling.warm_up()
         chosen = "those re-estimated on the target images" if gain > 0 else "those of the source"
         rank_zero_info(
             f"batch_norm='auto': the statistics are {chosen}. By estimate, re-estimation changes the Dice by "
@@ -64,6 +66,8 @@ class Selection:
         self, round: int, classes: Classes, labelling: Labelling, module: LightningModule, local_rank: int
     ) -> dict[str, float]:
         """Keep the network of a round if it is the best so far; returns its estimated gains, for the log."""
+        if not self.first:  # a run that began without a guard
+            return {}
         gains = labelling.gains(self.first, classes)
         if gains[GAIN] > self.risen_to + RISE:
             self.risen_to, self.risen_in = gains[GAIN], round
@@ -75,8 +79,10 @@ class Selection:
 
     def end(self, labelling: Labelling, module: LightningModule, seed: int, local_rank: int) -> None:
         """Return to the best candidate if the network of the last epoch is harmed; or only say so."""
-        broken = bool(not_finite(module.state_dict()))
-        gain = float("nan") if broken else labelling.gains(self.first, labelling.look(seed))[GAIN]
+        if not self.first:
+            return
+        share_state(module)
+        gain = self._last_gain(labelling, module, seed)
         if not self.guard.is_harmed(gain):
             return
         if self.guard.mode == "warn":
@@ -104,11 +110,24 @@ class Selection:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint."""
-        self.guard.best = state_dict["best"]
+        # A run that only warned has kept no file of its best network.
+        kept = state_dict["snapshot"]["round"] >= 0
+        self.guard.best = state_dict["best"] if kept else 0.0
         self.risen_to, self.risen_in = state_dict["risen"]
         self.snapshot.load_state_dict(state_dict["snapshot"])
         parts = state_dict["classes"].cpu().split(state_dict["sizes"].tolist())
         self.first = dict(zip(state_dict["indices"].tolist(), parts, strict=True))
+
+    def _last_gain(self, labelling: Labelling, module: LightningModule, seed: int) -> float:
+        """The estimated gain of the module; NaN if its weights or its predictions are not finite."""
+        if not_finite(module.state_dict()):
+            return math.nan
+        try:
+            return labelling.gains(self.first, labelling.look(seed))[GAIN]
+        except (ValueError, RuntimeError) as error:  # a `RuntimeError` if a rank has met the `ValueError`
+            if "finite predictions" in str(error):
+                return math.nan
+            raise
 
     def _keep(self, round: int, module: LightningModule, folder: Path, local_rank: int) -> None:
         self.snapshot.round = round
@@ -125,8 +144,8 @@ class Selection:
         if rank() > 0:
             return
         found = (
-            "the weights are not finite"
-            if gain != gain
+            "the weights or the predictions are not finite"
+            if math.isnan(gain)
             else f"the Dice is {100 * gain:+.1f} points from that of the network as it came in by estimate, and was "
             f"{100 * self.guard.best:+.1f} points at best"
         )

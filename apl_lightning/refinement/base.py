@@ -178,6 +178,13 @@ class RefinementModule(LightningModule, ABC):
             self._source_statistics = batch_norm_statistics(self.model)
         if self.batch_norm in ("auto", "adapt"):
             adapt_batch_norm(self.model, images, self.inferer)
+        if not self.awaits_batch_norm:
+            self.warm_up(images)
+        elif self.teacher is not None:
+            self.teacher.copy(self.model)
+
+    def warm_up(self, images: Iterable[Tensor]) -> None:
+        """Fit a new second head on the images, and copy the result to the teacher."""
         if not self.model.warm:
             warm_up_second_head(self.model, images)
         if self.teacher is not None:
@@ -192,8 +199,6 @@ class RefinementModule(LightningModule, ABC):
         """Return to the statistics of the source if re-estimated ones have no positive estimated gain of Dice."""
         if not gain > 0:
             load_batch_norm_statistics(self.model, self._source_statistics)
-            if self.teacher is not None:
-                self.teacher.copy(self.model)
         self._source_statistics = []
 
     def check_labelled(self, batch: Any) -> None:

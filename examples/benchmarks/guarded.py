@@ -44,7 +44,7 @@ def guard_table(runs: list[Run]) -> str:
         "kept of gains",
     ]
     lines = ["## Guard", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    data = {name: [run for run in runs if run["setting"].startswith(name)] for name in _data_sets(runs)}
+    data = {name: [run for run in runs if run["data"] == name] for name in _data_sets(runs)}
     for name, of_data in data.items():
         lines += [_row(name, f"{kept}", of_data, kept) for kept in LIMITS]
     for name, of_data in data.items() if len(data) > 1 else ():
@@ -79,5 +79,4 @@ def _kept(runs: list[Run], kept: float) -> float:
 
 
 def _data_sets(runs: list[Run]) -> list[str]:
-    """The names of the data sets, which begin those of their settings."""
-    return list(dict.fromkeys(run["setting"].split("-")[0] for run in runs))
+    return list(dict.fromkeys(run["data"] for run in runs))

@@ -83,7 +83,10 @@ class Last(pl.Callback):
         self.rounds = rounds
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
-        self.rounds.record(module, self.rounds.labels.measure(trainer, module))
+        start = time.perf_counter()
+        gains = self.rounds.labels.measure(trainer, module)
+        self.rounds.seconds += time.perf_counter() - start
+        self.rounds.record(module, gains)
 
 
 def evaluate(network: torch.nn.Module, held_out: Any, class_names: list[str]) -> dict[str, Any]:
@@ -132,7 +135,14 @@ def work(task: Task, threads: int) -> str:
         result = {"before": evaluation, "after": evaluation}
     else:
         result = refine(task)
-    named = {"setting": task.setting.name, "base": task.base, "method": task.method, "seed": task.seed, **result}
+    named = {
+        "data": task.setting.data.name,
+        "setting": task.setting.name,
+        "base": task.base,
+        "method": task.method,
+        "seed": task.seed,
+        **result,
+    }
     task.path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = task.path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(named, indent=1))
