@@ -83,7 +83,8 @@ def _evaluated(runs: list[Run], oracle: dict[int, float]) -> list[str]:
         return ["", "", "", *distances, ""]
     gains = [_gain(run) for run in runs]
     ways = [oracle[run["seed"]] - run["before"]["dice"]["average"] for run in runs if run["seed"] in oracle]
-    part = f"{100 * sum(gains) / sum(ways):.0f} %" if len(ways) == len(gains) else ""
+    known = len(ways) == len(gains) and sum(ways) > 0
+    part = f"{100 * sum(gains) / sum(ways):.0f} %" if known else ""
     last = _spread([unguarded(run) for run in runs])
     return [_spread(gains), last, part, *distances, f"{mean(run['seconds'] for run in runs):.0f}"]
 
