@@ -133,8 +133,7 @@ class PseudoLabelCallback(Callback):
         if self.ignore_small_components:
             small = labelling.small_components(round, self.largest_component_share)
             if small.scattered and round < BALANCED_ROUNDS and isinstance(self.denoiser, APL):
-                once_per_node(node, "Discarding scattered labels", lambda: store.discard(round))
-                once_per_node(node, "Creating the folder of the pseudo labels", lambda: store.start(round))
+                once_per_node(node, "Replacing scattered labels", lambda: store.start(round))
                 self._label(labelling, CBST(), round, seed, node)
                 small = labelling.small_components(round, self.largest_component_share)
             self.statistics |= labelling.ignore(round, small)

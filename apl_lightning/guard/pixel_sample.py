@@ -1,7 +1,7 @@
 """Some pixels of each target image: their features, and the classes that networks predict there."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class PixelSample:
     def look(self, indices: Sequence[int], cases: Sequence[str], images: Tensor, labels: Tensor) -> Classes:
         """The classes at the pixels of images (B, C, *S) with label maps (B, *S)."""
         places = torch.stack([self._places(index, images[0, 0].numel()) for index in indices])
-        if not self._has_opinion:
+        if not self._has_opinion and not self._features.keys() >= set(indices):
             features = pixel_features(images, places.to(images.device)).cpu()
             # Copies: a view would be sent to other ranks with the whole batch.
             self._features |= {index: found.clone() for index, found in zip(indices, features, strict=True)}
@@ -47,7 +47,7 @@ class PixelSample:
         classes = labels.flatten(1).gather(1, places.to(labels.device)).short().cpu()
         return {index: found.clone() for index, found in zip(indices, classes, strict=True)}
 
-    def gains(self, before: Mapping[int, Tensor], after: Mapping[int, Tensor], num_classes: int) -> list[float]:
+    def gains(self, before: Classes, after: Classes, num_classes: int) -> list[float]:
         """`estimate_gain` of each foreground class, from classes `before` of all ranks and `after` of this one.
 
         The second opinion comes from `before`, when this is first called. All ranks call it.
@@ -57,7 +57,7 @@ class PixelSample:
             with all_or_none("Learning a second opinion"):
                 self._opinion = self._opinion if rank() > 0 else _opinion(shares, before, num_classes)
             self._has_opinion, self._features = True, {}
-        second, gains = joined(dict(after)), None
+        second, gains = joined(after), None
         with all_or_none("Estimating the gain"):
             if rank() == 0:
                 order = sorted(second)
@@ -71,9 +71,7 @@ class PixelSample:
         return torch.randint(pixels, (min(pixels, self._per_image),), generator=generator)
 
 
-def _opinion(
-    shares: Sequence[tuple[Classes, dict[int, str]]], labels: Mapping[int, Tensor], num_classes: int
-) -> Tensor:
+def _opinion(shares: Sequence[tuple[dict[int, Tensor], dict[int, str]]], labels: Classes, num_classes: int) -> Tensor:
     """The second opinion on the pixels of all images, in the order of their indices, from all ranks' shares."""
     features = {index: found for of_rank, _ in shares for index, found in of_rank.items()}
     cases = {index: case for _, of_rank in shares for index, case in of_rank.items()}

@@ -23,6 +23,8 @@ from apl_lightning.labels.spool import Spool
 from apl_lightning.labels.statistics import LabelStatistics
 from apl_lightning.labels.target_images import TargetImages
 
+GAIN = "pseudo/estimated_gain"
+
 
 class Labelling:
     """The work of one round on one rank, for a trainer that trains on a `TargetDataset`."""
@@ -83,6 +85,11 @@ class Labelling:
             )
         return statistics.compute(self._module.device), classes
 
+    @property
+    def has_sample(self) -> bool:
+        """Whether there are sampled pixels, to compare networks."""
+        return self._sample is not None
+
     def look(self, seed: int) -> Classes:
         """What the main head of the network, as it is, predicts at the sampled pixels of this rank's images."""
         classes: Classes = {}
@@ -96,8 +103,8 @@ class Labelling:
         assert self._sample is not None
         gains = self._sample.gains(before, after, len(self._names))
         named = zip(self._names[1:], gains, strict=True)
-        by_class = {f"pseudo/estimated_gain/{name}": gain for name, gain in named if not math.isnan(gain)}
-        return {"pseudo/estimated_gain": fmean(by_class.values() or [0.0]), **by_class}
+        by_class = {f"{GAIN}/{name}": gain for name, gain in named if not math.isnan(gain)}
+        return {GAIN: fmean(by_class.values() or [0.0]), **by_class}
 
     def small_components(self, round: int, largest_component_share: float) -> SmallComponents:
         """The small components of the labels of a round, over all ranks."""

@@ -12,9 +12,8 @@ from apl_lightning._support.distributed import gather, once_per_node, rank, shar
 from apl_lightning._support.lightning import LightningModule, rank_zero_info
 from apl_lightning._support.modes import not_finite
 from apl_lightning.guard import Classes, Guard, PixelSample, Snapshot, joined
-from apl_lightning.labels.labelling import Labelling
+from apl_lightning.labels.labelling import GAIN, Labelling
 
-GAIN = "pseudo/estimated_gain"
 RISE = 0.001  # smaller rises do not count
 
 
@@ -45,7 +44,7 @@ class Selection:
 
     def begin(self, labelling: Labelling, module: LightningModule, seed: int, local_rank: int) -> dict[str, float]:
         """Keep the network as it came in, let the module prepare itself, and choose its BatchNorm statistics."""
-        if self.guard.mode != "off" or getattr(module, "batch_norm", None) == "auto":
+        if labelling.has_sample:
             self.first = joined(labelling.look(seed))
         if self.guard.mode == "restore":
             self._keep(-1, module, labelling.dataset.store.directory, local_rank)

@@ -161,6 +161,18 @@ def test_restored_network_has_the_statistics_that_came_in(tmp_path: Path, traine
     assert not module.model.network.encoder[1].running_mean.any()
 
 
+class Save(pl.Callback):
+    """Saves a checkpoint after an epoch."""
+
+    def __init__(self, path: Path, after: int) -> None:
+        self.path = path
+        self.after = after
+
+    def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+        if trainer.current_epoch == self.after:
+            trainer.save_checkpoint(self.path)
+
+
 class Fade(pl.Callback):
     """Shifts the classifiers towards class 0 at the start of given rounds."""
 
@@ -225,14 +237,8 @@ def test_lost_snapshot_keeps_the_last_network(
 def test_resumed_run_restores_the_same_round(tmp_path: Path, trainer: Make, scripted: Any) -> None:
     """The first run has another best round after the checkpoint; the resumed run ignores its file."""
     saved = tmp_path / "saved.ckpt"
-
-    class Save(pl.Callback):
-        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-            if trainer.current_epoch == 0:
-                trainer.save_checkpoint(saved)
-
     scripted(0.1, 0.0, 0.2, 0.2)
-    _, states = fit(tmp_path, trainer, PseudoLabelCallback(), callbacks=[Save()])
+    _, states = fit(tmp_path, trainer, PseudoLabelCallback(), callbacks=[Save(saved, after=0)])
     module = APLModule(TinyNet(), CLASSES, learning_rate=0.05, batch_norm="frozen")
     data = TargetDataModule(Images(6), store_dir=tmp_path / "labels")
     scripted(0.0, 0.0, 0.0)
@@ -262,14 +268,8 @@ def test_labels_stay_once_the_gain_no_longer_rises(
 
 def test_resumed_run_is_as_patient(tmp_path: Path, trainer: Make, scripted: Any) -> None:
     saved = tmp_path / "saved.ckpt"
-
-    class Save(pl.Callback):
-        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-            if trainer.current_epoch == 2:
-                trainer.save_checkpoint(saved)
-
     scripted(0.1, 0.1, 0.1, 0.1, 0.1)
-    fit(tmp_path, trainer, PseudoLabelCallback(), epochs=3, callbacks=[Save()])
+    fit(tmp_path, trainer, PseudoLabelCallback(), epochs=3, callbacks=[Save(saved, after=2)])
     scripted(0.1, 0.1)
     resumed = PseudoLabelCallback()
     fit(tmp_path, trainer, resumed, epochs=6, ckpt_path=saved)

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import CLASSES, Images, TinyNet
-from test_guard import Fade, fit
+from test_guard import Fade, Save, fit
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 
@@ -18,13 +17,8 @@ Make = Callable[..., pl.Trainer]
 def test_run_resumed_after_its_last_step_restores(tmp_path: Path, trainer: Make) -> None:
     """Such a run has no steps left and never calls `on_train_end`; the same holds if a finished script runs again."""
     saved = tmp_path / "saved.ckpt"
-
-    class Save(pl.Callback):
-        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-            trainer.save_checkpoint(saved)
-
     with pytest.warns(UserWarning, match="the network as it came in is restored"):
-        first, states = fit(tmp_path, trainer, PseudoLabelCallback(), 2, callbacks=[Fade(2), Save()])
+        first, states = fit(tmp_path, trainer, PseudoLabelCallback(), 2, callbacks=[Fade(2), Save(saved, after=1)])
     for name, value in first.model.state_dict().items():
         assert torch.equal(value, states[0][name]), name
     again = APLModule(TinyNet(), CLASSES, learning_rate=0.05)
