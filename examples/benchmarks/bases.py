@@ -22,7 +22,7 @@ from networks import build_network
 from settings import Setting, trainer
 from source_training import SourceModule
 
-BASES = ("plain", "remapped", "advent")
+BASES = ("plain", "remapped", "advent", "oracle")
 
 
 def base_network(kind: str, setting: Setting, seed: int) -> nn.Module:
