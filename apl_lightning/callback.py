@@ -19,6 +19,7 @@ from apl_lightning.labels import LARGEST_COMPONENT_SHARE, Labelling, Selection, 
 from apl_lightning.store import complete_round
 
 BALANCED_ROUNDS = 2
+WIDE_GAP = 0.72  # predictions with both BatchNorm statistics agree less (foreground Dice)
 
 
 class PseudoLabelCallback(Callback):
@@ -39,11 +40,15 @@ class PseudoLabelCallback(Callback):
     `pseudo/changed` (share of labels that differ from the round before), `pseudo/class_ratio/<class>` (of the labels),
     `pseudo/estimated_gain` and `pseudo/estimated_gain/<class>` (see
     [`estimate_gain`][apl_lightning.guard.estimate_gain]; `pseudo/batch_norm_gain` is that of re-estimated BatchNorm
-    statistics) and, if the data set has reference labels, `pseudo/dice`, which only the log reads.
+    statistics, `pseudo/batch_norm_agreement` the foreground Dice between predictions with them and with those of the
+    source) and, if the data set has reference labels, `pseudo/dice`, which only the log reads.
 
     Args:
         denoiser: Turns predictions into labels and weights, `APL()` by default: another method of
-            [`denoisers`][apl_lightning.denoisers], or a function `(p_main, p_aux) -> (labels, weights)`.
+            [`denoisers`][apl_lightning.denoisers], or a function `(p_main, p_aux) -> (labels, weights)`. With `APL`,
+            the labels of the first two rounds are those of [`CBST`][apl_lightning.denoisers.CBST], which balances the
+            classes, if the network hardly knows the target images: a class is scattered (see
+            `largest_component_share`), or `batch_norm="auto"` finds that `pseudo/batch_norm_agreement` is below 0.72.
         every_n_epochs: Make new labels before each n-th epoch.
         patience: Labels stay once their network's estimated gain has not risen for this many rounds: labels that are
             made again and again drift. `None`, or `guard="off"`, makes new ones up to the last epoch.
@@ -56,10 +61,8 @@ class PseudoLabelCallback(Callback):
             for classes whose largest components hold most of the weight; needs the patients (`case`) and the order of
             slices (see [`find_small_components`][apl_lightning.labels.find_small_components]). By default only with
             `APL`: other methods stay as published.
-        largest_component_share: The share of the weight of a class that its largest components must hold. With `APL`,
-            if those of a class do not, the network hardly knows it; the labels of the first two rounds are then those
-            of [`CBST`][apl_lightning.denoisers.CBST], which balances the classes. For classes with many parts, such as
-            lesions, pass `ignore_small_components=False`.
+        largest_component_share: The share of the weight of a class that its largest components must hold; otherwise
+            the class is scattered. For classes with many parts, such as lesions, pass `ignore_small_components=False`.
 
     Raises:
         TypeError: If `denoiser` is neither a `Denoiser` nor a function.
@@ -129,10 +132,12 @@ class PseudoLabelCallback(Callback):
         once_per_node(node, "Creating the folder of the pseudo labels", lambda: store.start(round))
         chosen = self.selection.begin(labelling, pl_module, seed, node) if round == 0 else {}
         share_state(pl_module)
-        classes = self._label(labelling, self.denoiser, round, seed, node)
+        may_balance = isinstance(self.denoiser, APL) and round < BALANCED_ROUNDS
+        balances = may_balance and self.selection.agreement < WIDE_GAP
+        classes = self._label(labelling, CBST() if balances else self.denoiser, round, seed, node)
         if self.ignore_small_components:
             small = labelling.small_components(round, self.largest_component_share)
-            if small.scattered and round < BALANCED_ROUNDS and isinstance(self.denoiser, APL):
+            if small.scattered and may_balance and not balances:
                 once_per_node(node, "Replacing scattered labels", lambda: store.start(round))
                 self._label(labelling, CBST(), round, seed, node)
                 small = labelling.small_components(round, self.largest_component_share)

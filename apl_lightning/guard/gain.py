@@ -77,13 +77,18 @@ def estimate_gain(opinion: Tensor, before: Tensor, after: Tensor) -> Tensor:
     before, after = before.long(), after.long()
     sides_with_after = opinion.gather(1, after[:, None]) > opinion.gather(1, before[:, None])
     right = torch.where(sides_with_after[:, 0], after, before)
-    size_before, size_after, size_right = (torch.bincount(x, minlength=num_classes) for x in (before, after, right))
-    dice_before, dice_after = (
-        2 * torch.bincount(right[x == right], minlength=num_classes) / (size + size_right)
-        for x, size in ((before, size_before), (after, size_after))
+    gains = class_dice(after, right, num_classes).nan_to_num(0) - class_dice(before, right, num_classes).nan_to_num(0)
+    is_predicted = torch.bincount(torch.cat([before, after]), minlength=num_classes) > 0
+    return gains.where(is_predicted, torch.nan)[1:]
+
+
+def class_dice(labels: Tensor, others: Tensor, num_classes: int) -> Tensor:
+    """The Dice of each class between two label maps of the same shape, (C,); NaN for a class that is in none."""
+    labels, others = labels.long(), others.long()
+    both, size, other_size = (
+        torch.bincount(found, minlength=num_classes) for found in (labels[labels == others], labels, others)
     )
-    gains = dice_after.nan_to_num(0) - dice_before.nan_to_num(0)
-    return gains.where(size_before + size_after > 0, torch.nan)[1:]
+    return 2 * both / (size + other_size)
 
 
 def _standardised(features: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from apl_lightning._support.distributed import all_or_none, broadcast, gather, rank
 from apl_lightning._support.seeding import derived_seed
-from apl_lightning.guard.gain import estimate_gain, second_opinion
+from apl_lightning.guard.gain import class_dice, estimate_gain, second_opinion
 from apl_lightning.guard.pixel_features import pixel_features
 
 Classes = dict[int, Tensor]  # the predicted classes at the sampled pixels of each image, by its index
@@ -20,6 +20,12 @@ _FEWEST = 16
 def joined(classes: Classes) -> Classes:
     """The classes of all ranks."""
     return {index: found for share in gather(classes) for index, found in share.items()}
+
+
+def agreement(before: Classes, after: Classes, num_classes: int) -> float:
+    """The mean foreground Dice between two predictions of all ranks; 1 without foreground."""
+    first, second = (torch.cat([of[index] for index in sorted(before)]) for of in (before, after))
+    return float(class_dice(first, second, num_classes)[1:].nanmean().nan_to_num(1.0))
 
 
 class PixelSample:

@@ -33,6 +33,7 @@ class Selection:
         self.guard.best = 0.0
         self.snapshot = Snapshot()
         self.first: Classes = {}  # what the network predicted as it came in
+        self.agreement = 1.0  # of the predictions with both BatchNorm statistics
         self.risen_to, self.risen_in = 0.0, 0  # the estimated gain that has last risen, and its round
         self.sample: PixelSample | None = None
 
@@ -51,7 +52,8 @@ class Selection:
         labelling.prepare()
         if not getattr(module, "awaits_batch_norm", False):
             return {}
-        gain = labelling.gains(self.first, labelling.look(seed))[GAIN]
+        classes = labelling.look(seed)
+        gain, self.agreement = labelling.gains(self.first, classes)[GAIN], labelling.agreement(self.first, classes)
         module.choose_batch_norm(gain)  # type: ignore[operator]
         labelling.warm_up()
         chosen = "those re-estimated on the target images" if gain > 0 else "those of the source"
@@ -59,7 +61,7 @@ class Selection:
             f"batch_norm='auto': the statistics are {chosen}. By estimate, re-estimation changes the Dice by "
             f"{100 * gain:+.1f} points."
         )
-        return {"pseudo/batch_norm_gain": gain}
+        return {"pseudo/batch_norm_gain": gain, "pseudo/batch_norm_agreement": self.agreement}
 
     def judge(
         self, round: int, classes: Classes, labelling: Labelling, module: LightningModule, local_rank: int
@@ -100,6 +102,7 @@ class Selection:
         classes = [self.first[index] for index in indices]
         return {
             "best": self.guard.best,
+            "agreement": self.agreement,
             "risen": [self.risen_to, self.risen_in],
             "snapshot": self.snapshot.state_dict(),
             "indices": torch.tensor(indices, dtype=torch.long),
@@ -112,6 +115,7 @@ class Selection:
         # A run that only warned has kept no file of its best network.
         kept = state_dict["snapshot"]["round"] >= 0
         self.guard.best = state_dict["best"] if kept else 0.0
+        self.agreement = state_dict["agreement"]
         self.risen_to, self.risen_in = state_dict["risen"]
         self.snapshot.load_state_dict(state_dict["snapshot"])
         parts = state_dict["classes"].cpu().split(state_dict["sizes"].tolist())

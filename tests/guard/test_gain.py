@@ -11,7 +11,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from apl_lightning.guard import PixelSample, estimate_gain, second_opinion
+from apl_lightning.guard import PixelSample, agreement, estimate_gain, second_opinion
 from apl_lightning.guard.pixel_features import pixel_features
 
 
@@ -28,6 +28,15 @@ def naive_gain(opinion: list[list[float]], before: list[int], after: list[int], 
         return 2 * both / sizes if sizes else 0.0
 
     return dice(after) - dice(before)
+
+
+def test_agreement_of_two_predictions() -> None:
+    """Class 1 has 2 of 3 and 2 pixels in common, class 2 has none in one prediction, class 3 is in neither."""
+    first = {0: torch.tensor([1, 1, 0, 0]), 1: torch.tensor([0, 1, 2, 0])}
+    second = {1: torch.tensor([0, 0, 0, 0]), 0: torch.tensor([1, 1, 0, 0])}
+    assert agreement(first, second, num_classes=4) == pytest.approx((2 * 2 / (3 + 2) + 0) / 2)
+    nothing = {0: torch.zeros(4)}
+    assert agreement(nothing, nothing, num_classes=4) == 1
 
 
 def test_gain_of_known_opinions() -> None:

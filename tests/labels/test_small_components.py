@@ -148,33 +148,3 @@ def test_training_ignores_small_components(tmp_path: Path, trainer: Make, denois
         weights.view(-1)[torch.from_numpy(small.pixels[index])] = 0
         assert torch.equal(ours.read(index).weights, weights)
         assert torch.equal(ours.read(index).labels, plain.read(index).labels)
-
-
-def test_scattered_classes_are_balanced_in_the_first_two_rounds(tmp_path: Path, trainer: Make) -> None:
-    """The predictions of a random network on noise are scattered."""
-
-    class Rounds(pl.Callback):
-        def __init__(self) -> None:
-            self.labels: list[torch.Tensor] = []
-
-        def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-            store = trainer.train_dataloader.dataset.store
-            self.labels.append(torch.stack([store.read(index).labels for index in range(store.length)]))
-
-    def rounds(name: str, **options: Any) -> list[torch.Tensor]:
-        torch.manual_seed(0)
-        seen = Rounds()
-        data = TargetDataModule(Slices(10, "patient"), transform=None, store_dir=tmp_path / name, case_key="patient")
-        module = APLModule(TinyNet(), CLASSES, batch_norm="adapt", learning_rate=0.0)
-        callback = PseudoLabelCallback(guard="off", **options)
-        trainer(max_epochs=3, callbacks=[callback, seen]).fit(module, data)
-        return seen.labels
-
-    ours = rounds("ours")
-    balanced = rounds("balanced", denoiser=CBST(), ignore_small_components=True)
-    plain = rounds("plain", ignore_small_components=False)
-    assert not torch.equal(balanced[0], plain[0])
-    for found, expected in zip(ours, [*balanced[:2], plain[2]], strict=True):
-        assert torch.equal(found, expected)
-    for found, expected in zip(rounds("one piece", largest_component_share=0.0), plain, strict=True):
-        assert torch.equal(found, expected)
