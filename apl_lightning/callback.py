@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from apl_lightning._support import lightning as door
-from apl_lightning._support.distributed import all_or_none, gather, once_per_node, share_state
+from apl_lightning._support.distributed import all_or_none, gather, once_per_node, share_buffers, share_state
 from apl_lightning._support.hyperparameters import name_of, named, optimisation
 from apl_lightning._support.lightning import Callback, LightningModule, Trainer
 from apl_lightning._support.preemption import end_as_terminated, stop_at_next_batch
@@ -131,7 +131,8 @@ class PseudoLabelCallback(Callback):
         store, round, node = labelling.dataset.store, self.round + 1, trainer.local_rank
         once_per_node(node, "Creating the folder of the pseudo labels", lambda: store.start(round))
         chosen = self.selection.begin(labelling, pl_module, seed, node) if round == 0 else {}
-        share_state(pl_module)
+        share = share_state if round == 0 else share_buffers
+        share(pl_module)
         may_balance = isinstance(self.denoiser, APL) and round < BALANCED_ROUNDS
         balances = may_balance and self.selection.agreement < WIDE_GAP
         classes = self._label(labelling, CBST() if balances else self.denoiser, round, seed, node)

@@ -58,11 +58,25 @@ def total_of_counts(counts: Tensor, device: torch.device) -> Tensor:
 
 
 def share_state(module: nn.Module) -> None:
-    """Copy the parameters and buffers of rank 0 to all ranks: under DDP the buffers of BatchNorm differ."""
+    """Copy the parameters and buffers of rank 0 to all ranks."""
     if is_distributed():
-        with torch.no_grad():
-            for tensor in (*module.parameters(), *module.buffers()):
-                distributed.broadcast(tensor.data, src=0)
+        for parameter in module.parameters():
+            distributed.broadcast(parameter.detach(), src=0)
+    share_buffers(module)
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Copy the buffers of rank 0 to all ranks: under DDP those of BatchNorm differ, and parameters do not."""
+    if not is_distributed():
+        return
+    buffers = list(module.buffers())
+    # They are small and many: together they take one message instead of hundreds. All ranks need the same order.
+    for kind in dict.fromkeys((buffer.dtype, buffer.device) for buffer in buffers):
+        alike = [buffer for buffer in buffers if (buffer.dtype, buffer.device) == kind]
+        together = torch.cat([buffer.flatten() for buffer in alike])
+        distributed.broadcast(together, src=0)
+        for buffer, values in zip(alike, together.split([buffer.numel() for buffer in alike]), strict=True):
+            buffer.copy_(values.view_as(buffer))
 
 
 @contextmanager
