@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import difflib
 import importlib
@@ -13,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from conftest import TinyNet
 from PIL import Image
 
-from apl_lightning import checkpoints
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule, checkpoints
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -154,9 +156,44 @@ def test_report_of_known_runs(example: Any, tmp_path: Path) -> None:
     assert "| X | 7.0 | 2.0 | a-x-to-y, plain | 0 of 2 | 2.0 | 12.0 |" in text
     assert "| Y | -10.0 | -10.0 | a-x-to-y, plain | 2 of 2 | -10.0 | -10.0 |" in text
     assert "| X | 62.0 | 62.0 | 2.0 | 1.0 | 10 % | 2.0 | nan | 3 |" in text
+    # In a, the estimates 10, 5, -10, -20 stand for true gains of 2, 1, -5, -10; two differ by more than 2.
+    assert "| a | 4 | 1.00 | 2 | 2 | 6.5 |" in text
     # The guard returns to the first round in a, and to what came in from Y.
     assert "| a | 0.75 | 2 | 1 | 0 | -4.5 | 1.0 | 200 % |" in text
     assert "| b | 0.75, chosen on the others | 2 | 1 | 0 | 1.0 | 6.0 | 100 % |" in text
+
+
+def test_drift_of_known_runs(example: Any) -> None:
+    def run(dice: float, *rounds: float) -> dict[str, Any]:
+        found = known_run("a-x-to-y", "X", 0, 60, dice, **known_rounds(*((0.1, value) for value in rounds)))
+        found["after"]["dice"]["spleen"] = 50
+        return found
+
+    text = example("drift").table([run(70, 70)], [run(68, 62, 71, 67)])
+    assert text.splitlines()[2] == "| a-x-to-y | plain | X | 0 | 60.0 | 70.0 | 68.0 | 71.0 | 3.0 | liver -2.0 |"
+
+
+def test_batch_norm(example: Any, tmp_path: Path) -> None:
+    """The re-estimated statistics are those of a run with `batch_norm="adapt"`."""
+    data = write_abdomen(tmp_path / "data")
+    methods, batch_norm = example("methods"), example("batch_norm")
+    with pytest.raises(SystemExit):
+        methods.main(["--data", str(data), "--out", "out", "--quick", "--settings", "none"])
+    for row in batch_norm.main(["--data", str(data), "--out", "out", "--bases", "plain"]):
+        dice = [float(value) for value in row[3:7]]
+        chosen = row[9] == "re-estimated"
+        below = [max(pair) - pair[chosen] for pair in (dice[:2], dice[2:])]
+        assert [float(value) for value in row[10:]] == pytest.approx(below, abs=0.11)
+    settings = example("settings")
+    budget = settings.Budget(**json.loads((tmp_path / "out/budget.json").read_text()))
+    setting = settings.settings_of(data, tmp_path / "out", budget)[0]
+    images, network = setting.read("target_adapt"), example("bases").base_network("plain", setting, 0)
+    module = APLModule(copy.deepcopy(network), 5, batch_norm="adapt", learning_rate=0.0, ema_decay=None)
+    run = pl.Trainer(max_steps=1, callbacks=[PseudoLabelCallback(guard="off")], logger=False, accelerator="cpu")
+    run.fit(module, TargetDataModule(images, store_dir=tmp_path / "labels"))
+    expected = module.export().state_dict()
+    for name, value in batch_norm.reestimated(network, images).state_dict().items():
+        torch.testing.assert_close(value, expected[name], msg=name)
 
 
 def test_advent(example: Any, tmp_path: Path) -> None:

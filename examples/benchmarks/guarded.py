@@ -1,14 +1,17 @@
-"""What the guard makes of the runs of the benchmark, for several limits, and limits that other data have chosen."""
+"""How well the estimated gain tells the true one, and what the guard makes of the runs of the benchmark."""
 
 from collections.abc import Sequence
-from statistics import mean
+from statistics import mean, median
 from typing import Any
+
+from scipy.stats import spearmanr
 
 from apl_lightning.guard import Guard
 
 Run = dict[str, Any]
 
 LIMITS = (0.0, 0.25, 0.5, 0.75, 0.9)
+CLEAR = 2.0  # points of Dice by which a network must differ, for its sign to count
 HARM = 0.5  # a run does harm if it ends more than this many points of Dice below what came in
 GAIN = "pseudo/estimated_gain"
 
@@ -52,6 +55,29 @@ def guard_table(runs: list[Run]) -> str:
         kept = max(LIMITS, key=lambda kept: (-_harm([outcome(run, kept) for run in others]), _kept(others, kept)))
         lines.append(_row(name, f"{kept}, chosen on the others", of_data, kept))
     return "\n".join(lines)
+
+
+def estimate_table(runs: list[Run]) -> str:
+    """Format how the estimated gains of the networks of all rounds relate to their true gains on held-out patients."""
+    columns = ["data", "networks", "Spearman", "differ by more than 2", "sign right", "median error"]
+    lines = ["## Estimated gain", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for name in _data_sets(runs):
+        pairs = [pair for run in runs if run["data"] == name for pair in _estimates(run)]
+        if not pairs:
+            continue
+        clear = [(estimate, true) for estimate, true in pairs if abs(true) > CLEAR]
+        right = sum(estimate * true > 0 for estimate, true in clear)
+        error = median(abs(estimate - true) for estimate, true in pairs)
+        order = float(spearmanr(pairs).statistic) if len(pairs) > 2 else float("nan")
+        lines.append(f"| {name} | {len(pairs)} | {order:.2f} | {len(clear)} | {right} | {error:.1f} |")
+    return "\n".join(lines)
+
+
+def _estimates(run: Run) -> list[tuple[float, float]]:
+    """Estimated and true gain, in points, of each network of a run that differs from the one that came in."""
+    before = float(run["before"]["dice"]["average"])
+    rows = [(100 * row[GAIN], row["val/dice/average"] - before) for row in run.get("rounds", ())]
+    return [(estimate, true) for estimate, true in rows if estimate != 0]
 
 
 def _row(name: str, limit: str, runs: list[Run], kept: float) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from guarded import HARM, guard_table, unguarded
+from guarded import HARM, estimate_table, guard_table, unguarded
 
 Run = dict[str, Any]
 Cell = tuple[str, str]  # a setting and a base
@@ -28,7 +28,7 @@ def write_report(out: Path) -> str:
         {**_name(run), "round": number, **row} for run in runs for number, row in enumerate(run.get("rounds", []))
     ]
     _write_csv(out / "rounds.csv", rounds)
-    text = "\n\n".join([summary(runs), guard_table(runs), *tables(runs)])
+    text = "\n\n".join([summary(runs), guard_table(runs), estimate_table(runs), *tables(runs)])
     (out / "table.md").write_text(text + "\n")
     return text
 

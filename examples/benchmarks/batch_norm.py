@@ -1,0 +1,99 @@
+"""Compare the choice of BatchNorm statistics that needs no labels with the better one, for bases of `methods.py`.
+
+    python examples/benchmarks/batch_norm.py --data ABDOMEN CARDIAC --out runs/methods
+
+Reads the bases and the budget of a folder in which `methods.py` has run. Dice in %, on the images that are refined
+(their labels are read only here) and on held-out patients, before any refinement. *Below the better*: how much the
+chosen statistics lose against the better ones. *Agreement* is the foreground Dice between both predictions.
+"""
+
+import argparse
+import copy
+import json
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytorch_lightning as pl
+import torch
+from bases import BASES, base_network
+from evaluation import organ_dice, predict
+from settings import Budget, Setting, settings_of, trainer
+from slices import Slices
+from torch import nn
+
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+from apl_lightning.refinement import adapt_batch_norm
+
+COLUMNS = (
+    "setting",
+    "base",
+    "seed",
+    "refined: source",
+    "re-estimated",
+    "held out: source",
+    "re-estimated",
+    "estimate",
+    "agreement",
+    "chosen",
+    "below the better: refined",
+    "held out",
+)
+
+
+def choose(network: nn.Module, setting: Setting) -> dict[str, float]:
+    """What `batch_norm="auto"` logs in a run of one step on unlabelled images."""
+    pl.seed_everything(0, workers=True, verbose=False)
+    labels = PseudoLabelCallback()
+    with TemporaryDirectory() as folder:
+        data = TargetDataModule(setting.read("target_adapt", labelled=False), store_dir=folder)
+        module = APLModule(copy.deepcopy(network), len(setting.class_names), setting.class_names)
+        trainer(setting.budget, max_steps=1, callbacks=[labels]).fit(module, data)
+    return labels.statistics
+
+
+def reestimated(network: nn.Module, images: Slices) -> nn.Module:
+    """A copy of the network with BatchNorm statistics of shuffled images, as in a run."""
+    network = copy.deepcopy(network)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    adapt_batch_norm(network, images.images[order].split(16))
+    return network
+
+
+def row(setting: Setting, base: str, seed: int) -> list[str]:
+    """One line of the table."""
+    refined, held_out = setting.read("target_adapt"), setting.read("target_val")
+    network = base_network(base, setting, seed)
+    networks = (network, reestimated(network, refined))
+    dice = [
+        [organ_dice(predict(network, images), images, setting.class_names)["average"] for network in networks]
+        for images in (refined, held_out)
+    ]
+    found = choose(network, setting)
+    gain, agreement = found["pseudo/batch_norm_gain"], found["pseudo/batch_norm_agreement"]
+    chosen = int(gain > 0)
+    below = [f"{max(pair) - pair[chosen]:.1f}" for pair in dice]
+    figures = [f"{value:.1f}" for value in (*dice[0], *dice[1], 100 * gain)]
+    return [setting.name, base, str(seed), *figures, f"{agreement:.2f}", ("source", "re-estimated")[chosen], *below]
+
+
+def main(argv: list[str] | None = None) -> list[list[str]]:
+    """Run the command line and return the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with meta.json")
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"), help="the folder of `methods.py`")
+    parser.add_argument("--bases", choices=BASES, nargs="+", default=["plain", "remapped"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    arguments = parser.parse_args(argv)
+    budget = Budget(**json.loads((arguments.out / "budget.json").read_text()))
+    settings = [setting for data in arguments.data for setting in settings_of(data, arguments.out, budget)]
+    rows = []
+    print(f"| {' | '.join(COLUMNS)} |\n" + "|---" * len(COLUMNS) + "|")
+    for setting, base, seed in product(settings, arguments.bases, arguments.seeds):
+        rows.append(row(setting, base, seed))
+        print(f"| {' | '.join(rows[-1])} |", flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
