@@ -54,9 +54,8 @@ class Selection:
             return {}
         classes = labelling.look(seed)
         gain, self.agreement = labelling.gains(self.first, classes)[GAIN], labelling.agreement(self.first, classes)
-        module.choose_batch_norm(gain)  # type: ignore[operator]
+        chosen = module.choose_batch_norm(gain)  # type: ignore[operator]
         labelling.warm_up()
-        chosen = "those re-estimated on the target images" if gain > 0 else "those of the source"
         rank_zero_info(
             f"batch_norm='auto': the statistics are {chosen}. By estimate, re-estimation changes the Dice by "
             f"{100 * gain:+.1f} points."

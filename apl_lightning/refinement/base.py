@@ -20,9 +20,12 @@ from apl_lightning.refinement.batchnorm import (
     adapt_batch_norm,
     batch_norm_statistics,
     load_batch_norm_statistics,
+    mean_of_statistics,
     set_batch_norm_mode,
 )
 from apl_lightning.refinement.teacher import Teacher
+
+IN_DOUBT = 0.01  # an estimated gain of Dice below it, either way, does not tell which BatchNorm statistics are better
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 Scheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -54,8 +57,8 @@ class RefinementModule(LightningModule, ABC):
         network: Passed to `add_dual_heads`.
         batch_norm: `"adapt"` re-estimates the BatchNorm statistics on the target images before the first round and then
             fixes them; `"frozen"` keeps those of the source; `"auto"` (the default) takes those of both with the higher
-            estimated Dice (see [`estimate_gain`][apl_lightning.guard.estimate_gain]); `"train"` updates them with the
-            training batches.
+            estimated Dice (see [`estimate_gain`][apl_lightning.guard.estimate_gain]), or their mean if it differs by
+            less than a point; `"train"` updates them with the training batches.
         optimizer: Called with the parameters and `lr`: a class, or a `functools.partial` of one.
         learning_rate: The learning rate.
         ema_decay: Labels, validation, test, prediction and `export` use an exponential moving average of the network
@@ -195,11 +198,20 @@ class RefinementModule(LightningModule, ABC):
         """Whether `choose_batch_norm` is due: there are statistics of the source and re-estimated ones."""
         return len(self._source_statistics) > 0
 
-    def choose_batch_norm(self, gain: float) -> None:
-        """Return to the statistics of the source if re-estimated ones have no positive estimated gain of Dice."""
-        if not gain > 0:
-            load_batch_norm_statistics(self.model, self._source_statistics)
-        self._source_statistics = []
+    def choose_batch_norm(self, gain: float) -> str:
+        """Choose the statistics by the estimated gain of Dice of re-estimated ones; returns which, in words.
+
+        If it is below one point either way, the choice is in doubt and takes the mean of both.
+        """
+        source, self._source_statistics = self._source_statistics, []
+        if gain >= IN_DOUBT:
+            return "those re-estimated on the target images"
+        if gain > -IN_DOUBT:
+            mean = mean_of_statistics(source, batch_norm_statistics(self.model))
+            load_batch_norm_statistics(self.model, mean)
+            return "the mean of those of the source and those re-estimated on the target images"
+        load_batch_norm_statistics(self.model, source)
+        return "those of the source"
 
     def check_labelled(self, batch: Any) -> None:
         """Raise a `TypeError` unless a batch has pseudo labels."""

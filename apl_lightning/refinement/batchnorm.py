@@ -64,6 +64,18 @@ def load_batch_norm_statistics(model: nn.Module, statistics: list[dict[str, Tens
         layer.load_state_dict(values, strict=False)
 
 
+def mean_of_statistics(ones: list[dict[str, Tensor]], others: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The mean of the running means and variances of two networks; the counts of batches are those of the first one."""
+
+    def mean(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: torch.lerp(value, other[name], 0.5) if value.is_floating_point() else value
+            for name, value in one.items()
+        }
+
+    return [mean(one, other) for one, other in zip(ones, others, strict=True)]
+
+
 def set_batch_norm_mode(model: nn.Module, mode: BatchNormMode) -> None:
     """In a network in training mode, fix the statistics unless `mode` is `"train"`."""
     for layer in batch_norms(model):

@@ -31,25 +31,26 @@ COLUMNS = (
     "seed",
     "refined: source",
     "re-estimated",
+    "chosen",
     "held out: source",
     "re-estimated",
+    "chosen",
     "estimate",
     "agreement",
-    "chosen",
     "below the better: refined",
     "held out",
 )
 
 
-def choose(network: nn.Module, setting: Setting) -> dict[str, float]:
-    """What `batch_norm="auto"` logs in a run of one step on unlabelled images."""
+def choose(network: nn.Module, setting: Setting) -> tuple[nn.Module, dict[str, float]]:
+    """The network with the statistics that `batch_norm="auto"` chooses on unlabelled images, and what it logs."""
     pl.seed_everything(0, workers=True, verbose=False)
-    labels = PseudoLabelCallback()
+    labels, names = PseudoLabelCallback(), setting.class_names
+    module = APLModule(network, len(names), names, learning_rate=0.0)
     with TemporaryDirectory() as folder:
         data = TargetDataModule(setting.read("target_adapt", labelled=False), store_dir=folder)
-        module = APLModule(copy.deepcopy(network), len(setting.class_names), setting.class_names)
         trainer(setting.budget, max_steps=1, callbacks=[labels]).fit(module, data)
-    return labels.statistics
+    return module.export(), labels.statistics
 
 
 def reestimated(network: nn.Module, images: Slices) -> nn.Module:
@@ -64,17 +65,16 @@ def row(setting: Setting, base: str, seed: int) -> list[str]:
     """One line of the table."""
     refined, held_out = setting.read("target_adapt"), setting.read("target_val")
     network = base_network(base, setting, seed)
-    networks = (network, reestimated(network, refined))
+    chosen, found = choose(network, setting)
+    networks = (network, reestimated(network, refined), chosen)
     dice = [
         [organ_dice(predict(network, images), images, setting.class_names)["average"] for network in networks]
         for images in (refined, held_out)
     ]
-    found = choose(network, setting)
     gain, agreement = found["pseudo/batch_norm_gain"], found["pseudo/batch_norm_agreement"]
-    chosen = int(gain > 0)
-    below = [f"{max(pair) - pair[chosen]:.1f}" for pair in dice]
     figures = [f"{value:.1f}" for value in (*dice[0], *dice[1], 100 * gain)]
-    return [setting.name, base, str(seed), *figures, f"{agreement:.2f}", ("source", "re-estimated")[chosen], *below]
+    below = [f"{max(source, other) - of_chosen:.1f}" for source, other, of_chosen in dice]
+    return [setting.name, base, str(seed), *figures, f"{agreement:.2f}", *below]
 
 
 def main(argv: list[str] | None = None) -> list[list[str]]:

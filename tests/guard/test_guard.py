@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,17 @@ def test_off_looks_at_nothing(tmp_path: Path, trainer: Make, monkeypatch: pytest
 AUTO = {"batch_norm": "auto"}
 
 
-@pytest.mark.parametrize(("gain", "chosen"), [(0.02, "those re-estimated"), (-0.02, "those of the source")])
+@pytest.mark.parametrize(
+    ("gain", "share", "chosen"),
+    [
+        (0.02, 1.0, "those re-estimated"),
+        (0.009, 0.5, "the mean of those of the source and"),
+        (-0.009, 0.5, "the mean of those of the source and"),
+        (-0.02, 0.0, "those of the source"),
+    ],
+)
 def test_batch_norm_is_chosen_by_the_estimate(
-    tmp_path: Path, trainer: Make, scripted: Any, capfd: Any, caplog: Any, gain: float, chosen: str
+    tmp_path: Path, trainer: Make, scripted: Any, capfd: Any, caplog: Any, gain: float, share: float, chosen: str
 ) -> None:
     scripted(gain, 0.1, 0.1)
     callback = PseudoLabelCallback()
@@ -144,12 +153,15 @@ def test_batch_norm_is_chosen_by_the_estimate(
         module, states = fit(tmp_path, trainer, callback, 1, module=AUTO)
     assert f"the statistics are {chosen}" in caplog.text + capfd.readouterr().err
     assert callback.statistics["pseudo/batch_norm_gain"] == gain
-    expected = TinyNet()
-    expected.load_state_dict({name[8:]: value for name, value in states[0].items() if name.startswith("network.")})
-    if gain > 0:
-        adapt_batch_norm(expected, [torch.stack(list(Images(6)))])
-    for part in (module.model, module.teacher.module):
-        torch.testing.assert_close(part.network.encoder[1].running_mean, expected.encoder[1].running_mean)
+    source = TinyNet()
+    source.load_state_dict({name[8:]: value for name, value in states[0].items() if name.startswith("network.")})
+    adapted = copy.deepcopy(source)
+    adapt_batch_norm(adapted, [torch.stack(list(Images(6)))])
+    for name in ("running_mean", "running_var"):
+        values = [getattr(network.encoder[1], name) for network in (source, adapted)]
+        expected = (1 - share) * values[0] + share * values[1]
+        for part in (module.model, module.teacher.module):
+            torch.testing.assert_close(getattr(part.network.encoder[1], name), expected)
 
 
 def test_restored_network_has_the_statistics_that_came_in(tmp_path: Path, trainer: Make, scripted: Any) -> None:
