@@ -10,19 +10,35 @@ losses; the other methods train all parameters on their labels. Each of them has
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
 from torch.optim import SGD, Adam
 
 from apl_lightning import APLModule, RefinementModule, SelfTrainingModule
-from apl_lightning.denoisers import BDL, CBST, CRST, DPL, IAST, UPL, Chebyshev, Denoiser, MRNet, Threshold
+from apl_lightning.denoisers import APL, BDL, CBST, CRST, DPL, IAST, UPL, Chebyshev, Denoiser, MRNet, Threshold
 from apl_lightning.presets import PAPER
 
 COUNTED = {"ignore_small_components": False}
 ONCE = 10**6  # as `every_n_epochs`: labels only before the first epoch
 AS_PUBLISHED = {"guard": "warn", "patience": None}
 EXTRAS = {"batch_norm": "auto", "ema_decay": 0.95}
+
+
+@dataclass(frozen=True)
+class OtherAPL(APL):
+    """APL with soft labels, or with weights of 1."""
+
+    soft: bool = False
+    weighted: bool = True
+
+    def __call__(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels (B, *S), or soft ones (B, C, *S), and weights (B, *S)."""
+        labels, margins = super().__call__(p_main, p_aux)
+        return (p_main + p_aux) / 2 if self.soft else labels, margins if self.weighted else torch.ones_like(margins)
 
 
 class Recipe(NamedTuple):
@@ -87,9 +103,13 @@ MORE = (
         "APL, no teacher": _apl({"ema_decay": None}),
         "APL, heads at the full rate": _apl({"head_rate": 1.0}),
         "APL, no L_Con": _apl({"consistency_weight": 0.0}),
-        "APL, weights of 1": Recipe(
-            APLModule, {}, lambda: {"denoiser": Threshold(0.0), "ignore_small_components": True}, {}
-        ),
+        "APL, W none": _apl({"weighting": "none"}),
+        "APL, W inverse": _apl({"weighting": "inverse"}),
+        "APL, W product": _apl({"weighting": "product"}),
+        "APL, weights of 1": _apl(callback={"denoiser": OtherAPL(weighted=False)}),
+        "APL, soft labels": _apl(callback={"denoiser": OtherAPL(soft=True)}),
+        "APL, soft labels, weights of 1": _apl(callback={"denoiser": OtherAPL(soft=True, weighted=False)}),
+        "APL, temperature 4": _apl(callback={"denoiser": APL(temperature=4.0)}),
         "APL, BatchNorm of the source": _apl({"batch_norm": "frozen"}),
         "APL, BatchNorm re-estimated": _apl({"batch_norm": "adapt"}),
         "APL, images unmoved": _apl(transform=None),
