@@ -113,5 +113,6 @@ MORE = (
         "APL, BatchNorm of the source": _apl({"batch_norm": "frozen"}),
         "APL, BatchNorm re-estimated": _apl({"batch_norm": "adapt"}),
         "APL, images unmoved": _apl(transform=None),
+        "APL, new labels to the end": _apl(callback={"patience": None}),
     }
 )
