@@ -1,17 +1,17 @@
-"""What APL, self-training and Tent have in common: the network, its optimiser, and evaluation."""
+"""What APL, self-training and Tent have in common: the network, its optimiser, and its BatchNorm statistics."""
 
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from apl_lightning._support.lightning import LightningModule, attached_callbacks, class_only, refuse_half_weights
+from apl_lightning._support.lightning import attached_callbacks, class_only, refuse_half_weights
 from apl_lightning._support.modes import not_finite
 from apl_lightning._support.resizing import resize_to
-from apl_lightning.data import Keys, describe, split_batch
+from apl_lightning.data import Keys, describe
 from apl_lightning.denoisers import APL, Denoiser
 from apl_lightning.heads import DualHeadModel, Inferer, Logits, add_dual_heads, warm_up_second_head
 from apl_lightning.metrics import CaseDice
@@ -23,6 +23,7 @@ from apl_lightning.refinement.batchnorm import (
     mean_of_statistics,
     set_batch_norm_mode,
 )
+from apl_lightning.refinement.evaluation_steps import EvaluationSteps
 from apl_lightning.refinement.teacher import Teacher
 
 IN_DOUBT = 0.01  # an estimated gain of Dice below it, either way, does not tell which BatchNorm statistics are better
@@ -31,14 +32,7 @@ Optimizer = Callable[..., torch.optim.Optimizer]
 Scheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 
-class Prediction(NamedTuple):
-    """What `trainer.predict` returns for a batch on request: labels (B, *S) and probabilities (B, C, *S)."""
-
-    labels: Tensor
-    probabilities: Tensor
-
-
-class RefinementModule(LightningModule, ABC):
+class RefinementModule(EvaluationSteps, ABC):
     """The base class of all refinement modules.
 
     A subclass implements `losses` and `configure_optimizers`. Validation logs `val/dice` and `val/dice/<class>`, test
@@ -238,31 +232,6 @@ class RefinementModule(LightningModule, ABC):
         if self.teacher is not None:
             self.teacher.update_parameters(self.model)
 
-    def validation_step(self, batch: Any, batch_idx: int = 0) -> None:
-        """Count the Dice of the main head on a labelled batch; `test_step` does the same."""
-        image, label, cases = split_batch(batch, self.keys)
-        if label is None:
-            raise ValueError("Expected labels in the batches, but got none: pass `label_key`, or images with labels.")
-        indices = batch.get("index") if isinstance(batch, dict) else None
-        self.dice.update(self._infer(image).max(dim=1).indices, label, cases, indices)
-
-    test_step = validation_step
-
-    def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor | Prediction:
-        """Labels (B, *S) of the main head for a batch with or without labels; see `return_probabilities`."""
-        image, _, _ = split_batch(batch, self.keys)
-        logits = self._infer(image)
-        labels = logits.max(dim=1).indices
-        return Prediction(labels, logits.float().softmax(dim=1)) if self.return_probabilities else labels
-
-    def on_validation_epoch_end(self) -> None:
-        """Log `val/dice/<class>` for each foreground class and their mean as `val/dice`."""
-        self._log_dice("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log `test/dice/<class>` for each foreground class and their mean as `test/dice`."""
-        self._log_dice("test")
-
     def export(self, average: bool = False) -> nn.Module:
         """The refined plain network in evaluation mode: same class, same state-dict keys (see `DualHeadModel.export`).
 
@@ -284,20 +253,6 @@ class RefinementModule(LightningModule, ABC):
         """The denoiser of the run's `PseudoLabelCallback`; `APL` outside a run."""
         found = (getattr(callback, "denoiser", None) for callback in attached_callbacks(self))
         return next((denoiser for denoiser in found if isinstance(denoiser, Denoiser)), APL())
-
-    def _infer(self, image: Tensor) -> Tensor:
-        """Logits of the main head, (B, C, *S)."""
-        main: Tensor = (self(image) if self.inferer is None else self.inferer(image, self))[0]
-        return main
-
-    def _log_dice(self, stage: str) -> None:
-        dice = self.dice.compute()[1:]
-        self.dice.reset()
-        names = self.class_names[1:]
-        values = {f"{stage}/dice/{name}": value for name, value in zip(names, dice, strict=True) if not value.isnan()}
-        # The values are equal on all ranks; without `sync_dist` Lightning warns.
-        self.log_dict(values, sync_dist=True)
-        self.log(f"{stage}/dice", dice.nanmean(), prog_bar=True, sync_dist=True)
 
     def _optimize(self, parameters: list[dict[str, Any]] | list[nn.Parameter]) -> Any:
         optimizer = self.optimizer(parameters, lr=self.learning_rate)

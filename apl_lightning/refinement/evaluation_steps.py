@@ -1,0 +1,66 @@
+"""Validation, test and prediction with the main head of a network."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from apl_lightning._support.lightning import LightningModule
+from apl_lightning.data import Keys, split_batch
+from apl_lightning.heads import Inferer
+from apl_lightning.metrics import CaseDice
+
+
+class Prediction(NamedTuple):
+    """What `trainer.predict` returns for a batch on request: labels (B, *S) and probabilities (B, C, *S)."""
+
+    labels: Tensor
+    probabilities: Tensor
+
+
+class EvaluationSteps(LightningModule):
+    """Logs the Dice of the main head, and predicts with it."""
+
+    keys: Keys
+    dice: CaseDice
+    class_names: list[str]
+    inferer: Inferer | None
+    return_probabilities: bool
+
+    def validation_step(self, batch: Any, batch_idx: int = 0) -> None:
+        """Count the Dice of the main head on a labelled batch; `test_step` does the same."""
+        image, label, cases = split_batch(batch, self.keys)
+        if label is None:
+            raise ValueError("Expected labels in the batches, but got none: pass `label_key`, or images with labels.")
+        indices = batch.get("index") if isinstance(batch, dict) else None
+        self.dice.update(self._infer(image).max(dim=1).indices, label, cases, indices)
+
+    test_step = validation_step
+
+    def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor | Prediction:
+        """Labels (B, *S) of the main head for a batch with or without labels; see `return_probabilities`."""
+        image, _, _ = split_batch(batch, self.keys)
+        logits = self._infer(image)
+        labels = logits.max(dim=1).indices
+        return Prediction(labels, logits.float().softmax(dim=1)) if self.return_probabilities else labels
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/dice/<class>` for each foreground class and their mean as `val/dice`."""
+        self._log_dice("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/dice/<class>` for each foreground class and their mean as `test/dice`."""
+        self._log_dice("test")
+
+    def _infer(self, image: Tensor) -> Tensor:
+        """Logits of the main head, (B, C, *S)."""
+        main: Tensor = (self(image) if self.inferer is None else self.inferer(image, self))[0]
+        return main
+
+    def _log_dice(self, stage: str) -> None:
+        dice = self.dice.compute()[1:]
+        self.dice.reset()
+        names = self.class_names[1:]
+        values = {f"{stage}/dice/{name}": value for name, value in zip(names, dice, strict=True) if not value.isnan()}
+        # The values are equal on all ranks; without `sync_dist` Lightning warns.
+        self.log_dict(values, sync_dist=True)
+        self.log(f"{stage}/dice", dice.nanmean(), prog_bar=True, sync_dist=True)
