@@ -12,14 +12,10 @@ from apl_lightning._support.hyperparameters import name_of, named, optimisation
 from apl_lightning._support.lightning import Callback, LightningModule, Trainer
 from apl_lightning._support.preemption import end_as_terminated, stop_at_next_batch
 from apl_lightning._support.seeding import derived_seed, run_seed
-from apl_lightning.denoisers import APL, CBST, Denoiser, LabelsAndWeights, as_denoiser
-from apl_lightning.guard import Classes, Guard, GuardMode
+from apl_lightning.denoisers import APL, Denoiser, LabelsAndWeights, as_denoiser
+from apl_lightning.guard import Guard, GuardMode
 from apl_lightning.heads import Inferer
-from apl_lightning.labels import LARGEST_COMPONENT_SHARE, Labelling, Selection, target_dataset
-from apl_lightning.store import complete_round
-
-BALANCED_ROUNDS = 2
-WIDE_GAP = 0.72  # predictions with both BatchNorm statistics agree less (foreground Dice)
+from apl_lightning.labels import LARGEST_COMPONENT_SHARE, Labelling, Selection, label_round, target_dataset
 
 
 class PseudoLabelCallback(Callback):
@@ -131,18 +127,9 @@ class PseudoLabelCallback(Callback):
         store, round, node = labelling.dataset.store, self.round + 1, trainer.local_rank
         once_per_node(node, "Creating the folder of the pseudo labels", lambda: store.start(round))
         chosen = self.selection.begin(labelling, pl_module, seed, node) if round == 0 else {}
-        share = share_state if round == 0 else share_buffers
-        share(pl_module)
-        may_balance = isinstance(self.denoiser, APL) and round < BALANCED_ROUNDS
-        balances = may_balance and self.selection.agreement < WIDE_GAP
-        classes = self._label(labelling, CBST() if balances else self.denoiser, round, seed, node)
-        if self.ignore_small_components:
-            small = labelling.small_components(round, self.largest_component_share)
-            if small.scattered and may_balance and not balances:
-                once_per_node(node, "Replacing scattered labels", lambda: store.start(round))
-                self._label(labelling, CBST(), round, seed, node)
-                small = labelling.small_components(round, self.largest_component_share)
-            self.statistics |= labelling.ignore(round, small)
+        (share_state if round == 0 else share_buffers)(pl_module)
+        share = self.largest_component_share if self.ignore_small_components else None
+        self.statistics, classes = label_round(labelling, self.denoiser, round, seed, share, self.selection.is_far)
         once_per_node(node, "Publishing the new pseudo labels", lambda: store.publish(round))
         once_per_node(node, "Deleting old pseudo labels", lambda: store.prune(keep={round, self._saved_round}))
         self.round, self._epoch = round, trainer.current_epoch
@@ -293,14 +280,6 @@ class PseudoLabelCallback(Callback):
         compares = self.guard.mode != "off" or getattr(module, "batch_norm", None) == "auto"
         sample = self.selection.sample_of(len(target_dataset(trainer))) if compares else None
         return Labelling(trainer, module, sample, self.inferer, self.batch_size)
-
-    def _label(self, labelling: Labelling, denoiser: Denoiser, round: int, seed: int, node: int) -> Classes:
-        """Write the labels of a round; returns what the network predicts."""
-        store = labelling.dataset.store
-        self.statistics, classes = labelling.label(denoiser, round, seed)
-        complete_round(store.folder(round), responsible=node == 0)
-        once_per_node(node, "Joining the new pseudo labels", lambda: store.join(round))
-        return classes
 
     def _is_due(self, epoch: int) -> bool:
         return self.should_update(epoch) and self._epoch != epoch

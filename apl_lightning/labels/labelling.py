@@ -38,6 +38,7 @@ class Labelling:
         batch_size: int | None,
     ) -> None:
         self.dataset = target_dataset(trainer)
+        self.local_rank = trainer.local_rank
         self._trainer = trainer
         self._module = module
         self._sample = sample
@@ -117,7 +118,7 @@ class Labelling:
     def ignore(self, round: int, small: SmallComponents) -> dict[str, float]:
         """Set the weights of small components to 0; returns the share of the foreground's weight in them."""
         reader = self.dataset.store.reader(round)
-        once_per_node(self._trainer.local_rank, "Ignoring small components", lambda: reader.ignore(small.pixels))
+        once_per_node(self.local_rank, "Ignoring small components", lambda: reader.ignore(small.pixels))
         return {"pseudo/apart": small.share}
 
     def _predictions(self, run: Callable[[Tensor], tuple[Tensor, ...]], seed: int, description: str) -> Predictions:

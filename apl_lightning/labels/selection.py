@@ -15,6 +15,7 @@ from apl_lightning.guard import Classes, Guard, PixelSample, Snapshot, joined
 from apl_lightning.labels.labelling import GAIN, Labelling
 
 RISE = 0.001  # smaller rises do not count
+WIDE_GAP = 0.72  # between domains, if predictions with both BatchNorm statistics agree less (foreground Dice)
 
 
 class Selection:
@@ -36,6 +37,11 @@ class Selection:
         self.agreement = 1.0  # of the predictions with both BatchNorm statistics
         self.risen_to, self.risen_in = 0.0, 0  # the estimated gain that has last risen, and its round
         self.sample: PixelSample | None = None
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the network hardly knows the target images: its predictions depend on the BatchNorm statistics."""
+        return self.agreement < WIDE_GAP
 
     def sample_of(self, length: int) -> PixelSample:
         """The sampled pixels of the run's images, made when it is first called."""
