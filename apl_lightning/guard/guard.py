@@ -5,6 +5,8 @@ from typing import Literal, get_args
 
 GuardMode = Literal["restore", "warn", "off"]
 
+RISE = 0.005  # half a point of Dice: smaller rises of an estimated gain are within its error
+
 
 @dataclass(eq=False)
 class Guard:
@@ -12,7 +14,8 @@ class Guard:
 
     The gain is that of [`estimate_gain`][apl_lightning.guard.estimate_gain], averaged over the foreground classes. The
     candidates are the network as it came in, with a gain of 0, and the one that makes the labels of each round. That of
-    round 0 differs from the first one by its BatchNorm statistics.
+    round 0 differs from the first one by its BatchNorm statistics. A later candidate is best only if its gain is
+    higher by half a point: smaller rises are within the error of the estimate, and the earlier network has drifted less.
 
     Args:
         mode: `"restore"` ends the run with the best candidate if the network of the last epoch is harmed; `"warn"` only
@@ -43,8 +46,8 @@ class Guard:
             raise ValueError(f"Expected `kept` in [0, 1], but got {self.kept}.")
 
     def is_best(self, gain: float) -> bool:
-        """Whether a candidate has a higher estimated gain than all before; remembers it."""
-        if not gain > self.best:
+        """Whether the estimated gain of a candidate is clearly above those of all before; remembers it."""
+        if not gain > self.best + RISE:
             return False
         self.best = gain
         return True

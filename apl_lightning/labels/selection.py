@@ -11,10 +11,9 @@ import torch
 from apl_lightning._support.distributed import gather, once_per_node, rank, share_state
 from apl_lightning._support.lightning import LightningModule, rank_zero_info
 from apl_lightning._support.modes import not_finite
-from apl_lightning.guard import Classes, Guard, PixelSample, Snapshot, joined
+from apl_lightning.guard import RISE, Classes, Guard, PixelSample, Snapshot, joined
 from apl_lightning.labels.labelling import GAIN, Labelling
 
-RISE = 0.001  # smaller rises do not count
 WIDE_GAP = 0.72  # between domains, if predictions with both BatchNorm statistics agree less (foreground Dice)
 
 
