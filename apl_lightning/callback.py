@@ -46,8 +46,8 @@ class PseudoLabelCallback(Callback):
             classes, if the network hardly knows the target images: a class is scattered (see
             `largest_component_share`), or `batch_norm="auto"` finds that `pseudo/batch_norm_agreement` is below 0.72.
         every_n_epochs: Make new labels before each n-th epoch.
-        patience: Labels stay once their network's estimated gain has not risen for this many rounds: labels that are
-            made again and again drift. `None`, or `guard="off"`, makes new ones up to the last epoch.
+        patience: Labels stay once their network's estimated gain has not risen by half a point for this many rounds:
+            labels that are made again and again drift. `None`, or `guard="off"`, makes new ones up to the last epoch.
         inferer: Runs the module on images, as MONAI's `SlidingWindowInferer`; by default that of the module.
         batch_size: Images that a rank predicts at once; by default 16 slices (on a CPU at most as many as have 2^17
             pixels) or 1 volume. It is not that of training, so that labels do not depend on the number of processes.

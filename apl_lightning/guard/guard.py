@@ -15,7 +15,7 @@ class Guard:
     The gain is that of [`estimate_gain`][apl_lightning.guard.estimate_gain], averaged over the foreground classes. The
     candidates are the network as it came in, with a gain of 0, and the one that makes the labels of each round. That of
     round 0 differs from the first one by its BatchNorm statistics. A later candidate is best only if its gain is
-    higher by half a point: smaller rises are within the error of the estimate, and the earlier network has drifted less.
+    higher by half a point: smaller rises are within the error of the estimate, and an earlier network has drifted less.
 
     Args:
         mode: `"restore"` ends the run with the best candidate if the network of the last epoch is harmed; `"warn"` only

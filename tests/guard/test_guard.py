@@ -43,9 +43,10 @@ def test_guard() -> None:
     assert guard.is_harmed(-0.01)
     assert guard.is_harmed(float("nan"))
     assert guard.is_best(0.2)
-    assert not guard.is_best(0.2)
+    assert not guard.is_best(0.204), "less than half a point higher"
     assert not guard.is_harmed(0.1)
     assert guard.is_harmed(0.09)
+    assert guard.is_best(0.206)
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def terminate_in_third_call(owner: type, name: str, ranks: list[int]) -> None:
 
 def fit(make: Make, folder: Path, devices: int, saving: bool = True) -> None:
     torch.manual_seed(0)
-    module = APLModule(TinyNet(), CLASSES, learning_rate=1e-2)
+    module = APLModule(TinyNet(), CLASSES, learning_rate=1e-2, batch_norm="adapt")
     options = {"batch_size": 4 // devices, "val_batch_size": 2 // devices, "store_dir": folder / "labels"}
     callbacks = [PseudoLabelCallback(batch_size=4 // devices), End(folder / "end.pt")]
     if saving:

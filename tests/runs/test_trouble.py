@@ -81,7 +81,7 @@ class FailsOnRankOne(APL):
 
 def attempt(queue: Any, make: Make, folder: Path, data: Any, arm: Arm, denoiser: Any, workers: int) -> None:
     fork_further()
-    module = APLModule(TinyNet(), CLASSES)
+    module = APLModule(TinyNet(), CLASSES, batch_norm="adapt")
     data = TargetDataModule(data, batch_size=4, num_workers=workers, store_dir=folder)
     callbacks = [arm, PseudoLabelCallback(denoiser)]
     try:
