@@ -45,7 +45,7 @@ COLUMNS = (
 def choose(network: nn.Module, setting: Setting) -> tuple[nn.Module, dict[str, float]]:
     """The network with the statistics that `batch_norm="auto"` chooses on unlabelled images, and what it logs."""
     pl.seed_everything(0, workers=True, verbose=False)
-    labels, names = PseudoLabelCallback(), setting.class_names
+    labels, names = PseudoLabelCallback(guard="off"), setting.class_names
     module = APLModule(network, len(names), names, learning_rate=0.0)
     with TemporaryDirectory() as folder:
         data = TargetDataModule(setting.read("target_adapt", labelled=False), store_dir=folder)
@@ -73,7 +73,7 @@ def row(setting: Setting, base: str, seed: int) -> list[str]:
     ]
     gain, agreement = found["pseudo/batch_norm_gain"], found["pseudo/batch_norm_agreement"]
     figures = [f"{value:.1f}" for value in (*dice[0], *dice[1], 100 * gain)]
-    below = [f"{max(source, other) - of_chosen:.1f}" for source, other, of_chosen in dice]
+    below = [f"{round(max(source, other) - of_chosen, 1) + 0.0:.1f}" for source, other, of_chosen in dice]  # no -0.0
     return [setting.name, base, str(seed), *figures, f"{agreement:.2f}", *below]
 
 
