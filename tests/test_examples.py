@@ -153,8 +153,8 @@ def test_report_of_known_runs(example: Any, tmp_path: Path) -> None:
             (tmp_path / setting / "runs" / f"{number}.json").write_text(json.dumps(run))
     text = example("report").write_report(tmp_path)
     # X gains 2 and 12 points, Y loses 10 twice.
-    assert "| X | 7.0 | 2.0 | a-x-to-y, plain | 0 of 2 | 2.0 | 12.0 |" in text
-    assert "| Y | -10.0 | -10.0 | a-x-to-y, plain | 2 of 2 | -10.0 | -10.0 |" in text
+    assert "| X | 7.0 | 2 of 2 | 2.0 | a-x-to-y, plain | 0 of 2 | 2.0 | 12.0 |" in text
+    assert "| Y | -10.0 | 2 of 2 | -10.0 | a-x-to-y, plain | 2 of 2 | -10.0 | -10.0 |" in text
     assert "| X | 62.0 | 62.0 | 2.0 | 1.0 | 10 % | 2.0 | nan | 3 |" in text
     # In a, the estimates 10, 5, -10, -20 stand for true gains of 2, 1, -5, -10; two differ by more than 2.
     assert "| a | 4 | 1.00 | 2 | 2 | 6.5 |" in text

@@ -37,14 +37,23 @@ def summary(runs: list[Run]) -> str:
     """Format the gain of each method over all settings and bases, the worst of them, and how many runs do harm."""
     gains = {method: _gains(of_method) for method, of_method in _grouped(runs, "method").items() if method != "none"}
     cells = sorted({cell for found in gains.values() for cell in found})
-    columns = ["method", "mean gain", "worst", "in", "harm", *(f"{setting}, {base}" for setting, base in cells)]
+    columns = [
+        "method",
+        "mean gain",
+        "settings",
+        "worst",
+        "in",
+        "harm",
+        *(f"{setting}, {base}" for setting, base in cells),
+    ]
     lines = ["## All settings", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for method, found in sorted(gains.items(), key=lambda item: mean(map(mean, item[1].values()))):
         means = {cell: mean(values) for cell, values in found.items()}
         worst = min(means, key=lambda cell: means[cell])
         every = [gain for values in found.values() for gain in values]
         harm = f"{sum(gain < -HARM for gain in every)} of {len(every)}"
-        row = [method, f"{mean(means.values()):.1f}", f"{means[worst]:.1f}", ", ".join(worst), harm]
+        average = f"{mean(means.values()):.1f}"
+        row = [method, average, f"{len(means)} of {len(cells)}", f"{means[worst]:.1f}", ", ".join(worst), harm]
         lines.append(f"| {' | '.join([*row, *(_spread(found.get(cell, [])) for cell in cells)])} |")
     return "\n".join(lines)
 
@@ -82,9 +91,8 @@ def _evaluated(runs: list[Run], oracle: dict[int, float]) -> list[str]:
     if runs[0]["method"] == "none":
         return ["", "", "", *distances, ""]
     gains = [_gain(run) for run in runs]
-    ways = [oracle[run["seed"]] - run["before"]["dice"]["average"] for run in runs if run["seed"] in oracle]
-    known = len(ways) == len(gains) and sum(ways) > 0
-    part = f"{100 * sum(gains) / sum(ways):.0f} %" if known else ""
+    way = mean(oracle.values()) - mean(run["before"]["dice"]["average"] for run in runs) if oracle else 0
+    part = f"{100 * mean(gains) / way:.0f} %" if way > 0 else ""
     last = _spread([unguarded(run) for run in runs])
     return [_spread(gains), last, part, *distances, f"{mean(run['seconds'] for run in runs):.0f}"]
 
