@@ -41,9 +41,9 @@ class PseudoLabelCallback(Callback):
 
     Args:
         denoiser: Turns predictions into labels and weights, `APL()` by default: another method of
-            [`denoisers`][apl_lightning.denoisers], or a function `(p_main, p_aux) -> (labels, weights)`. With `APL`,
-            the labels of the first two rounds are those of [`CBST`][apl_lightning.denoisers.CBST], which balances the
-            classes, if the network hardly knows the target images: a class is scattered (see
+            [`denoisers`][apl_lightning.denoisers], or a function `(p_main, p_aux) -> (labels, weights)`. With `APL` or
+            a subclass, the labels of the first two rounds are those of [`CBST`][apl_lightning.denoisers.CBST], which
+            balances the classes, if the network hardly knows the target images: a class is scattered (see
             `largest_component_share`), or `batch_norm="auto"` finds that `pseudo/batch_norm_agreement` is below 0.72.
         every_n_epochs: Make new labels before each n-th epoch.
         patience: Labels stay once their network's estimated gain has not risen by half a point for this many rounds:
@@ -137,6 +137,8 @@ class PseudoLabelCallback(Callback):
             if type(self.denoiser).predict is not Denoiser.predict:
                 classes = labelling.look(seed)
             chosen |= self.selection.judge(round, classes, labelling, pl_module, node)
+        else:
+            self.selection.risen_in = round  # for a run that resumes with a guard
         self.statistics |= chosen
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:

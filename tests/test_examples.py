@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
 import difflib
 import importlib
@@ -14,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from conftest import TinyNet
 from PIL import Image
 
-from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule, checkpoints
+from apl_lightning import checkpoints
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -174,25 +172,26 @@ def test_drift_of_known_runs(example: Any) -> None:
 
 
 def test_batch_norm(example: Any, tmp_path: Path) -> None:
-    """The re-estimated statistics are those of a run with `batch_norm="adapt"`."""
+    """The chosen statistics follow from the estimate."""
     data = write_abdomen(tmp_path / "data")
-    methods, batch_norm = example("methods"), example("batch_norm")
+    methods, batch_norm, settings = (example(name) for name in ("methods", "batch_norm", "settings"))
     with pytest.raises(SystemExit):
         methods.main(["--data", str(data), "--out", "out", "--quick", "--settings", "none"])
     for row in batch_norm.main(["--data", str(data), "--out", "out", "--bases", "plain"]):
         source, other, chosen, *held_out = (float(value) for value in row[3:9])
         below = [max(source, other) - chosen, max(held_out[:2]) - held_out[2]]
         assert [float(value) for value in row[11:]] == pytest.approx(below, abs=0.11)
-    settings = example("settings")
     budget = settings.Budget(**json.loads((tmp_path / "out/budget.json").read_text()))
     setting = settings.settings_of(data, tmp_path / "out", budget)[0]
-    images, network = setting.read("target_adapt"), example("bases").base_network("plain", setting, 0)
-    module = APLModule(copy.deepcopy(network), 5, batch_norm="adapt", learning_rate=0.0, ema_decay=None)
-    run = pl.Trainer(max_steps=1, callbacks=[PseudoLabelCallback(guard="off")], logger=False, accelerator="cpu")
-    run.fit(module, TargetDataModule(images, store_dir=tmp_path / "labels"))
-    expected = module.export().state_dict()
-    for name, value in batch_norm.reestimated(network, images).state_dict().items():
-        torch.testing.assert_close(value, expected[name], msg=name)
+    network = example("bases").base_network("plain", setting, 0)
+    adapted, _ = batch_norm.prepared(network, setting, "adapt")
+    chosen, found = batch_norm.prepared(network, setting, "auto")
+    gain = found["pseudo/batch_norm_gain"]
+    share = 0.0 if gain <= -0.01 else 1.0 if gain >= 0.01 else 0.5
+    before, after = (net.state_dict()["model.0.conv.unit0.adn.N.running_var"] for net in (network, adapted))
+    assert not torch.equal(before, after)
+    mixed = chosen.state_dict()["model.0.conv.unit0.adn.N.running_var"]
+    torch.testing.assert_close(mixed, (1 - share) * before + share * after)
 
 
 def test_advent(example: Any, tmp_path: Path) -> None:

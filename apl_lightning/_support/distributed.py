@@ -57,14 +57,16 @@ def total_of_counts(counts: Tensor, device: torch.device) -> Tensor:
     return total(counts.to(device)).cpu() if device.type != "mps" else counts
 
 
+@torch.no_grad()
 def share_state(module: nn.Module) -> None:
     """Copy the parameters and buffers of rank 0 to all ranks."""
     if is_distributed():
         for parameter in module.parameters():
-            distributed.broadcast(parameter.detach(), src=0)
+            distributed.broadcast(parameter.data, src=0)
     share_buffers(module)
 
 
+@torch.no_grad()
 def share_buffers(module: nn.Module) -> None:
     """Copy the buffers of rank 0 to all ranks: under DDP those of BatchNorm differ, and parameters do not."""
     if not is_distributed():

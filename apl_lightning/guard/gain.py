@@ -13,7 +13,7 @@ _PER_CLASS = 6000
 _BATCH = 1024
 _EPOCHS = 5
 _PRIOR = 0.4
-_FEWEST = 20  # pixels of a class from which a classifier can learn it
+FEWEST = 20  # pixels of a class from which a classifier can learn it
 
 
 def second_opinion(features: Tensor, folds: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -38,7 +38,7 @@ def second_opinion(features: Tensor, folds: Tensor, labels: Tensor, num_classes:
     for fold in (0, 1):
         learnt, judged = folds != fold, folds == fold
         counts = torch.bincount(labels[learnt].long(), minlength=num_classes)
-        known = (counts >= _FEWEST).nonzero()[:, 0]
+        known = (counts >= FEWEST).nonzero()[:, 0]
         if len(known):
             found = _classify(features[learnt], labels[learnt].long(), known, features[judged])
             prior = _PRIOR * (counts[known] / counts.sum()).log()

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from apl_lightning._support.distributed import all_or_none, broadcast, gather, rank
 from apl_lightning._support.seeding import derived_seed
-from apl_lightning.guard.gain import class_dice, estimate_gain, second_opinion
+from apl_lightning.guard.gain import FEWEST, class_dice, estimate_gain, second_opinion
 from apl_lightning.guard.pixel_features import pixel_features
 
 Classes = dict[int, Tensor]  # the predicted classes at the sampled pixels of each image, by its index
 
 _PIXELS = 2**18
-_FEWEST = 16
+_FEWEST_PER_IMAGE = 16
 
 
 def joined(classes: Classes) -> Classes:
@@ -23,9 +23,14 @@ def joined(classes: Classes) -> Classes:
 
 
 def agreement(before: Classes, after: Classes, num_classes: int) -> float:
-    """The mean foreground Dice between two predictions of all ranks; 1 without foreground."""
-    first, second = (torch.cat([of[index] for index in sorted(before)]) for of in (before, after))
-    return float(class_dice(first, second, num_classes)[1:].nanmean().nan_to_num(1.0))
+    """The mean foreground Dice between two predictions of all ranks, over classes that one of them has found.
+
+    A few stray pixels are no find. 1 without foreground.
+    """
+    first, second = (torch.cat([of[index] for index in sorted(before)]).long() for of in (before, after))
+    sizes = torch.stack([torch.bincount(labels, minlength=num_classes) for labels in (first, second)])
+    found = sizes.amax(dim=0) >= FEWEST
+    return float(class_dice(first, second, num_classes)[1:][found[1:]].mean().nan_to_num(1.0))
 
 
 class PixelSample:
@@ -36,7 +41,7 @@ class PixelSample:
     """
 
     def __init__(self, length: int) -> None:
-        self._per_image = max(_FEWEST, _PIXELS // length)
+        self._per_image = max(_FEWEST_PER_IMAGE, _PIXELS // length)
         self._features: dict[int, Tensor] = {}
         self._cases: dict[int, str] = {}
         self._opinion = torch.empty(0)  # on rank 0

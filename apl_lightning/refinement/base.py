@@ -26,7 +26,9 @@ from apl_lightning.refinement.batchnorm import (
 from apl_lightning.refinement.evaluation_steps import EvaluationSteps
 from apl_lightning.refinement.teacher import Teacher
 
-IN_DOUBT = 0.01  # an estimated gain of Dice below it, either way, does not tell which BatchNorm statistics are better
+IN_DOUBT = (
+    0.01  # the median error of an estimated gain of Dice is larger: which BatchNorm statistics are better is open
+)
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 Scheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]

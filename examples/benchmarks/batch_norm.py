@@ -8,22 +8,19 @@ chosen statistics lose against the better ones. *Agreement* is the foreground Di
 """
 
 import argparse
-import copy
 import json
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytorch_lightning as pl
-import torch
 from bases import BASES, base_network
 from evaluation import organ_dice, predict
 from settings import Budget, Setting, settings_of, trainer
-from slices import Slices
 from torch import nn
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
-from apl_lightning.refinement import adapt_batch_norm
+from apl_lightning.refinement.batchnorm import BatchNormMode
 
 COLUMNS = (
     "setting",
@@ -42,31 +39,23 @@ COLUMNS = (
 )
 
 
-def choose(network: nn.Module, setting: Setting) -> tuple[nn.Module, dict[str, float]]:
-    """The network with the statistics that `batch_norm="auto"` chooses on unlabelled images, and what it logs."""
+def prepared(network: nn.Module, setting: Setting, batch_norm: BatchNormMode) -> tuple[nn.Module, dict[str, float]]:
+    """The network with the statistics that a run on unlabelled images gives it, and what the run logs."""
     pl.seed_everything(0, workers=True, verbose=False)
     labels, names = PseudoLabelCallback(guard="off"), setting.class_names
-    module = APLModule(network, len(names), names, learning_rate=0.0)
+    module = APLModule(network, len(names), names, batch_norm=batch_norm, learning_rate=0.0)
     with TemporaryDirectory() as folder:
         data = TargetDataModule(setting.read("target_adapt", labelled=False), store_dir=folder)
         trainer(setting.budget, max_steps=1, callbacks=[labels]).fit(module, data)
     return module.export(), labels.statistics
 
 
-def reestimated(network: nn.Module, images: Slices) -> nn.Module:
-    """A copy of the network with BatchNorm statistics of shuffled images, as in a run."""
-    network = copy.deepcopy(network)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    adapt_batch_norm(network, images.images[order].split(16))
-    return network
-
-
 def row(setting: Setting, base: str, seed: int) -> list[str]:
     """One line of the table."""
     refined, held_out = setting.read("target_adapt"), setting.read("target_val")
     network = base_network(base, setting, seed)
-    chosen, found = choose(network, setting)
-    networks = (network, reestimated(network, refined), chosen)
+    chosen, found = prepared(network, setting, "auto")
+    networks = (network, prepared(network, setting, "adapt")[0], chosen)
     dice = [
         [organ_dice(predict(network, images), images, setting.class_names)["average"] for network in networks]
         for images in (refined, held_out)

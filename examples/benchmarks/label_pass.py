@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scaling import CLASSES, Images, Slices, TimedLabels, forward_loop, network, peak_memory, trainer
+from scaling import CLASSES, PLAIN, Images, Slices, TimedLabels, forward_loop, network, peak_memory, trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,7 +45,7 @@ METHODS: dict[str, Callable[[], Any]] = {
 
 def label_pass(make: Callable[[], Any], images: Images, folder: Path) -> float:
     """Seconds of one label pass of `PseudoLabelCallback`."""
-    labels = TimedLabels(make(), guard="off")
+    labels = TimedLabels(make(), **PLAIN)
     data = TargetDataModule(Slices(images), batch_size=2, transform=None, store_dir=folder)
     trainer(max_steps=1, callbacks=[labels]).fit(APLModule(network(), CLASSES, batch_norm="frozen"), data)
     return labels.seconds

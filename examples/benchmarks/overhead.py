@@ -96,7 +96,9 @@ def measure(build: Any, size: int, count: int, batch_size: int, turns: int) -> l
         reference = seconds_of_an_epoch(plain, loader, [])
         with tempfile.TemporaryDirectory() as folder:
             data = TargetDataModule(list(images), batch_size=batch_size, transform=None, store_dir=folder)
-            refined = seconds_of_an_epoch(APLModule(network, CLASSES), data, [PseudoLabelCallback()])
+            refined = seconds_of_an_epoch(
+                APLModule(network, CLASSES, batch_norm="adapt"), data, [PseudoLabelCallback()]
+            )
         ratios.append(refined / reference)
         print(f"  turn {turn}: plain {reference:.2f} s, refinement {refined:.2f} s, ratio {ratios[-1]:.3f}", flush=True)
     return ratios

@@ -97,7 +97,8 @@ MORE = (
     | _rows("CRST", CRST, _sgd(5e-5))
     | _rows("UPL", UPL, _adam(1e-5))
     | _rows("Chebyshev", Chebyshev, _adam(1e-4))
-    # The defaults of APL without one of their parts.
+    # The defaults of APL without one of their parts. Other labels and weights begin after balanced rounds; with
+    # fixed BatchNorm statistics, only scattered classes balance them.
     | {
         "APL, small components counted": _apl(callback=COUNTED),
         "APL, no teacher": _apl({"ema_decay": None}),

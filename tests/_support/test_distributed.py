@@ -3,9 +3,14 @@
 from pathlib import Path
 
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import Tensor, distributed, multiprocessing, nn
 
 from apl_lightning._support.distributed import share_buffers, share_state
+
+
+def content(tensor: Tensor, rank: int) -> Tensor:
+    """Another value at each place, and for each shape."""
+    return (torch.arange(tensor.numel()) + 10 * tensor.numel() + 100 * rank).view(tensor.shape).to(tensor.dtype)
 
 
 def _share(rank: int, folder: Path) -> None:
@@ -14,7 +19,7 @@ def _share(rank: int, folder: Path) -> None:
     module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False))
     module.register_buffer("float16", torch.empty(2, 2, dtype=torch.float16))
     for tensor in module.state_dict().values():
-        tensor.fill_(rank + 1)
+        tensor.copy_(content(tensor, rank))
     share_buffers(module)
     torch.save(module.state_dict(), folder / f"buffers-{rank}.pt")
     share_state(module)
@@ -27,6 +32,6 @@ def test_shared_state(tmp_path: Path) -> None:
     for rank in range(2):
         for name, value in torch.load(tmp_path / f"buffers-{rank}.pt").items():
             is_parameter = name.endswith(("weight", "bias"))
-            assert bool((value == (rank + 1 if is_parameter else 1)).all()), name
+            assert torch.equal(value, content(value, rank if is_parameter else 0)), name
         for name, value in torch.load(tmp_path / f"state-{rank}.pt").items():
-            assert bool((value == 1).all()), name
+            assert torch.equal(value, content(value, 0)), name

@@ -31,10 +31,10 @@ def naive_gain(opinion: list[list[float]], before: list[int], after: list[int], 
 
 
 def test_agreement_of_two_predictions() -> None:
-    """Class 1 has 2 of 3 and 2 pixels in common, class 2 has none in one prediction, class 3 is in neither."""
-    first = {0: torch.tensor([1, 1, 0, 0]), 1: torch.tensor([0, 1, 2, 0])}
-    second = {1: torch.tensor([0, 0, 0, 0]), 0: torch.tensor([1, 1, 0, 0])}
-    assert agreement(first, second, num_classes=4) == pytest.approx((2 * 2 / (3 + 2) + 0) / 2)
+    """Class 1 shares 20 of its 30 and 20 pixels; class 2 is in one prediction, class 3 in none, and class 4 strays."""
+    first = {0: torch.tensor([1] * 20 + [0] * 20), 1: torch.tensor([1] * 10 + [2] * 25 + [4] * 3 + [0] * 2)}
+    second = {1: torch.tensor([0] * 40), 0: torch.tensor([1] * 20 + [0] * 20)}
+    assert agreement(first, second, num_classes=5) == pytest.approx((2 * 20 / (30 + 20) + 0) / 2)
     nothing = {0: torch.zeros(4)}
     assert agreement(nothing, nothing, num_classes=4) == 1
 

@@ -10,6 +10,7 @@ from conftest import CLASSES, Images, TinyNet
 from test_guard import Fade, Save, fit
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+from apl_lightning.labels import Labelling
 
 Make = Callable[..., pl.Trainer]
 
@@ -27,3 +28,21 @@ def test_run_resumed_after_its_last_step_restores(tmp_path: Path, trainer: Make)
         trainer(max_epochs=2, callbacks=[PseudoLabelCallback()]).fit(again, data, ckpt_path=saved, weights_only=False)
     for name, value in again.state_dict().items():
         assert torch.equal(value, first.state_dict()[name]), name
+
+
+def test_resumed_run_remembers_what_was_best(tmp_path: Path, trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that only warns has no file of its best network, but knows its gain."""
+    saved = tmp_path / "saved.ckpt"
+    monkeypatch.setattr(Labelling, "gains", lambda *_: {"pseudo/estimated_gain": 0.2})
+    fit(tmp_path, trainer, PseudoLabelCallback(guard="warn"), 2, callbacks=[Save(saved, after=1)])
+    monkeypatch.setattr(Labelling, "gains", lambda *_: {"pseudo/estimated_gain": 0.05})
+    with pytest.warns(UserWarning, match="In round 2, the Dice is .5.0 points .* was .20.0 points at best"):
+        fit(tmp_path, trainer, PseudoLabelCallback(guard="warn"), 3, ckpt_path=saved)
+
+
+def test_run_without_a_guard_resumes_with_one(tmp_path: Path, trainer: Make) -> None:
+    """It has never settled, so it makes new labels."""
+    saved, resumed = tmp_path / "saved.ckpt", PseudoLabelCallback()
+    fit(tmp_path, trainer, PseudoLabelCallback(guard="off"), 5, callbacks=[Save(saved, after=4)])
+    fit(tmp_path, trainer, resumed, 10, ckpt_path=saved)
+    assert resumed.round == 9

@@ -53,7 +53,7 @@ class Arm(pl.Callback):
         self.full_disk_on = full_disk_on
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if self.moment == "first labels":
+        if self.moment in ("first labels", "first look"):
             self._arm(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -81,7 +81,7 @@ class FailsOnRankOne(APL):
 
 def attempt(queue: Any, make: Make, folder: Path, data: Any, arm: Arm, denoiser: Any, workers: int) -> None:
     fork_further()
-    module = APLModule(TinyNet(), CLASSES, batch_norm="adapt")
+    module = APLModule(TinyNet(), CLASSES, batch_norm="auto" if arm.moment == "first look" else "adapt")
     data = TargetDataModule(data, batch_size=4, num_workers=workers, store_dir=folder)
     callbacks = [arm, PseudoLabelCallback(denoiser)]
     try:
@@ -109,6 +109,13 @@ def message(*arguments: Any) -> str:
 def test_corrupt_sample_in_the_label_pass(tmp_path: Path, trainer: Make, workers: int) -> None:
     text = message(trainer, tmp_path, Troubled("sample", 20), Arm("later labels"), None, workers)
     assert "Making pseudo labels failed on ranks [1]: " in text
+    assert "sample 20: OSError: unexpected end of file" in text
+
+
+def test_corrupt_sample_in_the_first_look(tmp_path: Path, trainer: Make) -> None:
+    """Before its BatchNorm statistics are chosen, the network predicts all images."""
+    text = message(trainer, tmp_path, Troubled("sample", 20), Arm("first look"), None, 0)
+    assert "Predicting the target images failed on ranks [1]: " in text
     assert "sample 20: OSError: unexpected end of file" in text
 
 
