@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Run the command line and return all measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--images", type=int, default=200, help="number of images, 50 a patient")
+    parser.add_argument("--images", type=int, default=100, help="number of images, 50 a patient")
     parser.add_argument("--batch-size", type=int, default=8, help="batch size of each process")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--workers", type=int, default=0, help="number of loader workers in the second part")
