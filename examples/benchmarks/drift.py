@@ -24,7 +24,7 @@ def row(short: Run, long: Run) -> list[str]:
     del change["average"]
     worst = min(change, key=lambda name: change[name])
     figures = [f"{value:.1f}" for value in (before, short_end, end, best, best - end)]
-    return [*(str(long[key]) for key in COLUMNS[:4]), *figures, f"{worst} {change[worst]:+.1f}"]
+    return [*(str(long[key]) for key in COLUMNS[:4]), *figures, f"{worst} {round(change[worst], 1) + 0.0:+.1f}"]  # no -0.0
 
 
 def table(short: list[Run], long: list[Run]) -> str:
