@@ -20,11 +20,12 @@ def row(short: Run, long: Run) -> list[str]:
     """Where a long run ends, how far below its best round, and its worst class against the end of the short run."""
     before, end, short_end = (run["dice"]["average"] for run in (long["before"], long["after"], short["after"]))
     best = max(end, *(network["val/dice/average"] for network in long["rounds"]))
-    change = {name: dice - short["after"]["dice"][name] for name, dice in long["after"]["dice"].items()}
+    ends = short["after"]["dice"]
+    change = {name: round(dice - ends[name], 1) + 0.0 for name, dice in long["after"]["dice"].items()}  # no -0.0
     del change["average"]
     worst = min(change, key=lambda name: change[name])
     figures = [f"{value:.1f}" for value in (before, short_end, end, best, best - end)]
-    return [*(str(long[key]) for key in COLUMNS[:4]), *figures, f"{worst} {round(change[worst], 1) + 0.0:+.1f}"]  # no -0.0
+    return [*(str(long[key]) for key in COLUMNS[:4]), *figures, f"{worst} {change[worst]:+.1f}"]
 
 
 def table(short: list[Run], long: list[Run]) -> str:
