@@ -84,7 +84,6 @@ def estimate_gain(opinion: Tensor, before: Tensor, after: Tensor) -> Tensor:
 
 def class_dice(labels: Tensor, others: Tensor, num_classes: int) -> Tensor:
     """The Dice of each class between two label maps of the same shape, (C,); NaN for a class that is in none."""
-    labels, others = labels.long(), others.long()
     both, size, other_size = (
         torch.bincount(found, minlength=num_classes) for found in (labels[labels == others], labels, others)
     )

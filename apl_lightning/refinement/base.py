@@ -26,9 +26,8 @@ from apl_lightning.refinement.batchnorm import (
 from apl_lightning.refinement.evaluation_steps import EvaluationSteps
 from apl_lightning.refinement.teacher import Teacher
 
-IN_DOUBT = (
-    0.01  # the median error of an estimated gain of Dice is larger: which BatchNorm statistics are better is open
-)
+# Below this estimated gain of Dice, either way, it is open which BatchNorm statistics are better.
+IN_DOUBT = 0.01
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 Scheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
