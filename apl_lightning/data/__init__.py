@@ -5,5 +5,6 @@ from apl_lightning.data.dataset import EvaluationDataset, TargetDataset
 from apl_lightning.data.fingerprints import check_fingerprint, fingerprint
 from apl_lightning.data.loader import LazyDataLoader, collate
 from apl_lightning.data.random_affine import RandomAffine
+from apl_lightning.data.random_patches import RandomPatches, sliding_window
 from apl_lightning.data.sample_format import Keys, describe, split_batch
 from apl_lightning.data.sampler import DrawnSample, EpochSampler

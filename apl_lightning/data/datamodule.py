@@ -1,6 +1,7 @@
 """The loaders of a refinement run: target images for training, labelled images for validation and test."""
 
 import secrets
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from apl_lightning.data.joint_transforms import Transform
 from apl_lightning.data.loader import LazyDataLoader, collate
 from apl_lightning.data.project import TransferHooks, read_loader
 from apl_lightning.data.random_affine import RandomAffine
+from apl_lightning.data.random_patches import RandomPatches
 from apl_lightning.data.sample_format import Keys
 from apl_lightning.data.sampler import EpochSampler
 from apl_lightning.store import PseudoLabelStore
@@ -41,8 +43,8 @@ class TargetDataModule(LightningDataModule):
         transform: The joint transform of image, pseudo label and weight; `None` for none.
         store_dir: Each run creates a folder for its labels here; by default in `pseudo_labels` below the trainer's
             root directory.
-        val_batch_size: Samples per batch in validation, test and prediction, `batch_size` by default; 1 if these images
-            differ in size.
+        val_batch_size: Samples per batch in validation, test and prediction, `batch_size` by default, or 1 with a
+            `patch_size`; 1 if these images differ in size.
         pin_memory: As in `DataLoader`.
         image_key: The key of the image in dictionaries.
         label_key: The key of the label in dictionaries.
@@ -50,6 +52,13 @@ class TargetDataModule(LightningDataModule):
             target images (see [`find_small_components`][apl_lightning.labels.find_small_components]).
         test: Labelled images for `trainer.test`.
         predict: Images for `trainer.predict`, with or without labels.
+        patch_size: Train on random patches of this spatial size (see
+            [`RandomPatches`][apl_lightning.data.RandomPatches]); labels, validation, test and prediction see whole
+            images by a [`sliding_window`][apl_lightning.data.sliding_window] of this size, unless the module has an
+            `inferer`.
+        patches_per_volume: Patches of each image that is read; a batch has `batch_size * patches_per_volume`.
+        steps_per_epoch: Training batches per process and epoch, however many images there are; by default one pass
+            over the images.
 
     Examples:
         >>> import torch
@@ -74,8 +83,15 @@ class TargetDataModule(LightningDataModule):
         case_key: str = "case",
         test: Any = None,
         predict: Any = None,
+        patch_size: Sequence[int] | None = None,
+        patches_per_volume: int = 1,
+        steps_per_epoch: int | None = None,
     ) -> None:
         super().__init__()
+        if steps_per_epoch is not None and steps_per_epoch < 1:
+            raise ValueError(f"Expected `steps_per_epoch` to be at least 1, but got {steps_per_epoch}.")
+        if patch_size is None and patches_per_volume != 1:
+            raise ValueError(f"Expected `patch_size` with patches_per_volume={patches_per_volume}, but got none.")
         self.train = train
         self.val = val
         self.test = test
@@ -84,9 +100,12 @@ class TargetDataModule(LightningDataModule):
         self.store_dir = store_dir
         self.keys = Keys(image_key, label_key, case_key)
         self.batch_size = batch_size
-        self.val_batch_size = batch_size if val_batch_size is None else val_batch_size
+        alike = 1 if patch_size is not None else batch_size  # whole volumes may differ in size
+        self.val_batch_size = alike if val_batch_size is None else val_batch_size
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self.patches = None if patch_size is None else RandomPatches(patch_size, patches_per_volume)
+        self.steps_per_epoch = steps_per_epoch
         self._loader_options: dict[str, dict[str, Any]] = {}  # of each loader: further arguments
         self._target: TargetDataset | None = None
 
@@ -119,7 +138,8 @@ class TargetDataModule(LightningDataModule):
             if self.train is None:
                 raise ValueError("Expected target images for a fit, but got none: pass `train`.")
             directory, seed = self._run_directory(), run_seed(self.trainer)
-            self._target = TargetDataset(self._target_images(), directory, self.transform, self.keys, seed)
+            images = self._target_images()
+            self._target = TargetDataset(images, directory, self.transform, self.keys, seed, self.patches)
             # Not in `train_dataloader`: Lightning changes `DataLoader` while it calls that, also if it fails.
             if len(self.train_dataloader()) == 0:
                 raise ValueError(
@@ -135,7 +155,8 @@ class TargetDataModule(LightningDataModule):
     def train_dataloader(self) -> LazyDataLoader:
         dataset, trainer = self.train_dataset, self.trainer
         rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-        sampler = EpochSampler(dataset, world_size, rank, dataset.seed, self._samples_done)
+        samples = None if self.steps_per_epoch is None else self.steps_per_epoch * self._joint_batch_size()
+        sampler = EpochSampler(dataset, world_size, rank, dataset.seed, self._samples_done, samples)
         return LazyDataLoader(dataset, sampler=sampler, collate_fn=collate, **self._options("train", self.batch_size))
 
     def state_dict(self) -> dict[str, Any]:

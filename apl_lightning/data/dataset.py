@@ -11,6 +11,7 @@ from apl_lightning._support.seeding import derived_seed, seeded
 from apl_lightning.data.alignment import check_alignment
 from apl_lightning.data.fingerprints import check_fingerprint, fingerprint
 from apl_lightning.data.joint_transforms import Transform, transform_jointly
+from apl_lightning.data.random_patches import RandomPatches
 from apl_lightning.data.sample_format import Keys, read_sample, warn_of_unread_label
 from apl_lightning.data.sampler import DrawnSample
 from apl_lightning.store import PseudoLabelStore
@@ -35,7 +36,8 @@ class TargetDataset(Dataset[Any]):
         transform: Takes and returns a dictionary with `image` (C, *S), `pseudo_label` (1, *S) and `weight`
             (1, *S): a MONAI dictionary transform with these keys, or any callable.
         keys: The keys of samples that are dictionaries.
-        seed: The transform draws from (seed, epoch, index).
+        seed: Patches and the transform draw from (seed, pass over the data set, index).
+        patches: Draws patches of each image, which `transform` then moves one by one; a sample is a list of them.
 
     Raises:
         TypeError: If `dataset` is not a map-style data set, or its samples have another form.
@@ -50,10 +52,12 @@ class TargetDataset(Dataset[Any]):
         transform: Transform | None = None,
         keys: Keys = Keys(),  # noqa: B008 - it is immutable
         seed: int = 0,
+        patches: RandomPatches | None = None,
     ) -> None:
         self.dataset = dataset
         self.seed = seed
         self.transform = transform
+        self.patches = patches
         self.keys = keys
         length = _length(dataset)
         sample = dataset[0]
@@ -62,24 +66,25 @@ class TargetDataset(Dataset[Any]):
         self.size = image.shape[1:]
         self._check_deterministic(length)
         if transform is not None:
-            check_alignment(transform, image)
+            check_alignment(transform, image if patches is None else patches.patches_of(image[None])[0])
         self.store = PseudoLabelStore(directory, length)
 
     def __len__(self) -> int:
         return self.store.length
 
     def __getitem__(self, drawn: int | DrawnSample) -> Any:
-        drawn = drawn if isinstance(drawn, DrawnSample) else DrawnSample(drawn, epoch=0, repeated=False)
+        drawn = drawn if isinstance(drawn, DrawnSample) else DrawnSample(drawn, turn=0, repeated=False)
         index = drawn.index
         labels, weights, round = self.store.read(index)
         weights = torch.zeros_like(weights) if drawn.repeated else weights
         image = self.read_named(index)["image"]
         check_fingerprint(fingerprint(image), self.store.fingerprint(index), index)
         sample = {"image": image, "pseudo_label": labels, "weight": weights}
-        moved = [sample]
-        if self.transform is not None:
-            with seeded(derived_seed(self.seed, drawn.epoch, index), self.transform):
-                moved = transform_jointly(self.transform, sample)
+        moved, seed = [sample], derived_seed(self.seed, drawn.turn, index)
+        for transform in (self.patches, self.transform):
+            if transform is not None:
+                with seeded(seed, transform):
+                    moved = [item for each in moved for item in transform_jointly(transform, each)]
         samples = [{**item, "index": index, "round": round, "repeated": drawn.repeated} for item in moved]
         return samples if len(samples) > 1 else samples[0]
 

@@ -13,7 +13,8 @@ from apl_lightning._support.distributed import all_or_none, once_per_node
 from apl_lightning._support.lightning import LightningModule, Trainer, autocast
 from apl_lightning._support.modes import evaluating
 from apl_lightning._support.progress import track
-from apl_lightning.data import TargetDataset
+from apl_lightning._support.seeding import seeded
+from apl_lightning.data import RandomPatches, TargetDataset
 from apl_lightning.denoisers import Denoiser, Predictor
 from apl_lightning.guard import Classes, PixelSample, agreement, joined
 from apl_lightning.heads import Inferer
@@ -51,21 +52,21 @@ class Labelling:
         self._prepared_at_once = batch_size or _largest_batch(self.dataset.size)
 
     def prepare(self) -> None:
-        """Let the module prepare itself on all images: BatchNorm statistics, a new second head."""
-        self._over_images(getattr(self._module, "prepare_refinement", None))
+        """Let the module prepare itself on all images, as by BatchNorm statistics."""
+        self._over_images(getattr(self._module, "prepare_refinement", None), patches=None)
 
     def warm_up(self) -> None:
-        """Let the module fit a new second head on all images, after its BatchNorm statistics were chosen."""
-        self._over_images(getattr(self._module, "warm_up", None))
+        """Let the module fit a new second head on all images or their patches, with the chosen BatchNorm statistics."""
+        self._over_images(getattr(self._module, "warm_up", None), self.dataset.patches)
 
-    def _over_images(self, prepare: Callable[[Any], object] | None) -> None:
+    def _over_images(self, prepare: Callable[[Any], object] | None, patches: RandomPatches | None) -> None:
         if prepare is None:
             return
         # Each rank reads all images in the same shuffled order, so the result does not depend on the number of ranks.
         order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(0)).tolist()
         images = TargetImages(self._trainer, self.dataset, self._prepared_at_once, order)
         with all_or_none("Preparing the network on the target images"), autocast(self._trainer):
-            prepare(_Images(images, self._trainer))
+            prepare(_Images(images, self._trainer, patches))
 
     def label(self, denoiser: Denoiser, round: int, seed: int) -> tuple[dict[str, float], Classes]:
         """Label this rank's share; returns the statistics for the log over all ranks, and what the network predicts."""
@@ -139,15 +140,20 @@ class Labelling:
 
 
 class _Images:
-    """Only the images of `TargetImages`, under a progress bar."""
+    """Only the images of `TargetImages`, or patches of them, under a progress bar."""
 
-    def __init__(self, source: TargetImages, trainer: Trainer) -> None:
+    def __init__(self, source: TargetImages, trainer: Trainer, patches: RandomPatches | None) -> None:
         self._source = source
         self._trainer = trainer
+        self._patches = patches
 
     def __iter__(self) -> Iterator[Tensor]:
         for batch in track(self._trainer, self._source, "Preparing", len(self._source)):
-            yield batch.images
+            images = batch.images
+            if self._patches is not None:
+                with seeded(batch.indices[0], self._patches):  # the same patches on every rank
+                    images = self._patches.patches_of(images)
+            yield images
 
 
 def predicted_at_once(size: Sequence[int], device: torch.device) -> int:

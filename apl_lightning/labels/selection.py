@@ -57,12 +57,14 @@ class Selection:
         if self.guard.mode == "restore":
             self._keep(-1, module, labelling.dataset.store.directory, local_rank)
         labelling.prepare()
-        if not getattr(module, "awaits_batch_norm", False):
-            return {}
+        chosen = self._choose_batch_norm(labelling, module, seed) if getattr(module, "awaits_batch_norm", False) else {}
+        labelling.warm_up()
+        return chosen
+
+    def _choose_batch_norm(self, labelling: Labelling, module: LightningModule, seed: int) -> dict[str, float]:
         classes = labelling.look(seed)
         gain, self.agreement = labelling.gains(self.first, classes)[GAIN], labelling.agreement(self.first, classes)
         chosen = module.choose_batch_norm(gain)  # type: ignore[operator]
-        labelling.warm_up()
         rank_zero_info(
             f"batch_norm='auto': the statistics are {chosen}. By estimate, re-estimation changes the Dice by "
             f"{100 * gain:+.1f} points."

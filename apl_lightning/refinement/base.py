@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from apl_lightning._support.lightning import attached_callbacks, class_only, refuse_half_weights
 from apl_lightning._support.modes import not_finite
 from apl_lightning._support.resizing import resize_to
-from apl_lightning.data import Keys, describe
+from apl_lightning.data import Keys, RandomPatches, describe, sliding_window
 from apl_lightning.denoisers import APL, Denoiser
 from apl_lightning.heads import DualHeadModel, Inferer, Logits, add_dual_heads, warm_up_second_head
 from apl_lightning.metrics import CaseDice
@@ -60,7 +60,7 @@ class RefinementModule(EvaluationSteps, ABC):
             with this decay (see [`Teacher`][apl_lightning.refinement.Teacher]); `None` uses the network itself.
         lr_scheduler: Called with the optimiser; steps once an epoch.
         inferer: Runs the module on images for labels, validation, test and prediction, as MONAI's
-            `SlidingWindowInferer`; for networks that take patches.
+            `SlidingWindowInferer`; by default made from the `patch_size` of the data module, if that has one.
         image_key: The key of the image in batches that are dictionaries.
         label_key: The key of the label.
         case_key: The key of the case.
@@ -127,9 +127,12 @@ class RefinementModule(EvaluationSteps, ABC):
         self.train()
 
     def setup(self, stage: str) -> None:
-        """Refuse to train weights in half precision."""
+        """Refuse to train weights in half precision; without an `inferer`, take one for the data module's patches."""
         if stage == "fit":
             refuse_half_weights(self.trainer)
+        patches = getattr(self.trainer.datamodule, "patches", None)  # type: ignore[attr-defined]
+        if self.inferer is None and isinstance(patches, RandomPatches):
+            self.inferer = sliding_window(patches.size)
 
     @class_only
     def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **options: Any) -> Any:
@@ -169,16 +172,14 @@ class RefinementModule(EvaluationSteps, ABC):
         return self
 
     def prepare_refinement(self, images: Iterable[Tensor]) -> None:
-        """Before the first round: take over an earlier fit's teacher, adapt BatchNorm, warm up a new second head."""
+        """Before the first round: take over an earlier fit's teacher, and adapt BatchNorm."""
         if self.teacher is not None and self.teacher.n_averaged > 1:
             self.model.load_state_dict(self.teacher.module.state_dict())
         if self.batch_norm == "auto":
             self._source_statistics = batch_norm_statistics(self.model)
         if self.batch_norm in ("auto", "adapt"):
             adapt_batch_norm(self.model, images, self.inferer)
-        if not self.awaits_batch_norm:
-            self.warm_up(images)
-        elif self.teacher is not None:
+        if self.teacher is not None:
             self.teacher.copy(self.model)
 
     def warm_up(self, images: Iterable[Tensor]) -> None:
