@@ -41,6 +41,7 @@ class TargetImages:
             _Untransformed(dataset),
             batch_sampler=self.batches,
             num_workers=training.num_workers,
+            persistent_workers=order is not None and training.num_workers > 0,  # preparation reads many times
             pin_memory=training.pin_memory,
             collate_fn=list,
             worker_init_fn=training.worker_init_fn,

@@ -101,8 +101,8 @@ def test_a_resumed_epoch_continues_where_it_stopped() -> None:
     assert list(whole)[7:] == list(rest)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_volumes_are_refined_on_patches(tmp_path: Path, trainer: Make, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "aux"), [(0, "fresh"), (1, "auto")])
+def test_volumes_are_refined_on_patches(tmp_path: Path, trainer: Make, workers: int, aux: str) -> None:
     """Volumes of different sizes in a cache data set; labels and Dice of whole volumes by one sliding window."""
     torch.manual_seed(0)
     volumes = [{"image": torch.rand(1, *size), "label": torch.randint(0, 3, size)} for size in SIZES]
@@ -116,7 +116,7 @@ def test_volumes_are_refined_on_patches(tmp_path: Path, trainer: Make, workers: 
         steps_per_epoch=4,
         store_dir=tmp_path,
     )
-    module = APLModule(network(), 3, aux="fresh")
+    module = APLModule(network(), 3, aux=aux)
     seen: Counter[tuple[int, ...]] = Counter()
 
     class Count(pl.Callback):
