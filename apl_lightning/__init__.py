@@ -1,14 +1,25 @@
 """Adaptive Pseudo Labeling for PyTorch Lightning: refine a pretrained segmentation network on unlabelled images."""
 
-from apl_lightning.callback import PseudoLabelCallback
-from apl_lightning.data import EpochSampler, LazyDataLoader, RandomAffine, TargetDataModule, TargetDataset
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from apl_lightning.data import EpochSampler, LazyDataLoader, RandomAffine, TargetDataset
 from apl_lightning.denoisers import APL
 from apl_lightning.heads import DualHeadModel, HeadNotFoundError, Logits, add_dual_heads
 from apl_lightning.metrics import CaseDice
 from apl_lightning.presets import PAPER
-from apl_lightning.refinement import APLModule, RefinementModule, SelfTrainingModule, TentModule
 from apl_lightning.store import PseudoLabelStore
-from apl_lightning.visualize import PseudoLabelOverlay
+
+if TYPE_CHECKING:
+    from apl_lightning.pytorch_lightning import (
+        APLModule,
+        PseudoLabelCallback,
+        PseudoLabelOverlay,
+        RefinementModule,
+        SelfTrainingModule,
+        TargetDataModule,
+        TentModule,
+    )
 
 __all__ = [
     "APL",
@@ -32,3 +43,10 @@ __all__ = [
     "add_dual_heads",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The classes for `pytorch_lightning`, which is imported with the first of them."""
+    if name in __all__:
+        return getattr(import_module("apl_lightning.pytorch_lightning"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

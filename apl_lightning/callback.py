@@ -83,6 +83,7 @@ class PseudoLabelCallback(Callback):
         ignore_small_components: bool | None = None,
         largest_component_share: float = LARGEST_COMPONENT_SHARE,
     ) -> None:
+        door.require_lightning(self)
         for name, value in (("every_n_epochs", every_n_epochs), ("patience", patience), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"Expected `{name}` to be at least 1, but got {value}.")
@@ -107,7 +108,7 @@ class PseudoLabelCallback(Callback):
     @property
     def state_key(self) -> str:
         """The name of this callback's state in checkpoints; read by a trainer when it is made."""
-        door.refuse_other_package()
+        door.refuse_other_package(self)
         return super().state_key
 
     def should_update(self, epoch: int) -> bool:
@@ -160,6 +161,7 @@ class PseudoLabelCallback(Callback):
         """Start with round 0, unless a checkpoint is loaded later; refuse what cannot work with rounds."""
         if stage != "fit":
             return
+        door.refuse_other_data(trainer)
         door.refuse_sharded(trainer)
         door.refuse_weight_averaging(trainer)
         door.refuse_tuner(trainer)
@@ -241,7 +243,7 @@ class PseudoLabelCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """After SIGTERM, say how to resume, and exit with 143."""
-        if isinstance(exception, door.SIGTERMException):
+        if door.ends_after_sigterm(exception):
             end_as_terminated(trainer, exception)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

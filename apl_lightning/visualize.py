@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from apl_lightning._support.lightning import Callback, LightningModule, TensorBoardLogger, Trainer, WandbLogger
+from apl_lightning._support.lightning import Callback, LightningModule, Trainer, is_a, require_lightning
 from apl_lightning.data import TargetDataset
 
 # The ten colours of Tableau; background stays transparent.
@@ -52,6 +52,7 @@ class PseudoLabelOverlay(Callback):
     """
 
     def __init__(self, samples: int | Sequence[int] = 4, every_n_epochs: int = 1) -> None:
+        require_lightning(self)
         self.samples = samples
         self.every_n_epochs = every_n_epochs
 
@@ -63,12 +64,12 @@ class PseudoLabelOverlay(Callback):
         dataset: TargetDataset = loader.dataset
         class_names: Any = pl_module.class_names
         names = dict(enumerate(class_names))
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
+        loggers: list[Any] = [logger for logger in trainer.loggers if is_a(logger, "WandbLogger", "TensorBoardLogger")]
         for index in self._indices(len(dataset)):
             label = dataset.store.read(index)
             sample = {**dataset.read(index), "labels": label.classes, "weights": label.weights}
             for logger in loggers:
-                if isinstance(logger, WandbLogger):
+                if is_a(logger, "WandbLogger"):
                     _to_wandb(logger, index, sample, names, trainer.global_step)
                 else:
                     row = _row(sample)
@@ -85,7 +86,7 @@ class PseudoLabelOverlay(Callback):
         return list(self.samples)
 
 
-def _to_wandb(logger: WandbLogger, index: int, sample: dict[str, Any], names: dict[int, str], step: int) -> None:
+def _to_wandb(logger: Any, index: int, sample: dict[str, Any], names: dict[int, str], step: int) -> None:
     references = {"reference": sample["label"]} if "label" in sample else {}
     masks = {
         kind: {"mask_data": _slice(labels).cpu().numpy(), "class_labels": names}

@@ -25,6 +25,8 @@ LAYERS = [
     "visualize",
     "presets",
     "checkpoints",
+    "pytorch_lightning",
+    "lightning_pytorch",
 ]
 
 
@@ -82,13 +84,27 @@ def test_no_cycle_in_a_folder(layer: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "door"), [("pytorch_lightning", "_support.lightning"), ("wandb", "visualize"), ("PIL", "visualize")]
+    ("package", "doors"),
+    [
+        ("pytorch_lightning", {"_support.lightning", "pytorch_lightning"}),
+        ("lightning", {"lightning_pytorch"}),
+        ("wandb", {"visualize"}),
+        ("PIL", {"visualize"}),
+    ],
 )
-def test_one_door(package: str, door: str) -> None:
+def test_doors(package: str, doors: set[str]) -> None:
     users = {
         ".".join(parts_of(path)) for path in FILES if any(n.split(".")[0] == package for n in imported_names(path))
     }
-    assert users <= {door}
+    assert users <= doors
+
+
+def test_both_doors_have_the_same_classes() -> None:
+    """They differ in nothing but the package."""
+    doors = [ast.parse((PACKAGE / f"{name}.py").read_text()) for name in ("pytorch_lightning", "lightning_pytorch")]
+    first, second = ([ast.dump(node) for node in door.body if isinstance(node, ast.ClassDef)] for door in doors)
+    assert first == second
+    assert len(first) == 8
 
 
 def test_other_parts_of_lightning_are_used_through_the_door() -> None:

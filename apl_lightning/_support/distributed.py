@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from apl_lightning._support.lightning import SIGTERM_EXIT_CODE, SIGTERMException
+from apl_lightning._support.lightning import SIGTERM_EXIT_CODE, SIGTERMException, ends_after_sigterm
 
 
 def world_size() -> int:
@@ -94,9 +94,11 @@ def all_or_none(task: str) -> Iterator[None]:
     error: BaseException | None = None
     try:
         yield
-    except (Exception, SIGTERMException) as caught:
+    except BaseException as caught:
+        if not isinstance(caught, Exception) and not ends_after_sigterm(caught):
+            raise
         error = caught
-    outcomes = gather((isinstance(error, SIGTERMException), error and f"{type(error).__name__}: {error}"))
+    outcomes = gather((ends_after_sigterm(error), error and f"{type(error).__name__}: {error}"))
     if any(stopped for stopped, _ in outcomes):
         raise SIGTERMException(SIGTERM_EXIT_CODE) from error
     errors = {rank: text for rank, (_, text) in enumerate(outcomes) if text}

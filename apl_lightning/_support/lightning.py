@@ -1,32 +1,34 @@
-"""The one door to Lightning: its classes, and a named function for everything of it that is not public API."""
+"""The one door to Lightning: its classes, and a named function for everything of it that is not public API.
+
+Lightning is two packages with the same classes, `pytorch_lightning` and `lightning.pytorch`. Nothing here imports one:
+what a function needs, it takes from the package of its trainer. The classes of this package get their Lightning base
+class in `apl_lightning/pytorch_lightning.py` and `apl_lightning/lightning_pytorch.py`.
+"""
 
 import copy
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import (
-    BatchSizeFinder,
-    Checkpoint,
-    EarlyStopping,
-    LearningRateFinder,
-    ProgressBar,
-    RichProgressBar,
-    StochasticWeightAveraging,
-)
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
-from pytorch_lightning.loops.utilities import _reset_progress
-from pytorch_lightning.trainer.states import RunningStage
-from pytorch_lightning.utilities import rank_zero_info
-from pytorch_lightning.utilities.exceptions import SIGTERMException
-from pytorch_lightning.utilities.model_helpers import _restricted_classmethod as class_only
-from pytorch_lightning.utilities.seed import isolate_rng
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from apl_lightning._support.random_state import isolated_random_state
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+    from pytorch_lightning.callbacks import ProgressBar
+else:
+    Callback = LightningDataModule = LightningModule = object
+    Trainer = ProgressBar = Any
+
 T = TypeVar("T")
+
+# Where the classes of this package for each package of Lightning are.
+DOORS = {"pytorch_lightning": "apl_lightning", "lightning.pytorch": "apl_lightning.lightning_pytorch"}
 
 SIGTERM_EXIT_CODE = 128 + signal.SIGTERM  # what a shell reports of a process that dies of SIGTERM
 
@@ -34,12 +36,16 @@ SIGTERM_EXIT_CODE = 128 + signal.SIGTERM  # what a shell reports of a process th
 _SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
 
 
+class SIGTERMException(SystemExit):
+    """What ends a run after SIGTERM, as Lightning's loops do with a class of this name in each package."""
+
+
 @contextmanager
 def as_validation(trainer: Trainer) -> Iterator[None]:
     """During a fit, the state of the trainer in validation."""
     stage = trainer.state.stage
-    if trainer.training:
-        trainer.state.stage = RunningStage.VALIDATING
+    if trainer.training and stage is not None:
+        trainer.state.stage = type(stage).VALIDATING
     try:
         yield
     finally:
@@ -82,6 +88,16 @@ def copy_without_trainer(model: nn.Module, memo: dict[int, Any] | None = None) -
     return copy.deepcopy(model, {**(memo or {}), id(getattr(model, "_trainer", None)): None})
 
 
+def ends_after_sigterm(error: BaseException | None) -> bool:
+    """Whether an exception is what ends a run after SIGTERM, Lightning's or ours."""
+    return is_a(error, "SIGTERMException")
+
+
+def is_a(thing: object, *names: str) -> bool:
+    """Whether the class of an object, or one that it inherits from, has one of these names, in either package."""
+    return any(base.__name__ in names for base in type(thing).__mro__)
+
+
 def has_finished(trainer: Trainer) -> bool:
     """Whether no training step is left."""
     return trainer.fit_loop.done
@@ -116,7 +132,14 @@ def loader_in_use(trainer: Trainer) -> str:
 
 def overrides(module: LightningDataModule, method: str) -> bool:
     """Whether a data module has its own version of a method."""
-    return getattr(type(module), method) is not getattr(LightningDataModule, method)
+    owner = next(base for base in type(module).__mro__ if method in vars(base))
+    return not owner.__module__.startswith(tuple(f"{package}." for package in DOORS))
+
+
+def package_of(thing: object) -> str | None:
+    """The package of Lightning that an object's class inherits from."""
+    modules = [f"{base.__module__}." for base in type(thing).__mro__]
+    return next((package for module in modules for package in DOORS if module.startswith(f"{package}.")), None)
 
 
 def progress_bar(trainer: Trainer) -> ProgressBar | None:
@@ -142,17 +165,40 @@ def refuse_half_weights(trainer: Trainer) -> None:
         )
 
 
-def refuse_other_package() -> None:
-    """Raise a `TypeError` if the caller was called by `lightning.pytorch`, which has the same classes once more.
+def refuse_other_package(callback: Callback) -> None:
+    """Raise a `TypeError` if the caller was called by the other package than that of `callback`.
 
     Its trainer would later refuse the module as no `LightningModule`. When it is made, it reads the `state_key` of each
     callback, and nothing else of this package before that error.
     """
-    if str(sys._getframe(2).f_globals.get("__name__")).startswith("lightning.pytorch."):
+    caller = f"{sys._getframe(2).f_globals.get('__name__')}."
+    for package in DOORS:
+        if caller.startswith(f"{package}."):
+            refuse_pairing(callback, package)
+
+
+def refuse_other_data(trainer: Trainer) -> None:
+    """Raise a `TypeError` for a data module of the other package, which the trainer takes for a loader."""
+    refuse_pairing(trainer.fit_loop._data_source.instance, package_of(trainer))
+
+
+def refuse_pairing(thing: object, package: str | None) -> None:
+    """Raise a `TypeError` if `thing` belongs to another package of Lightning than `package`, that of the trainer."""
+    own, name = package_of(thing), type(thing).__name__
+    if own != package and None not in (own, package):
+        assert package is not None
         raise TypeError(
-            "Expected a trainer of `pytorch_lightning`, but got one of `lightning.pytorch`, which takes no modules of "
-            "the other package: `import pytorch_lightning as pl` in place of `lightning.pytorch`."
+            f"Expected {name} to meet a trainer of `{own}`, but got one of `{package}`, which has its own classes: "
+            f"`from {DOORS[package]} import {name}`, and so for the module and its data."
         )
+
+
+def require_lightning(thing: object) -> None:
+    """Raise a `TypeError` for a class without a Lightning base class, which is only the source of the two that have."""
+    if package_of(thing) is None:
+        name = type(thing).__name__
+        doors = " or ".join(f"`from {door} import {name}` for `{package}`" for package, door in DOORS.items())
+        raise TypeError(f"Expected a class of Lightning, but got {type(thing).__module__}.{name}: {doors}.")
 
 
 def refuse_sharded(trainer: Trainer) -> None:
@@ -167,7 +213,7 @@ def refuse_sharded(trainer: Trainer) -> None:
 
 def refuse_tuner(trainer: Trainer) -> None:
     """Raise a `ValueError` with the callbacks of Lightning's `Tuner`: their trial steps run without other callbacks."""
-    if found := _names_of(trainer, BatchSizeFinder, LearningRateFinder):
+    if found := _names_of(trainer, "BatchSizeFinder", "LearningRateFinder"):
         raise ValueError(
             f"Expected no `{found[0]}`, which `Tuner` adds too: it tries steps without other callbacks, so without "
             "pseudo labels. Make a new trainer, and pass `learning_rate` to the module and `batch_size` to "
@@ -177,7 +223,7 @@ def refuse_tuner(trainer: Trainer) -> None:
 
 def refuse_weight_averaging(trainer: Trainer) -> None:
     """Raise a `ValueError` with `StochasticWeightAveraging`: it resets BatchNorm statistics that refinement fixes."""
-    if _names_of(trainer, StochasticWeightAveraging):
+    if _names_of(trainer, "StochasticWeightAveraging"):
         raise ValueError(
             "Expected no `StochasticWeightAveraging`, which resets the statistics of BatchNorm: use `ema_decay`, which "
             "averages the weights already."
@@ -201,17 +247,22 @@ def validate(trainer: Trainer) -> None:
         return
     connected: Any = trainer
     loop, callbacks = trainer.fit_loop.epoch_loop.val_loop, connected.callbacks
-    connected.callbacks = [each for each in callbacks if not isinstance(each, (Checkpoint, EarlyStopping))]
+    connected.callbacks = [each for each in callbacks if not is_a(each, "Checkpoint", "EarlyStopping")]
     loop.restarting = False
     try:
-        with as_validation(trainer), isolate_rng():
+        with as_validation(trainer), isolated_random_state(cuda=True):
             loop.run()
     finally:
         connected.callbacks = callbacks
-    _reset_progress(loop)
+    _part(trainer, "loops.utilities")._reset_progress(loop)
 
 
-def _names_of(trainer: Trainer, *kinds: type[Callback]) -> list[str]:
+def _names_of(trainer: Trainer, *kinds: str) -> list[str]:
     """The class names of the trainer's callbacks of these kinds."""
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
-    return [type(each).__name__ for each in callbacks if isinstance(each, kinds)]
+    return [type(each).__name__ for each in callbacks if is_a(each, *kinds)]
+
+
+def _part(trainer: Trainer, module: str) -> Any:
+    """A module of the package of the trainer."""
+    return import_module(f"{package_of(trainer)}.{module}")

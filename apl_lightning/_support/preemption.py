@@ -29,7 +29,7 @@ def raise_if_stopped(trainer: Trainer) -> None:
         raise SIGTERMException(SIGTERM_EXIT_CODE)
 
 
-def end_as_terminated(trainer: Trainer, stop: SIGTERMException) -> None:
+def end_as_terminated(trainer: Trainer, stop: Any) -> None:
     """Say that SIGTERM ended the run, and let the process exit with 143, as one that dies of SIGTERM."""
     # One process per node: Lightning's launcher kills all others as soon as one that it has launched fails.
     stop.code = SIGTERM_EXIT_CODE if trainer.local_rank == 0 else 0

@@ -1,11 +1,11 @@
 """The progress bar of a pass over the target images."""
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
-from apl_lightning._support.lightning import RichProgressBar, Trainer, progress_bar
+from apl_lightning._support.lightning import ProgressBar, Trainer, is_a, progress_bar
 
 T = TypeVar("T")
 
@@ -15,14 +15,14 @@ def track(trainer: Trainer, items: Iterable[T], description: str, total: int) ->
     bar = progress_bar(trainer)
     if bar is None:
         yield from items
-    elif isinstance(bar, RichProgressBar):
+    elif is_a(bar, "RichProgressBar"):
         yield from _track_rich(bar, items, description, total)
     else:
         yield from tqdm(items, desc=description, total=total, leave=False, dynamic_ncols=True)
 
 
-def _track_rich(bar: RichProgressBar, items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    progress = bar.progress  # `None` before it starts
+def _track_rich(bar: ProgressBar, items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    progress: Any = bar.progress  # type: ignore[attr-defined]  # `None` before it starts
     if progress is None:
         yield from items
         return

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from apl_lightning._support.lightning import Trainer, broadcast, isolate_rng
+from apl_lightning._support.lightning import Trainer, broadcast
+from apl_lightning._support.random_state import isolated_random_state
 
 
 def derived_seed(*numbers: int) -> int:
@@ -29,7 +30,7 @@ def run_seed(trainer: Trainer | None) -> int:
 @contextmanager
 def seeded(seed: int, transform: Any = None) -> Iterator[None]:
     """Seed Python, NumPy, torch and a MONAI transform inside the block; restore the global states afterwards."""
-    with isolate_rng(include_cuda=False):
+    with isolated_random_state(cuda=False):
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - used by transforms without a generator of their own
         torch.manual_seed(seed)

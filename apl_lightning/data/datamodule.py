@@ -5,30 +5,28 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch.utils.data import DataLoader, Subset
 
 from apl_lightning._support.lightning import (
     LightningDataModule,
-    as_validation,
+    Trainer,
     batches_started,
     broadcast,
-    loader_in_use,
-    overrides,
+    package_of,
+    refuse_pairing,
+    require_lightning,
 )
 from apl_lightning._support.seeding import run_seed
 from apl_lightning.data.dataset import EvaluationDataset, TargetDataset
 from apl_lightning.data.joint_transforms import Transform
 from apl_lightning.data.loader import LazyDataLoader, collate
-from apl_lightning.data.project import TransferHooks, read_loader
 from apl_lightning.data.random_affine import RandomAffine
 from apl_lightning.data.random_patches import RandomPatches
 from apl_lightning.data.sample_format import Keys
 from apl_lightning.data.sampler import EpochSampler
 from apl_lightning.store import PseudoLabelStore
-
-_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer")
 
 
 class TargetDataModule(LightningDataModule):
@@ -67,6 +65,8 @@ class TargetDataModule(LightningDataModule):
         >>> data = TargetDataModule(train=images, batch_size=2)
     """
 
+    wrapper: ClassVar[Any]  # the `WrappedDataModule` of the same package of Lightning
+
     def __init__(
         self,
         train: Any = None,
@@ -87,6 +87,7 @@ class TargetDataModule(LightningDataModule):
         patches_per_volume: int = 1,
         steps_per_epoch: int | None = None,
     ) -> None:
+        require_lightning(self)
         super().__init__()
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise ValueError(f"Expected `steps_per_epoch` to be at least 1, but got {steps_per_epoch}.")
@@ -109,8 +110,8 @@ class TargetDataModule(LightningDataModule):
         self._loader_options: dict[str, dict[str, Any]] = {}  # of each loader: further arguments
         self._target: TargetDataset | None = None
 
-    @staticmethod
-    def from_datamodule(existing: LightningDataModule, **options: Any) -> "TargetDataModule":
+    @classmethod
+    def from_datamodule(cls, existing: LightningDataModule, **options: Any) -> "TargetDataModule":
         """Wrap the data module of an existing project; `options` of `TargetDataModule` take precedence.
 
         Its training data set gives the target images, its other data sets validation, test and prediction, cut to the
@@ -124,7 +125,18 @@ class TargetDataModule(LightningDataModule):
             TypeError: If a method of it returns anything but one `DataLoader`.
             ValueError: If a loader has a sampler or batch sampler of its own, or a hook cannot be kept.
         """
-        return _WrappedDataModule(existing, options)
+        wrapped: TargetDataModule = cls.wrapper(existing, options)
+        return wrapped
+
+    @property
+    def trainer(self) -> Trainer | None:
+        """The trainer, which sets itself before it asks for anything else."""
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        refuse_pairing(self, package_of(trainer))
+        self._trainer = trainer
 
     @property
     def train_dataset(self) -> TargetDataset:
@@ -217,67 +229,3 @@ class TargetDataModule(LightningDataModule):
             name = broadcast(self.trainer, name)
             root = root or Path(self.trainer.default_root_dir) / "pseudo_labels"
         return Path(root or "pseudo_labels").absolute() / name
-
-
-class _WrappedDataModule(TargetDataModule):
-    """The data sets of another data module, which exist only after its own setup."""
-
-    def __init__(self, existing: LightningDataModule, options: dict[str, Any]) -> None:
-        super().__init__(**options)
-        self._existing = existing
-        self._fixed = set(options)
-        self._hooks: dict[str, TransferHooks] = {}  # of each loader
-
-    def prepare_data(self) -> None:
-        self._existing.prepare_data()
-
-    def setup(self, stage: str) -> None:
-        if overrides(self._existing, "transfer_batch_to_device"):
-            raise ValueError(
-                f"Expected {type(self._existing).__name__} to leave `transfer_batch_to_device` to Lightning, but got "
-                "its own: change images in `on_after_batch_transfer`."
-            )
-        self._existing.trainer = self.trainer
-        self._existing.setup(stage)
-        for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]:
-            if name not in self._fixed and overrides(self._existing, f"{name}_dataloader"):
-                self._take(name)
-        super().setup(stage)
-
-    def teardown(self, stage: str) -> None:
-        self._existing.teardown(stage)
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return self._through_hook("on_before_batch_transfer", batch, dataloader_idx)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return self._through_hook("on_after_batch_transfer", batch, dataloader_idx)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "existing": self._existing.state_dict()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._existing.load_state_dict(state_dict.get("existing", {}))
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "existing"})
-
-    def _through_hook(self, name: str, batch: Any, dataloader_idx: int) -> Any:
-        if self.trainer is None or (hooks := self._hooks.get(loader_in_use(self.trainer))) is None:
-            return batch
-        with as_validation(self.trainer):
-            return hooks(name, batch, dataloader_idx)
-
-    def _take(self, name: str) -> None:
-        method = f"{name}_dataloader"
-        loader = getattr(self._existing, method)()
-        owner = f"`{method}` of {type(self._existing).__name__}"
-        dataset, options = read_loader(loader, owner, self.keys, trains=name == "train")
-        for option in ("batch_size", "num_workers", "pin_memory"):
-            attribute = "val_batch_size" if option == "batch_size" and name != "train" else option
-            value = options.pop(option)
-            if attribute not in self._fixed:
-                setattr(self, attribute, value)
-        setattr(self, name, dataset)
-        self._loader_options[name] = options
-        hooks = {hook: getattr(self._existing, hook) for hook in _HOOKS if overrides(self._existing, hook)}
-        if hooks:
-            self._hooks[name] = TransferHooks(hooks, loader.collate_fn([loader.dataset[0]]), self.keys)

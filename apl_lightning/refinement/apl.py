@@ -21,8 +21,8 @@ class APLModule(RefinementModule):
     [`weighted_cross_entropy`][apl_lightning.losses.weighted_cross_entropy] over both heads) trains only the encoder.
     One forward and one backward pass serve both, so automatic optimisation, mixed precision, accumulation, clipping
     and DDP work as in any LightningModule. The pseudo labels come with the batch: train on a
-    [`TargetDataModule`][apl_lightning.TargetDataModule] with
-    [`PseudoLabelCallback`][apl_lightning.PseudoLabelCallback]. All arguments that are not listed here are those of
+    [`TargetDataModule`][apl_lightning.data.TargetDataModule] with
+    [`PseudoLabelCallback`][apl_lightning.callback.PseudoLabelCallback]. All arguments that are not listed here are those of
     [`RefinementModule`][apl_lightning.refinement.RefinementModule].
 
     Args:

@@ -8,7 +8,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from apl_lightning._support.lightning import attached_callbacks, class_only, refuse_half_weights
+from apl_lightning._support.class_only import class_only
+from apl_lightning._support.lightning import attached_callbacks, refuse_half_weights, require_lightning
 from apl_lightning._support.modes import not_finite
 from apl_lightning._support.resizing import resize_to
 from apl_lightning.data import Keys, RandomPatches, describe, sliding_window
@@ -97,6 +98,7 @@ class RefinementModule(EvaluationSteps, ABC):
         return_probabilities: bool = False,
         ignore_index: int | None = None,
     ) -> None:
+        require_lightning(self)
         super().__init__()
         self.save_hyperparameters(ignore=["model", "example", "optimizer", "lr_scheduler", "inferer"])
         self.model = (
@@ -135,7 +137,9 @@ class RefinementModule(EvaluationSteps, ABC):
             self.inferer = sliding_window(patches.size)
 
     @class_only
-    def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **options: Any) -> Any:
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: Any, *arguments: Any, **options: Any
+    ) -> Any:
         """Load a checkpoint of the trainer; `model=` takes a network of the class that was refined.
 
         The weights come from the checkpoint, and so do all arguments but `model`, `example`, `optimizer`,

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 import signal
-import sys
-import types
 from collections.abc import Callable
 from typing import Any
 
+import lightning.pytorch
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import Images
+from conftest import CLASSES, Images, TinyNet
 from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
-from pytorch_lightning.trainer.connectors.callback_connector import _CallbackConnector
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from apl_lightning import PseudoLabelCallback
+import apl_lightning
+import apl_lightning.lightning_pytorch
+from apl_lightning import APLModule, PseudoLabelCallback
 from apl_lightning._support import lightning as door
+from apl_lightning._support.class_only import class_only
 
 Make = Callable[..., pl.Trainer]
 
@@ -142,12 +142,12 @@ def test_overrides() -> None:
 
 def test_class_only() -> None:
     class Base:
-        @door.class_only
+        @class_only
         def name(cls) -> str:
             return cls.__name__
 
     class Other(Base):
-        @door.class_only
+        @class_only
         def name(cls) -> str:
             return f"{super().name()}!"
 
@@ -242,17 +242,36 @@ def test_record_sigterm_stops_the_loop_and_forwards_the_signal(trainer: Make) ->
     assert killed == [signal.SIGTERM], "the signal is forwarded once"
 
 
-def test_refuse_other_package(trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`lightning.pytorch` is `pytorch_lightning` under another name, and so are its parts that meet a callback."""
-    source = inspect.getsource(sys.modules[_CallbackConnector.__module__])
-    other = types.ModuleType(_CallbackConnector.__module__.replace("pytorch_lightning", "lightning.pytorch"))
-    exec(source, vars(other))
-    assert trainer(callbacks=[PseudoLabelCallback()]).callbacks[0].state_key == "PseudoLabelCallback"
-    monkeypatch.setattr("pytorch_lightning.trainer.trainer._CallbackConnector", other._CallbackConnector)
-    with pytest.raises(
-        TypeError, match="trainer of `pytorch_lightning`, but got one of `lightning.pytorch`.*`import py"
+@pytest.mark.parametrize(
+    ("Trainer", "ours", "cure"),
+    [
+        (pl.Trainer, apl_lightning.lightning_pytorch, "from apl_lightning import PseudoLabelCallback"),
+        (lightning.pytorch.Trainer, apl_lightning, "from apl_lightning.lightning_pytorch import PseudoLabelCallback"),
+    ],
+)
+def test_refuse_other_package(Trainer: Any, ours: Any, cure: str) -> None:  # noqa: N803
+    with pytest.raises(TypeError, match=f"to meet a trainer of.*but got one of.*`{cure}`"):
+        Trainer(callbacks=[ours.PseudoLabelCallback()], logger=False)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_refuse_other_data(trainer: Make, tmp_path: Any, named: bool) -> None:
+    data = apl_lightning.lightning_pytorch.TargetDataModule([torch.rand(1, 8, 8)], store_dir=tmp_path)
+    given = {"datamodule": data} if named else {"train_dataloaders": data}
+    with pytest.raises(TypeError, match="`from apl_lightning import TargetDataModule`"):
+        trainer(callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), **given)
+
+
+def test_require_lightning() -> None:
+    both = "`from apl_lightning import .* or `from apl_lightning.lightning_pytorch import"
+    for make in (
+        apl_lightning.callback.PseudoLabelCallback,
+        apl_lightning.visualize.PseudoLabelOverlay,
+        apl_lightning.data.TargetDataModule,
+        lambda: apl_lightning.refinement.APLModule(TinyNet(), CLASSES),
     ):
-        trainer(callbacks=[PseudoLabelCallback()])
+        with pytest.raises(TypeError, match=f"Expected a class of Lightning, but got apl_lightning.*{both}"):
+            make()
 
 
 def test_refuse_sharded(trainer: Make) -> None:

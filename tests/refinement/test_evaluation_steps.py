@@ -12,8 +12,8 @@ from conftest import CLASSES, Images, TinyNet
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
-from apl_lightning import APLModule, CaseDice, SelfTrainingModule, TargetDataModule, TentModule
-from apl_lightning.refinement import Prediction, RefinementModule
+from apl_lightning import APLModule, CaseDice, RefinementModule, SelfTrainingModule, TargetDataModule, TentModule
+from apl_lightning.refinement import Prediction
 
 Make = Callable[..., pl.Trainer]
 NAMES = ["background", "liver", "spleen"]
