@@ -17,6 +17,7 @@ LAYERS = [
     "heads",
     "denoisers",
     "store",
+    "nifti",
     "data",
     "guard",
     "labels",
@@ -27,6 +28,7 @@ LAYERS = [
     "checkpoints",
     "pytorch_lightning",
     "lightning_pytorch",
+    "folders",
 ]
 
 

@@ -9,3 +9,4 @@ from apl_lightning.data.random_patches import RandomPatches, sliding_window
 from apl_lightning.data.sample_format import Keys, describe, split_batch
 from apl_lightning.data.sampler import DrawnSample, EpochSampler
 from apl_lightning.data.wrapped import WrappedDataModule
+from apl_lightning.nifti import NiftiFolder
