@@ -46,7 +46,7 @@ def blobs(shape: tuple[int, ...], matrix: Array) -> Array:
     position = world(shape, matrix)
     centre, extent = position.mean(axis=(0, 1, 2)), np.ptp(position, axis=(0, 1, 2))
     labels = np.zeros(shape, dtype=np.uint8)
-    for value, shift, radius in ((1, (-0.15, 0.05, -0.08), (0.24, 0.3, 0.27)), (2, (0.25, -0.2, 0.2), (0.17,) * 3)):
+    for value, shift, radius in ((1, (-0.15, 0.05, -0.08), (0.26, 0.3, 0.3)), (2, (0.22, -0.2, 0.2), (0.22,) * 3)):
         scaled = (position - centre - np.array(shift) * extent) / (np.array(radius) * extent)
         labels[(scaled**2).sum(axis=-1) < 1] = value
     return labels

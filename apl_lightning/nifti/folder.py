@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -11,7 +12,8 @@ from torch.utils.data import Dataset
 from apl_lightning.nifti.cases import Case, find_cases
 from apl_lightning.nifti.grid import Array, Grid, read_grid
 from apl_lightning.nifti.preprocessing import Plane, Preprocessing
-from apl_lightning.nifti.writing import labels_on_grid, read_labels, save_labels
+from apl_lightning.nifti.reading import read_labels
+from apl_lightning.nifti.writing import labels_on_grid, save_labels
 
 
 class Volume(NamedTuple):
@@ -129,13 +131,16 @@ class NiftiFolder(Dataset[dict[str, Any]]):
             raise ValueError(f"Expected labels of shape {grid.shape} for case {case}, but got {tuple(volume.shape)}.")
         return labels_on_grid(volume.cpu().numpy(), grid, read_grid(self.cases[case].images[0]))
 
-    def save_labels(self, case: int, labels: Sequence[Tensor], path: str | Path) -> None:
-        """Write label maps (*S) of all samples of a case as one NIfTI file, with grid and header of its image.
+    def save_labels(self, case: int, labels: Array | Sequence[Tensor], path: str | Path) -> None:
+        """Write label maps (*S) of all samples of a case, or the result of `labels_in_file`, as one NIfTI file.
+
+        The file has the affine and the header of the image, and uint8 or int16 values.
 
         Raises:
             FileExistsError: If `path` exists.
         """
-        save_labels(self.labels_in_file(case, labels), self.cases[case].images[0], Path(path))
+        volume = labels if isinstance(labels, np.ndarray) else self.labels_in_file(case, labels)
+        save_labels(volume, self.cases[case].images[0], Path(path))
 
     def _places(self, case: int) -> Sequence[int | None]:
         if self.preprocessing.plane is None and not self._cache:

@@ -15,7 +15,7 @@ _TOLERANCE = 0.1
 
 
 class Grid(NamedTuple):
-    """The spatial shape of a volume and the affine (4, 4) from voxel indices to millimetres, to the right, front, top."""
+    """The spatial shape of a volume, and the affine (4, 4) from voxel indices to mm to the right, front and top."""
 
     shape: tuple[int, ...]
     affine: Array

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from apl_lightning.nifti.grid import Grid, read_grid
 from apl_lightning.nifti.packages import package
+from apl_lightning.nifti.reading import read_image
 
 Plane = Literal["sagittal", "coronal", "axial"]
 
@@ -45,6 +45,8 @@ class Preprocessing:
                 f"Expected `size` to be {dimensions} numbers of at least 1 with plane={self.plane!r}, but got "
                 f"{self.size}."
             )
+        if self.spacing is not None and self.size is not None:
+            raise ValueError("Expected `spacing` or `size`, but got both, which interpolate twice: pass one.")
         if self.window is not None and self.percentiles is not None:
             raise ValueError("Expected `window` or `percentiles`, but got both: pass one.")
         for name, limits in (("window", self.window), ("percentiles", self.percentiles)):
@@ -56,14 +58,8 @@ class Preprocessing:
     def read(self, files: Sequence[Path]) -> tuple[Tensor, Grid]:
         """The image (C, *S) in these files, which hold its channels, and its grid."""
         # MONAI's `LoadImage` does the same, but warns of DICOM readers, and "repairs" some affines without a word.
-        arrays = [np.asarray(package("nibabel").load(path).dataobj, dtype=np.float32) for path in files]
-        channels = np.concatenate([array.reshape(*array.shape[:3], -1) for array in arrays], axis=-1)
-        values = torch.from_numpy(np.ascontiguousarray(np.moveaxis(channels, -1, 0)))
-        data = package("monai.data").MetaTensor(values, affine=torch.from_numpy(read_grid(files[0]).affine))
-        if not bool(torch.isfinite(data).all()):
-            raise ValueError(
-                f"Expected finite values, but {files[0]} has NaN or infinity: replace them, as `numpy.nan_to_num` does."
-            )
+        affine = torch.from_numpy(read_grid(files[0]).affine)
+        data = package("monai.data").MetaTensor(torch.from_numpy(read_image(files)), affine=affine)
         data = self._resample(data)
         grid = Grid(tuple(data.shape[1:]), data.affine.numpy())
         return self._scale(data).as_tensor().contiguous(), grid

@@ -1,14 +1,13 @@
 """Label maps back on the grid of a file, with its header."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from apl_lightning._support.files import replacing
-from apl_lightning.nifti.grid import Array, Grid, read_grid
+from apl_lightning.nifti.grid import Array, Grid
 from apl_lightning.nifti.packages import package
 
 
@@ -54,23 +53,6 @@ def save_labels(labels: Array, like: Path, path: Path) -> None:
     image = type(original)(labels.astype(dtype), original.affine, header)
     with replacing(path) as unfinished:
         nibabel.save(image, unfinished)
-
-
-def read_labels(path: Path) -> tuple[Array, Grid]:
-    """A label map (X, Y, Z) in int64 and its grid.
-
-    Raises:
-        ValueError: If it has channels, or values that are no labels.
-    """
-    grid = read_grid(path)
-    values: Any = np.asanyarray(package("nibabel").load(path).dataobj)
-    values = values.reshape(values.shape[:3]) if values.shape[3:] == (1,) else values
-    if values.ndim != 3:
-        raise ValueError(f"Expected one label map (X, Y, Z), but {path} has shape {values.shape}.")
-    labels = values.astype(np.int64)
-    if not np.array_equal(labels, values) or labels.min() < 0:
-        raise ValueError(f"Expected labels 0, 1, ..., but {path} has other values: save class indices.")
-    return labels, grid
 
 
 def _resampled(labels: Tensor, grid: Grid, target: Grid) -> Array:

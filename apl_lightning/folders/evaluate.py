@@ -1,0 +1,140 @@
+"""Dice and surface distances of the label maps in a folder."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from apl_lightning.folders.output import write_csv
+from apl_lightning.nifti import Array, nifti_files, package, read_labels
+
+
+class Score(NamedTuple):
+    """The scores of a class in a case, or their mean over the cases, and what is to be known about them.
+
+    `dice` is in [0, 1], `hd95` (95 % Hausdorff distance) and `assd` (average symmetric surface distance) are in mm.
+    """
+
+    case: str
+    name: str
+    dice: float
+    hd95: float
+    assd: float
+    note: str = ""
+
+
+def evaluate_folder(
+    predictions: str | Path,
+    references: str | Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    out: str | Path | None = None,
+) -> list[Score]:
+    r"""Compare the label maps of two folders by their file names, with MONAI's metrics.
+
+    $$\mathrm{HD95} = \max\left(P_{95}\{d(p, \partial T)\}, P_{95}\{d(t, \partial P)\}\right) \qquad
+    \mathrm{ASSD} = \frac{\sum_p d(p, \partial T) + \sum_t d(t, \partial P)}{|\partial P| + |\partial T|}$$
+
+    A score that does not exist is NaN, and `note` says why: a class that is absent from prediction and reference has no
+    scores; one that is absent from either has a Dice of 0 and no distance. Cases without a counterpart or on another
+    grid have no scores; a warning names them. The mean of each class (`case` is `"mean"`), and of the classes (`name`
+    is `"mean"` too), leaves out NaN, and `note` counts what is in it.
+
+    Args:
+        predictions: A folder of label maps.
+        references: A folder of label maps with the same names.
+        class_names: Names, background included; numbers by default. Labels above are an error.
+        out: A new file for the table, as CSV.
+
+    Returns:
+        The scores of each case and foreground class, then the means.
+
+    Raises:
+        ValueError: If the folders have no case in common, a file is no label map, or `out` exists.
+    """
+    if out is not None and Path(out).exists():
+        raise ValueError(f"Expected `out` to be a new file, but {out} exists: name another one.")
+    found: dict[str, dict[int, Score]] = {}
+    refused: dict[str, str] = {}
+    predicted, true = nifti_files(predictions), nifti_files(references)
+    if not predicted.keys() & true.keys():
+        raise ValueError(
+            f"Expected files of the same names in both folders, but {predictions} has {next(iter(predicted))} and "
+            f"{references} has {next(iter(true))}: rename one of them."
+        )
+    for case in sorted(predicted.keys() | true.keys()):
+        scores = _scores_of_case(case, predicted.get(case), true.get(case))
+        if isinstance(scores, str):
+            refused[case] = scores
+        else:
+            found[case] = scores
+    if refused:
+        listed = "; ".join(f"{case}: {reason}" for case, reason in refused.items())
+        warnings.warn(f"{len(refused)} of {len(refused) + len(found)} cases have no scores. {listed}", stacklevel=2)
+    table = _table(found, refused, class_names)
+    if out is not None:
+        write_csv(Path(out), ["case", "class", "dice", "hd95_mm", "assd_mm", "note"], table)
+    return table
+
+
+def surface_scores(prediction: Array, reference: Array, spacing: Sequence[float]) -> tuple[float, float, float]:
+    """Dice, HD95 and ASSD (mm) of two masks (*S), of which neither is empty."""
+    metrics = package("monai.metrics")
+    masks = [torch.from_numpy(mask.astype(np.float32))[None, None] for mask in (prediction, reference)]
+    options = {"include_background": True, "spacing": list(spacing)}
+    dice = metrics.compute_dice(*masks, include_background=True)
+    hd95 = metrics.compute_hausdorff_distance(*masks, percentile=95, **options)
+    assd = metrics.compute_average_surface_distance(*masks, symmetric=True, **options)
+    return float(dice), float(hd95), float(assd)
+
+
+def _scores_of_case(case: str, predicted: Path | None, true: Path | None) -> dict[int, Score] | str:
+    """The scores of each class that occurs, or why there are none."""
+    if predicted is None or true is None:
+        return "no prediction" if predicted is None else "no reference"
+    (prediction, grid), (reference, other) = read_labels(predicted), read_labels(true)
+    if not grid.equals(other):
+        return f"different grids, {grid} and {other}"
+    scores = {}
+    for value in sorted({*np.unique(prediction).tolist(), *np.unique(reference).tolist()} - {0}):
+        masks = prediction == value, reference == value
+        if all(mask.any() for mask in masks):
+            scores[value] = Score(case, str(value), *surface_scores(*masks, other.spacing))
+        else:
+            note = "absent in prediction" if masks[1].any() else "absent in reference"
+            scores[value] = Score(case, str(value), 0.0, math.nan, math.nan, note)
+    return scores
+
+
+def _table(
+    found: dict[str, dict[int, Score]], refused: dict[str, str], class_names: Sequence[str] | None
+) -> list[Score]:
+    occurring = {value for scores in found.values() for value in scores}
+    highest = max(occurring, default=0)
+    if class_names is not None and highest >= len(class_names):
+        raise ValueError(
+            f"Expected labels below {len(class_names)}, as there are {len(class_names)} `class_names` with background, "
+            f"but got {highest}."
+        )
+    values = sorted(occurring) if class_names is None else range(1, len(class_names))
+    names = {value: str(value) if class_names is None else class_names[value] for value in values}
+    nothing = (math.nan, math.nan, math.nan)
+    table = []
+    for case in sorted(found.keys() | refused.keys()):
+        for value, name in names.items():
+            absent = Score(case, name, *nothing, refused.get(case, "absent in both"))
+            table.append(found.get(case, {}).get(value, absent)._replace(name=name))
+    means = [_mean([score for score in table if score.name == name], name) for name in names.values()]
+    return [*table, *means, _mean(means, "mean")]
+
+
+def _mean(scores: list[Score], name: str) -> Score:
+    columns = [[s.dice for s in scores], [s.hd95 for s in scores], [s.assd for s in scores]]
+    finite = [[value for value in column if not math.isnan(value)] for column in columns]
+    dice, hd95, assd = (sum(column) / len(column) if column else math.nan for column in finite)
+    note = f"Dice of {len(finite[0])}, distances of {len(finite[1])} of {len(scores)}"
+    return Score("mean", name, dice, hd95, assd, note)

@@ -1,0 +1,51 @@
+"""The network that a folder is labelled with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from apl_lightning.checkpoints import load
+from apl_lightning.data import sliding_window
+from apl_lightning.nifti import NiftiFolder
+from apl_lightning.refinement import APLModule
+
+
+def as_network(network: nn.Module | str | Path, num_classes: int, system: str | None) -> nn.Module:
+    """The network itself, or the one in a checkpoint of one of the seven systems.
+
+    Raises:
+        ValueError: If `network` is a file and `system` is missing, or the other way round.
+    """
+    if isinstance(network, nn.Module):
+        if system is not None:
+            raise ValueError(f"Expected a checkpoint with system={system!r}, but got a network: leave out `system`.")
+        return network
+    if system is None:
+        raise ValueError(
+            f"Expected the system that saved {network}, but got none: pass `system` as to "
+            "`apl_lightning.checkpoints.load`, or build your network and load its weights."
+        )
+    return load(system, network, num_classes)
+
+
+def as_module(
+    network: nn.Module,
+    folder: NiftiFolder,
+    num_classes: int,
+    names: Sequence[str] | None,
+    patch_size: Sequence[int] | None,
+) -> APLModule:
+    """The refinement module of a network for the images of a folder.
+
+    Raises:
+        ValueError: If `patch_size` has not one number per dimension, or the network is not suitable.
+    """
+    dimensions = folder[0]["image"].ndim - 1
+    if patch_size is not None and len(patch_size) != dimensions:
+        raise ValueError(
+            f"Expected a `patch_size` of {dimensions} numbers for images in {dimensions}D, but got {patch_size}: "
+            "`plane` of `NiftiFolder` makes slices of volumes."
+        )
+    inferer = None if patch_size is None else sliding_window(patch_size)
+    return APLModule(network, num_classes, names, inferer=inferer)

@@ -1,0 +1,64 @@
+"""The folder of results: label maps, volumes and pictures."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from apl_lightning.folders.pictures import save_picture
+from apl_lightning.nifti import NiftiFolder, read_grid, read_image
+from apl_lightning.refinement import RefinementModule
+
+
+def check_new(out: str | Path) -> Path:
+    """Return the path of the results; a `ValueError` if there is something."""
+    out = Path(out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise ValueError(f"Expected `out` to be a new or an empty folder, but {out} has content: name another one.")
+    return out
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a new table."""
+    with path.open("x", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def write_predictions(module: RefinementModule, folder: NiftiFolder, out: Path, batch_size: int, device: str) -> None:
+    """Write `labels/<case>.nii.gz`, `pictures/<case>.png` and `volumes.csv`, in ml."""
+    for name in ("labels", "pictures"):
+        (out / name).mkdir(parents=True)
+    module.to(device).eval()
+    names, rows = module.class_names, []
+    for index, case in enumerate(tqdm(folder.cases, "Predicting", disable=None)):
+        labels = folder.labels_in_file(index, _predict(module, folder, index, batch_size, device))
+        folder.save_labels(index, labels, out / "labels" / f"{case.name}.nii.gz")
+        grid, plane = read_grid(case.images[0]), folder.preprocessing.plane or "axial"
+        picture = out / "pictures" / f"{case.name}.png"
+        save_picture(picture, case.name, read_image(case.images[:1])[0], labels, grid, names, plane)
+        rows.append(
+            [case.name, *(round(grid.voxel_volume * int((labels == c).sum()), 4) for c in range(1, len(names)))]
+        )
+    write_csv(out / "volumes.csv", ["case", *(f"{name}_ml" for name in names[1:])], rows)
+
+
+def device_of(accelerator: str) -> str:
+    """The device that a trainer with this accelerator computes on."""
+    found = None if accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if found is None else str(found)
+
+
+@torch.no_grad()
+def _predict(module: RefinementModule, folder: NiftiFolder, case: int, batch_size: int, device: str) -> list[Tensor]:
+    """The label maps of all samples of a case."""
+    indices, labels = folder.samples_of(case), []
+    for start in range(0, len(indices), batch_size):
+        images = torch.stack([folder[index]["image"] for index in indices[start : start + batch_size]])
+        predicted = module.predict_step(images.to(device))
+        assert isinstance(predicted, Tensor)
+        labels += list(predicted.cpu())
+    return labels

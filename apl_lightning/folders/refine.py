@@ -1,0 +1,127 @@
+"""From a folder of unlabelled images and a network to a refined network and its label maps."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from apl_lightning._support.lightning import Trainer, isolate_rng
+from apl_lightning.callback import PseudoLabelCallback
+from apl_lightning.data import TargetDataModule
+from apl_lightning.folders.networks import as_module, as_network
+from apl_lightning.folders.output import check_new, device_of, write_predictions
+from apl_lightning.nifti import NiftiFolder
+
+
+def refine_folder(
+    images: NiftiFolder | str | Path,
+    network: nn.Module | str | Path,
+    out: str | Path,
+    num_classes: int,
+    *,
+    class_names: Sequence[str] | None = None,
+    system: str | None = None,
+    patch_size: Sequence[int] | None = None,
+    patches_per_volume: int = 1,
+    steps_per_epoch: int | None = None,
+    max_epochs: int = 4,
+    batch_size: int | None = None,
+    num_workers: int = 0,
+    seed: int = 0,
+    accelerator: str = "auto",
+    precision: Any = "32-true",
+) -> nn.Module:
+    """Refine a network on the unlabelled images of a folder, and label them with it.
+
+    Writes `refined.pt` (the state dict of the refined network) and what
+    [`predict_folder`][apl_lightning.folders.predict_folder] writes. It is a run of `APLModule`, `TargetDataModule` and
+    `PseudoLabelCallback` with their defaults in one process; for anything else, pass the folder to these.
+
+    Args:
+        images: A [`NiftiFolder`][apl_lightning.data.NiftiFolder], which says how images are prepared for the network,
+            or the path of one with default options. Its labels are not used.
+        network: A network in 2D (for a folder with a `plane`) or 3D, or a checkpoint of one of the seven systems.
+        out: A new or empty folder.
+        num_classes: The number of classes, background included.
+        class_names: Names for table and pictures, background included.
+        system: The system of a checkpoint (see [`load`][apl_lightning.checkpoints.load]).
+        patch_size: Train on random patches of this size, and predict by a
+            [`sliding_window`][apl_lightning.data.sliding_window].
+        patches_per_volume: Patches of each image that is read.
+        steps_per_epoch: Training batches per epoch; by default one pass over the images.
+        max_epochs: Epochs, each with new labels.
+        batch_size: Images of a training batch; by default 8 slices, 2 volumes with a `patch_size`, or 1 whole volume.
+        num_workers: Worker processes that read images.
+        seed: The seed of the run.
+        accelerator: As in `Trainer`.
+        precision: As in `Trainer`, such as `"bf16-mixed"`.
+
+    Returns:
+        The refined network in evaluation mode.
+
+    Raises:
+        ValueError: If `out` has content, the folder has no images, the network does not fit, or slices differ in size.
+    """
+    out = check_new(out)
+    network = as_network(network, num_classes, system)
+    folder = images if isinstance(images, NiftiFolder) else NiftiFolder(images)
+    batch_size = _batch_size(folder, patch_size, batch_size)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix="run-") as root, isolate_rng():
+        torch.manual_seed(seed)
+        module = as_module(network, folder, num_classes, class_names, patch_size)
+        data = TargetDataModule(
+            _Unlabelled(folder),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            patch_size=patch_size,
+            patches_per_volume=patches_per_volume,
+            steps_per_epoch=steps_per_epoch,
+        )
+        trainer = Trainer(
+            max_epochs=max_epochs,
+            accelerator=accelerator,
+            devices=1,
+            precision=precision,
+            callbacks=[PseudoLabelCallback()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            default_root_dir=root,
+        )
+        trainer.fit(module, data)
+    refined = module.export()
+    torch.save(refined.state_dict(), out / "refined.pt")
+    write_predictions(module, folder, out, 8, device_of(accelerator))
+    return refined
+
+
+class _Unlabelled:
+    """The images and cases of a folder, without its labels."""
+
+    def __init__(self, folder: NiftiFolder) -> None:
+        self.folder = folder
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.folder[index]
+        return {"image": sample["image"], "case": sample["case"]}
+
+
+def _batch_size(folder: NiftiFolder, patch_size: Sequence[int] | None, batch_size: int | None) -> int:
+    is_sliced = folder.preprocessing.plane is not None
+    if batch_size is None:
+        batch_size = 8 if is_sliced else 1 if patch_size is None else 2
+    if batch_size > 1 and patch_size is None:
+        firsts = [folder[folder.samples_of(case)[0]]["image"] for case in range(len(folder.cases))]
+        if len(sizes := {tuple(image.shape[1:]) for image in firsts}) > 1:
+            raise ValueError(
+                f"Expected images of one size in a batch, but the cases have {sorted(sizes)}: pass `size` to "
+                "`NiftiFolder`, or `patch_size` or batch_size=1 here."
+            )
+    return batch_size

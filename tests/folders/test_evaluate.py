@@ -1,0 +1,96 @@
+"""Scores against cases computed by hand, and what is said of scores that do not exist."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from phantoms import Array, affine, write
+
+from apl_lightning.folders import evaluate_folder
+
+
+def mask(*corners: tuple[slice, slice, slice], shape: tuple[int, int, int] = (20, 20, 10)) -> Array:
+    labels = np.zeros(shape, dtype=np.uint8)
+    for value, corner in enumerate(corners, start=1):
+        labels[corner] = value
+    return labels
+
+
+@pytest.mark.parametrize(("axis", "distance"), [(0, 2.0), (1, 3.0), (2, 5.0)])
+def test_planes_at_a_known_distance(tmp_path: Path, axis: int, distance: float) -> None:
+    """Two planes, one voxel apart: each surface point is one voxel size from the other surface."""
+    first, second = mask(), mask()
+    np.moveaxis(first, axis, 0)[4] = 1
+    np.moveaxis(second, axis, 0)[5] = 1
+    matrix = affine("LPS", (2.0, 3.0, 5.0), degrees=20)
+    write(tmp_path / "p" / "a.nii.gz", first, matrix)
+    write(tmp_path / "r" / "a.nii.gz", second, matrix)
+    (score, *_) = evaluate_folder(tmp_path / "p", tmp_path / "r")
+    assert (score.case, score.name, score.dice) == ("a", "1", 0.0)
+    assert score.hd95 == pytest.approx(distance, abs=1e-4)
+    assert score.assd == pytest.approx(distance, abs=1e-4)
+
+
+def test_lines_of_unequal_length(tmp_path: Path) -> None:
+    """A line of 10 voxels and one of 8 in it, 2 mm each: two points are 2 and 4 mm away, all others 0."""
+    write(tmp_path / "p" / "a.nii.gz", mask((slice(2, 12), slice(5, 6), slice(5, 6))), affine("RAS", (2, 1, 1)))
+    write(tmp_path / "r" / "a.nii.gz", mask((slice(2, 10), slice(5, 6), slice(5, 6))), affine("RAS", (2, 1, 1)))
+    (score, *_) = evaluate_folder(tmp_path / "p", tmp_path / "r")
+    assert score.dice == pytest.approx(16 / 18)
+    assert score.assd == pytest.approx((2 + 4) / 18)
+    assert score.hd95 == pytest.approx(np.percentile([0] * 8 + [2, 4], 95))
+
+
+def test_scores_that_do_not_exist(tmp_path: Path) -> None:
+    box, other = (slice(2, 8),) * 3, (slice(12, 15), slice(12, 15), slice(2, 8))
+    both, one = mask(box, other), mask(box)
+    two = both * (both == 2)
+    files = {
+        "equal": (both, both),
+        "lost": (one, both),
+        "invented": (both, two),
+        "empty": (mask(), mask()),
+        "moved": (both, both),
+    }
+    for name, (prediction, reference) in files.items():
+        write(tmp_path / "p" / f"{name}.nii.gz", prediction, affine())
+        write(tmp_path / "r" / f"{name}.nii.gz", reference, affine("RAS", (1, 1, 2)) if name == "moved" else affine())
+    write(tmp_path / "p" / "only_p.nii.gz", both, affine())
+    write(tmp_path / "r" / "only_r.nii.gz", both, affine())
+    out = tmp_path / "scores.csv"
+    with pytest.warns(UserWarning, match=r"3 of 7 cases have no scores. moved: different grids, \(20, 20, 10\) of"):
+        table = evaluate_folder(tmp_path / "p", tmp_path / "r", class_names=["background", "liver", "spleen"], out=out)
+    by_name = {(score.case, score.name): score for score in table}
+    assert by_name["equal", "liver"][2:] == (1, 0, 0, "")
+    assert (by_name["lost", "spleen"].dice, by_name["lost", "spleen"].note) == (0, "absent in prediction")
+    assert math.isnan(by_name["lost", "spleen"].hd95)
+    assert (by_name["invented", "liver"].dice, by_name["invented", "liver"].note) == (0, "absent in reference")
+    assert by_name["empty", "liver"].note == "absent in both"
+    assert by_name["only_p", "liver"].note == "no reference"
+    assert by_name["only_r", "spleen"].note == "no prediction"
+    for case in ("empty", "moved", "only_p", "only_r"):
+        assert all(math.isnan(value) for value in by_name[case, "liver"][2:5])
+    liver, spleen, mean = table[-3:]
+    assert liver[:3] == ("mean", "liver", pytest.approx(2 / 3))
+    assert liver.note == "Dice of 3, distances of 2 of 7"
+    assert spleen.dice == pytest.approx(2 / 3)
+    assert mean[:5] == ("mean", "mean", pytest.approx(2 / 3), 0, 0)
+    rows = list(csv.reader(out.open()))
+    assert rows[0] == ["case", "class", "dice", "hd95_mm", "assd_mm", "note"]
+    assert [row[:2] for row in rows[1:]] == [[score.case, score.name] for score in table]
+    with pytest.raises(ValueError, match="Expected `out` to be a new file"):
+        evaluate_folder(tmp_path / "p", tmp_path / "r", out=out)
+
+
+def test_what_cannot_be_compared(tmp_path: Path) -> None:
+    write(tmp_path / "p" / "a.nii.gz", mask((slice(2, 8),) * 3) * 3, affine())
+    write(tmp_path / "r" / "b.nii.gz", mask((slice(2, 8),) * 3), affine())
+    with pytest.raises(ValueError, match="Expected files of the same names in both folders"):
+        evaluate_folder(tmp_path / "p", tmp_path / "r")
+    write(tmp_path / "r" / "a.nii.gz", mask((slice(2, 8),) * 3), affine())
+    with pytest.raises(ValueError, match="Expected labels below 2"), pytest.warns(UserWarning, match="no prediction"):
+        evaluate_folder(tmp_path / "p", tmp_path / "r", class_names=["background", "liver"])
