@@ -86,9 +86,11 @@ def surface_scores(prediction: Array, reference: Array, spacing: Sequence[float]
     metrics = package("monai.metrics")
     masks = [torch.from_numpy(mask.astype(np.float32))[None, None] for mask in (prediction, reference)]
     options = {"include_background": True, "spacing": list(spacing)}
-    dice = metrics.compute_dice(*masks, include_background=True)
-    hd95 = metrics.compute_hausdorff_distance(*masks, percentile=95, **options)
-    assd = metrics.compute_average_surface_distance(*masks, symmetric=True, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 calls a function of its own in an old way
+        dice = metrics.compute_dice(*masks, include_background=True)
+        hd95 = metrics.compute_hausdorff_distance(*masks, percentile=95, **options)
+        assd = metrics.compute_average_surface_distance(*masks, symmetric=True, **options)
     return float(dice), float(hd95), float(assd)
 
 

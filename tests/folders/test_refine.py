@@ -1,0 +1,176 @@
+"""From a folder to a folder: label maps fit their files, and refinement on shifted phantoms gains."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from phantoms import AFFINES, Array, affine, blobs, write
+from torch import nn
+
+from apl_lightning import TargetDataModule
+from apl_lightning.data import NiftiFolder, sliding_window
+from apl_lightning.folders import evaluate_folder, predict_folder, refine_folder
+
+NAMES = ["background", "liver", "spleen"]
+TARGETS = {"LPS": (32, 32, 10), "sagittal": (8, 32, 32), "oblique": (32, 32, 9)}
+
+
+def network(dimensions: int) -> nn.Module:
+    conv, norm = (nn.Conv2d, nn.BatchNorm2d) if dimensions == 2 else (nn.Conv3d, nn.BatchNorm3d)
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((1, 8), (8, 8), (8, 8)):
+        layers += [conv(inputs, outputs, 3, padding=1), norm(outputs), nn.ReLU()]
+    return nn.Sequential(*layers, conv(8, 3, 1))
+
+
+def scan(labels: Array, seed: int, gain: float = 1.0, offset: float = 0.0) -> Array:
+    """Intensities that tell the classes apart, with noise; the scanner has a gain and an offset."""
+    noise = 0.08 * np.random.default_rng(seed).standard_normal(labels.shape)
+    values: Array = (np.array([0.2, 0.55, 0.9])[labels] + noise) * gain + offset
+    return values.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def source() -> nn.Module:
+    """A network that segments phantoms of the source scanner."""
+    torch.manual_seed(0)
+    labels = blobs((32, 32, 16), affine())
+    images = torch.from_numpy(scan(labels, seed=0)).movedim(2, 0)[:, None]
+    targets = torch.from_numpy(labels).long().movedim(2, 0)
+    model = network(2)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for step in range(80):
+        chosen = torch.arange(step % 2, len(images), 2)
+        loss = nn.functional.cross_entropy(model(images[chosen]), targets[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """Scans of another scanner, on grids of all kinds, with their reference labels beside them."""
+    for seed, (name, shape) in enumerate(TARGETS.items()):
+        labels = blobs(shape, AFFINES[name])
+        write(tmp_path / "images" / f"{name}.nii.gz", scan(labels, seed, gain=0.7, offset=0.35), AFFINES[name])
+        write(tmp_path / "references" / f"{name}.nii.gz", labels, AFFINES[name])
+    return tmp_path
+
+
+def dice_of(folder: Path, references: Path) -> float:
+    return evaluate_folder(folder / "labels", references, class_names=NAMES)[-1].dice
+
+
+def test_refinement_gains_and_writes_all_results(target: Path, source: nn.Module) -> None:
+    images = NiftiFolder(target / "images", plane="axial", orientation="PLS", size=(32, 32))
+    predict_folder(images, source, target / "before", 3, class_names=NAMES, accelerator="cpu")
+    given = {key: value.clone() for key, value in source.state_dict().items()}
+    refined = refine_folder(images, source, target / "after", 3, class_names=NAMES, max_epochs=3, accelerator="cpu")
+    before, after = (dice_of(target / name, target / "references") for name in ("before", "after"))
+    assert after > before + 0.05
+    assert after > 0.85
+    assert sorted(path.name for path in (target / "after").iterdir()) == [
+        "labels", "pictures", "refined.pt", "volumes.csv",
+    ]  # fmt: skip
+    state = torch.load(target / "after" / "refined.pt", weights_only=True)
+    network(2).load_state_dict(state)
+    assert all(torch.equal(value, state[key]) for key, value in refined.state_dict().items())
+    assert all(torch.equal(value, given[key]) for key, value in source.state_dict().items())
+    rows = list(csv.DictReader((target / "after" / "volumes.csv").open()))
+    assert [row["case"] for row in rows] == sorted(TARGETS)
+    for row in rows:
+        written = nibabel.load(target / "after" / "labels" / f"{row['case']}.nii.gz")
+        original = nibabel.load(target / "images" / f"{row['case']}.nii.gz")
+        assert np.array_equal(written.affine, original.affine)
+        voxels = (np.asarray(written.dataobj) == 1).sum()
+        assert float(row["liver_ml"]) == pytest.approx(voxels * np.prod(written.header.get_zooms()) / 1000, abs=1e-3)
+        picture = (target / "after" / "pictures" / f"{row['case']}.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) > 5000
+    # The refined network predicts the same labels again.
+    predict_folder(images, refined, target / "again", 3, class_names=NAMES, accelerator="cpu")
+    for name in TARGETS:
+        first, second = (nibabel.load(target / f / "labels" / f"{name}.nii.gz") for f in ("after", "again"))
+        assert np.array_equal(np.asarray(first.dataobj), np.asarray(second.dataobj))
+
+
+def test_labels_are_those_of_the_network(target: Path, source: nn.Module) -> None:
+    """Without resampling, a file holds what the network says of each slice of the array."""
+    predict_folder(NiftiFolder(target / "images", plane="axial"), source, target / "out", 3, accelerator="cpu")
+    canonical = nibabel.as_closest_canonical(nibabel.load(target / "images" / "oblique.nii.gz"))
+    slices = torch.from_numpy(np.asarray(canonical.dataobj)).movedim(2, 0)[:, None]
+    with torch.no_grad():
+        expected = source(slices).argmax(dim=1).movedim(0, 2).numpy()
+    written = nibabel.as_closest_canonical(nibabel.load(target / "out" / "labels" / "oblique.nii.gz"))
+    assert np.array_equal(np.asarray(written.dataobj), expected)
+
+
+def test_volumes_of_different_sizes_by_patches(target: Path) -> None:
+    torch.manual_seed(0)
+    model = network(3).eval()
+    images = NiftiFolder(target / "images", target / "references", orientation=None, normalize=True)
+    assert len({tuple(sample["image"].shape) for sample in images}) == 3  # type: ignore[attr-defined]
+    options: dict[str, Any] = {"patch_size": (16, 16, 8), "accelerator": "cpu"}
+    predict_folder(images, model, target / "before", 3, **options)
+    with torch.no_grad():
+        expected = sliding_window((16, 16, 8))(images[0]["image"][None], model).argmax(dim=1)[0]
+    written = nibabel.load(target / "before" / "labels" / "LPS.nii.gz")
+    assert np.array_equal(np.asarray(written.dataobj), expected.numpy())
+    refined = refine_folder(images, model, target / "out", 3, max_epochs=1, steps_per_epoch=2, **options)
+    assert list(refined.state_dict()) == list(model.state_dict())
+    assert len(list((target / "out" / "labels").iterdir())) == 3
+
+
+def test_labels_of_the_folder_are_not_read(target: Path, source: nn.Module) -> None:
+    options: dict[str, Any] = {"plane": "axial", "orientation": "PLS", "size": (32, 32)}
+    for name, labels in (("with", target / "references"), ("without", None)):
+        images = NiftiFolder(target / "images", labels, **options)
+        refine_folder(images, source, target / name, 3, max_epochs=1, accelerator="cpu")
+    first, second = (torch.load(target / n / "refined.pt", weights_only=True) for n in ("with", "without"))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_nothing_is_overwritten(target: Path, source: nn.Module) -> None:
+    for function in (predict_folder, refine_folder):
+        with pytest.raises(ValueError, match="Expected `out` to be a new or an empty folder"):
+            function(target / "images", source, target / "references", 3)
+        with pytest.raises(ValueError, match="Expected `out` to be a new or an empty folder"):
+            function(target / "images", source, target / "images" / "LPS.nii.gz", 3)
+    assert len(list((target / "references").iterdir())) == len(TARGETS)
+
+
+def test_arguments_that_do_not_fit(target: Path, source: nn.Module) -> None:
+    slices = NiftiFolder(target / "images", plane="axial")
+    with pytest.raises(ValueError, match="Expected images of one size in a batch"):
+        refine_folder(slices, source, target / "out", 3)
+    with pytest.raises(ValueError, match="`patch_size` of 2 numbers for images in 2D"):
+        predict_folder(slices, source, target / "out", 3, patch_size=(8, 8, 8))
+    with pytest.raises(ValueError, match="Expected the system that saved"):
+        predict_folder(slices, target / "refined.pt", target / "out", 3)
+    with pytest.raises(ValueError, match="leave out `system`"):
+        predict_folder(slices, source, target / "out", 3, system="advent")
+    assert not (target / "out").exists()
+
+
+def test_a_failed_run_leaves_an_empty_folder(target: Path, source: nn.Module) -> None:
+    images = NiftiFolder(target / "images", plane="axial", size=(32, 32))
+    with pytest.raises(ValueError, match="num_classes|channels"):
+        refine_folder(images, source, target / "out", 4, accelerator="cpu")
+    assert list((target / "out").iterdir()) == []
+
+
+def test_validation_takes_the_labels_of_a_folder(target: Path) -> None:
+    labelled = NiftiFolder(target / "images", target / "references", plane="axial", size=(32, 32))
+    data = TargetDataModule(train=labelled, val=labelled)
+    data.setup("validate")
+    batch = next(iter(data.val_dataloader()))
+    assert batch["image"].shape == (8, 1, 32, 32)
+    assert batch["label"].unique().tolist() == [0, 1, 2]
+    assert set(batch["case"]) == {"LPS"}
