@@ -74,7 +74,7 @@ def refine_folder(
         torch.manual_seed(seed)
         module = as_module(network, folder, num_classes, class_names, patch_size)
         data = TargetDataModule(
-            _Unlabelled(folder),
+            Unlabelled(folder),
             batch_size=batch_size,
             num_workers=num_workers,
             patch_size=patch_size,
@@ -99,7 +99,7 @@ def refine_folder(
     return refined
 
 
-class _Unlabelled:
+class Unlabelled:
     """The images and cases of a folder, without its labels."""
 
     def __init__(self, folder: NiftiFolder) -> None:

@@ -79,7 +79,7 @@ def test_scores_that_do_not_exist(tmp_path: Path) -> None:
     assert liver.note == "Dice of 3, distances of 2 of 7"
     assert spleen.dice == pytest.approx(2 / 3)
     assert mean[:5] == ("mean", "mean", pytest.approx(2 / 3), 0, 0)
-    rows = list(csv.reader(out.open()))
+    rows = list(csv.reader(out.read_text().splitlines()))
     assert rows[0] == ["case", "class", "dice", "hd95_mm", "assd_mm", "note"]
     assert [row[:2] for row in rows[1:]] == [[score.case, score.name] for score in table]
     with pytest.raises(ValueError, match="Expected `out` to be a new file"):
