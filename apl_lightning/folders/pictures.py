@@ -15,12 +15,14 @@ def save_picture(
     path: Path, title: str, image: Array, labels: Array, grid: Grid, names: Sequence[str], plane: Plane
 ) -> None:
     """Save the slice with most foreground, or the middle one, of (X, Y, Z) without and with the labels in colour."""
-    view = _VIEWS[plane]
-    image, labels = _turned(image, grid, view), _turned(labels, grid, view)
+    orientations = package("nibabel.orientations")
+    view = orientations.axcodes2ornt(_VIEWS[plane])
+    turn = orientations.ornt_transform(orientations.io_orientation(grid.affine), view)
+    image, labels = (orientations.apply_orientation(values, turn) for values in (image, labels))
+    rows, columns, _ = (size for _, size in sorted(zip(turn[:, 0], grid.spacing, strict=True)))  # by their new axis
     foreground = (labels > 0).sum(axis=(0, 1))
     place = int(foreground.argmax()) if foreground.any() else labels.shape[2] // 2
     image, labels = image[..., place], labels[..., place]
-    rows, columns = (grid.spacing[_axis(grid, letter)] for letter in view[:2])
     low, high = np.nanpercentile(image, (1, 99))
     figure = package("matplotlib.figure").Figure(figsize=(8, 4.4), layout="constrained")
     package("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
@@ -38,18 +40,3 @@ def save_picture(
         figure.legend(loc="outside lower center", ncols=5, frameon=False)
     figure.suptitle(f"{title}, {plane} slice {place + 1} of {len(foreground)}", fontsize=10)
     figure.savefig(path, dpi=100)
-
-
-def _turned(values: Array, grid: Grid, view: str) -> Array:
-    orientations = package("nibabel.orientations")
-    turn = orientations.ornt_transform(orientations.io_orientation(grid.affine), orientations.axcodes2ornt(view))
-    turned: Array = orientations.apply_orientation(values, turn)
-    return turned
-
-
-def _axis(grid: Grid, letter: str) -> int:
-    """The axis of the grid that runs along the body direction of a letter, either way."""
-    return grid.axis(next(plane for plane, letters in _NORMALS.items() if letter in letters))
-
-
-_NORMALS: dict[Plane, str] = {"sagittal": "LR", "coronal": "PA", "axial": "IS"}

@@ -112,20 +112,37 @@ def test_labels_are_those_of_the_network(target: Path, source: nn.Module) -> Non
     assert np.array_equal(np.asarray(written.dataobj), expected)
 
 
-def test_volumes_of_different_sizes_by_patches(target: Path) -> None:
+def test_volumes_of_different_sizes_by_patches(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = network(3).eval()
-    images = NiftiFolder(target / "images", target / "references", orientation=None, normalize=True)
-    assert len({tuple(sample["image"].shape) for sample in (images[index] for index in range(4))}) == 4
-    options: dict[str, Any] = {"patch_size": (32, 32, 12), "accelerator": "cpu"}
-    predict_folder(images, model, target / "before", 3, **options)
+    for name, shape in {"LPS": (20, 22, 9), "RAS": (16, 18, 12)}.items():
+        write(tmp_path / "images" / f"{name}.nii.gz", scan(blobs(shape, AFFINES[name]), seed=0), AFFINES[name])
+    images = NiftiFolder(tmp_path / "images", orientation=None, normalize=True)
+    options: dict[str, Any] = {"patch_size": (16, 16, 8), "accelerator": "cpu"}
+    predict_folder(images, model, tmp_path / "before", 3, **options)
     with torch.no_grad():
-        expected = sliding_window((32, 32, 12))(images[0]["image"][None], model).argmax(dim=1)[0]
-    written = nibabel.load(target / "before" / "labels" / "LPS.nii.gz")
+        expected = sliding_window((16, 16, 8))(images[0]["image"][None], model).argmax(dim=1)[0]
+    written = nibabel.load(tmp_path / "before" / "labels" / "LPS.nii.gz")
     assert np.array_equal(np.asarray(written.dataobj), expected.numpy())
-    refined = refine_folder(images, model, target / "out", 3, max_epochs=1, steps_per_epoch=2, **options)
+    refined = refine_folder(images, model, tmp_path / "out", 3, max_epochs=1, steps_per_epoch=2, **options)
     assert list(refined.state_dict()) == list(model.state_dict())
-    assert len(list((target / "out" / "labels").iterdir())) == 4
+    assert len(list((tmp_path / "out" / "labels").iterdir())) == 2
+
+
+def test_page(tmp_path: Path, source: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "have" / "nifti.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 15
+    for name, shape in {"LPS": (30, 30, 6), "RAS": (28, 32, 5)}.items():
+        labels = blobs(shape, AFFINES[name])
+        write(tmp_path / "images" / f"{name}.nii.gz", scan(labels, seed=0), AFFINES[name])
+        write(tmp_path / "references" / f"{name}.nii.gz", labels, AFFINES[name])
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {"network": source}
+    exec(code.replace("256, 256", "32, 32"), scope)
+    assert [score.name for score in scope["scores"]][-3:] == ["liver", "spleen", "mean"]
+    for line in page.split("holds\n\n")[1].split("\n\n")[0].splitlines():
+        assert list((tmp_path / "after").glob(line.split("`")[1].replace("<case>", "*"))), line
 
 
 def test_labels_of_the_folder_are_not_read(target: Path) -> None:
