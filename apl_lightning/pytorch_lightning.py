@@ -3,7 +3,7 @@
 They are those of `apl_lightning` itself.
 """
 
-from pytorch_lightning import Callback, LightningDataModule, LightningModule
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 
 from apl_lightning import callback, data, refinement, visualize
 

@@ -87,5 +87,5 @@ def _monai(name: str) -> Any:
         import monai.inferers
         import monai.transforms
     except ImportError as error:
-        raise ImportError("`patch_size` needs MONAI: `pip install apl-lightning[monai]`.") from error
+        raise ImportError("`patch_size` needs MONAI: `pip install 'apl-lightning[monai]'`.") from error
     return getattr(monai, name)

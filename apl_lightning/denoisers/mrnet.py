@@ -22,8 +22,8 @@ class MRNet(Denoiser):
 
     The loss is $L(p_m, p_a) + \frac{1}{2} L(p_a, p_m)$, with means over all pixels. The label is the argmax of the
     softmax of main + 0.5 aux logits, averaged over all views. Use it with
-    [`SelfTrainingModule`][apl_lightning.refinement.SelfTrainingModule]. The original makes its labels once: set `every_n_epochs`
-    of `PseudoLabelCallback` to the number of epochs or more.
+    [`SelfTrainingModule`][apl_lightning.refinement.SelfTrainingModule]. The original makes its labels once: set
+    `every_n_epochs` of `PseudoLabelCallback` to the number of epochs or more.
 
     Args:
         scales: Relative sizes of the image, rounded to multiples of 32, which many networks need.

@@ -8,7 +8,7 @@ from torch import nn
 from apl_lightning.checkpoints import load
 from apl_lightning.data import sliding_window
 from apl_lightning.nifti import NiftiFolder
-from apl_lightning.refinement import APLModule
+from apl_lightning.pytorch_lightning import APLModule
 
 
 def as_network(network: nn.Module | str | Path, num_classes: int, system: str | None) -> nn.Module:

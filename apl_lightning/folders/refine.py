@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from apl_lightning._support.lightning import Trainer, isolate_rng
-from apl_lightning.callback import PseudoLabelCallback
-from apl_lightning.data import TargetDataModule
+from apl_lightning._support.random_state import isolated_random_state
 from apl_lightning.folders.networks import as_module, as_network
 from apl_lightning.folders.output import check_new, device_of, write_predictions
 from apl_lightning.nifti import NiftiFolder
+from apl_lightning.pytorch_lightning import PseudoLabelCallback, TargetDataModule, Trainer
 
 
 def refine_folder(
@@ -70,7 +69,7 @@ def refine_folder(
     folder = images if isinstance(images, NiftiFolder) else NiftiFolder(images)
     batch_size = _batch_size(folder, patch_size, batch_size)
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix="run-") as root, isolate_rng():
+    with tempfile.TemporaryDirectory(dir=out, prefix="run-") as root, isolated_random_state(cuda=True):
         torch.manual_seed(seed)
         module = as_module(network, folder, num_classes, class_names, patch_size)
         data = TargetDataModule(

@@ -22,8 +22,8 @@ class APLModule(RefinementModule):
     One forward and one backward pass serve both, so automatic optimisation, mixed precision, accumulation, clipping
     and DDP work as in any LightningModule. The pseudo labels come with the batch: train on a
     [`TargetDataModule`][apl_lightning.data.TargetDataModule] with
-    [`PseudoLabelCallback`][apl_lightning.callback.PseudoLabelCallback]. All arguments that are not listed here are those of
-    [`RefinementModule`][apl_lightning.refinement.RefinementModule].
+    [`PseudoLabelCallback`][apl_lightning.callback.PseudoLabelCallback]. All arguments that are not listed here are
+    those of [`RefinementModule`][apl_lightning.refinement.RefinementModule].
 
     Args:
         consistency_weight: $\lambda_{con}$; 0 does not train the heads.
