@@ -13,6 +13,7 @@ from apl_lightning.checkpoints.networks import (
     SIFAGenerator,
     Translated,
 )
+from apl_lightning.checkpoints.weights import load_weights
 
 __all__ = [
     "DRN",
@@ -26,4 +27,5 @@ __all__ = [
     "Translated",
     "identify",
     "load",
+    "load_weights",
 ]

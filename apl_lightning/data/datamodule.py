@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from apl_lightning._support.lightning import (
     LightningDataModule,
@@ -38,7 +38,8 @@ class TargetDataModule(LightningDataModule):
         val: Labelled images for the Dice during training; `None` to train without.
         batch_size: Samples per batch and process.
         num_workers: Worker processes of each loader; they are persistent.
-        transform: The joint transform of image, pseudo label and weight; `None` for none.
+        transform: The joint transform of image, pseudo label and weight: `"affine"` is
+            [`RandomAffine()`][apl_lightning.RandomAffine], `None` is none.
         store_dir: Each run creates a folder for its labels here; by default in `pseudo_labels` below the trainer's
             root directory.
         val_batch_size: Samples per batch in validation, test and prediction, `batch_size` by default, or 1 with a
@@ -69,20 +70,20 @@ class TargetDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: Any = None,
-        val: Any = None,
+        train: Dataset[Any] | Any = None,
+        val: Dataset[Any] | Any = None,
         *,
         batch_size: int = 8,
         num_workers: int = 0,
-        transform: Transform | None = RandomAffine(),  # noqa: B008 - it is immutable
+        transform: Transform | Literal["affine"] | None = "affine",
         store_dir: str | Path | None = None,
         val_batch_size: int | None = None,
         pin_memory: bool = False,
         image_key: str = "image",
         label_key: str = "label",
         case_key: str = "case",
-        test: Any = None,
-        predict: Any = None,
+        test: Dataset[Any] | Any = None,
+        predict: Dataset[Any] | Any = None,
         patch_size: Sequence[int] | None = None,
         patches_per_volume: int = 1,
         steps_per_epoch: int | None = None,
@@ -97,7 +98,7 @@ class TargetDataModule(LightningDataModule):
         self.val = val
         self.test = test
         self.predict = predict
-        self.transform = transform
+        self.transform: Transform | None = RandomAffine() if transform == "affine" else transform
         self.store_dir = store_dir
         self.keys = Keys(image_key, label_key, case_key)
         self.batch_size = batch_size
@@ -198,8 +199,8 @@ class TargetDataModule(LightningDataModule):
         """The target images; with `fast_dev_run` no more than are trained on."""
         batches = 0 if self.trainer is None else int(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
         count = batches * self._joint_batch_size()
-        is_sized = hasattr(self.train, "__len__")
-        return Subset(self.train, range(count)) if is_sized and 0 < count < len(self.train) else self.train
+        images: Any = self.train
+        return Subset(images, range(count)) if hasattr(images, "__len__") and 0 < count < len(images) else images
 
     def _joint_batch_size(self) -> int:
         return self.batch_size * (1 if self.trainer is None else self.trainer.world_size)

@@ -1,0 +1,92 @@
+"""Load the weights in a file into a network of your own."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from apl_lightning._support.modes import not_finite
+from apl_lightning.checkpoints.error import CheckpointError
+from apl_lightning.checkpoints.files import read_tensors
+from apl_lightning.checkpoints.match import shorten
+
+Network = TypeVar("Network", bound=nn.Module)
+
+# Counters, which old files lack and nothing reads.
+_OPTIONAL = "num_batches_tracked"
+
+
+def load_weights(network: Network, path: str | Path, prefix: str | None = None) -> Network:
+    """Load the weights in a file into `network`, and return it in evaluation mode.
+
+    Wrappers around the state dict, such as that of a Lightning checkpoint, and prefixes of its keys are removed. Of a
+    checkpoint of `APLModule`, the network is the refined one, as `export` returns it. Code in the file is never
+    executed.
+
+    Args:
+        network: A network of the class that was saved.
+        path: A file of `torch.save` or a `.safetensors` file.
+        prefix: What precedes the keys, if the file has several networks of this class.
+
+    Raises:
+        CheckpointError: If the file is damaged, contains Python objects or NaN, or does not contain the network once.
+        FileNotFoundError: If the file does not exist.
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning.checkpoints import load_weights
+        >>> saved = torch.nn.Conv2d(1, 5, 1)
+        >>> wrapped = {"state_dict": {f"model.{name}": value for name, value in saved.state_dict().items()}}
+        >>> path = getfixture("tmp_path") / "source.ckpt"
+        >>> torch.save(wrapped, path)
+        >>> network = load_weights(torch.nn.Conv2d(1, 5, 1), path)
+        >>> torch.equal(network.weight, saved.weight)
+        True
+    """
+    tensors = read_tensors(path)
+    expected = network.state_dict()
+    shapes = {name: tuple(value.shape) for name, value in expected.items() if not name.endswith(_OPTIONAL)}
+    if not shapes:
+        raise ValueError(f"Expected a network with weights, but {type(network).__name__} has none.")
+    first = next(iter(shapes))
+    places = sorted(name.removesuffix(first) for name in tensors if f".{name}".endswith(f".{first}"))
+    found = [
+        place
+        for place in places
+        if all(place + name in tensors and tuple(tensors[place + name].shape) == shapes[name] for name in shapes)
+    ]
+    found = _without_students(found) if prefix is None else [place for place in found if place == prefix]
+    if len(found) != 1:
+        raise CheckpointError(_problem(network, path, list(tensors), shapes, found, prefix))
+    state = {name: tensors.get(found[0] + name, value) for name, value in expected.items()}
+    if broken := not_finite(state):
+        raise CheckpointError(
+            f"Expected finite weights, but {path} contains NaN or infinity in {shorten(broken, 3)}: use an earlier "
+            "checkpoint."
+        )
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def _without_students(places: list[str]) -> list[str]:
+    """Of an `APLModule` with a teacher, only the teacher."""
+    student, teacher = "model.network.", "teacher.module.network."
+    return [p for p in places if not p.endswith(student) or f"{p.removesuffix(student)}{teacher}" not in places]
+
+
+def _problem(
+    network: nn.Module,
+    path: str | Path,
+    names: list[str],
+    shapes: dict[str, tuple[int, ...]],
+    found: list[str],
+    prefix: str | None,
+) -> str:
+    name = type(network).__name__
+    if len(found) > 1:
+        return f"Expected one {name} in {path}, but got several: pass one of {found} as `prefix`."
+    after = "" if prefix is None else f" after {prefix!r}"
+    return (
+        f"Expected {path} to contain the {len(shapes)} tensors of {name}{after}, such as {shorten(list(shapes), 2)}, "
+        f"but its {len(names)} are {shorten(names, 4)}, or have other shapes: build the network as it was trained."
+    )
