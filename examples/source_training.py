@@ -6,6 +6,7 @@ learns shapes rather than intensities, so its first pseudo labels on another mod
 """
 
 import math
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -15,14 +16,15 @@ from torch.nn import functional as F
 
 
 def random_affine(image: Tensor, label: Tensor, degrees: float = 15, zoom: float = 0.15) -> tuple[Tensor, Tensor]:
-    """Rotate, scale and shift each image (B, 1, H, W) and its label (B, H, W) by random amounts per image."""
-    batch = len(image)
+    """Rotate, scale and shift each image (B, 1, *S) and its label (B, *S) by random amounts; rotations are in plane."""
+    batch, dimensions = len(image), image.ndim - 2
     angle = (torch.rand(batch) * 2 - 1) * math.radians(degrees)
     scale = 1 + (torch.rand(batch) * 2 - 1) * zoom
-    shift = (torch.rand(batch, 2) * 2 - 1) * 0.1
-    rows = torch.stack([angle.cos() * scale, -angle.sin() * scale, shift[:, 0]], dim=1)
-    columns = torch.stack([angle.sin() * scale, angle.cos() * scale, shift[:, 1]], dim=1)
-    theta = torch.stack([rows, columns], dim=1).to(image)
+    shift = (torch.rand(batch, dimensions) * 2 - 1) * 0.1
+    matrix = torch.eye(dimensions).repeat(batch, 1, 1)
+    matrix[:, 0, 0] = matrix[:, 1, 1] = angle.cos()
+    matrix[:, 0, 1], matrix[:, 1, 0] = -angle.sin(), angle.sin()
+    theta = torch.cat([matrix * scale[:, None, None], shift[:, :, None]], dim=2).to(image)
     grid = F.affine_grid(theta, list(image.shape), align_corners=False)
     moved = F.grid_sample(image, grid, align_corners=False)
     labels = F.grid_sample(label[:, None].to(image.dtype), grid, mode="nearest", align_corners=False)
@@ -30,25 +32,27 @@ def random_affine(image: Tensor, label: Tensor, degrees: float = 15, zoom: float
 
 
 def random_remapping(image: Tensor, hidden: int = 4) -> Tensor:
-    """Mix each image (B, 1, H, W) in [0, 1] with a random two-layer convolution of itself.
+    """Mix each image (B, 1, *S) in [0, 1] with a random two-layer convolution of itself.
 
-    Each image has its own random kernels, of size 1 x 1 or 3 x 3. The result is scaled to [0, 1].
+    Each image has its own random kernels, of size 1 or 3 along each axis. The result is scaled to [0, 1].
     """
-    batch, _, height, width = image.shape
+    batch, dimensions = len(image), image.ndim - 2
+    convolve: Any = F.conv2d if dimensions == 2 else F.conv3d
     size = 1 if torch.rand(()) < 0.5 else 3
-    first = torch.randn(batch * hidden, 1, size, size, device=image.device)
-    second = torch.randn(batch, hidden, size, size, device=image.device)
+    first = torch.randn(batch * hidden, 1, *[size] * dimensions, device=image.device)
+    second = torch.randn(batch, hidden, *[size] * dimensions, device=image.device)
     bias = torch.randn(batch * hidden, device=image.device)
-    remapped = F.conv2d(image.view(1, batch, height, width), first, bias, padding=size // 2, groups=batch)
-    remapped = F.conv2d(F.leaky_relu(remapped), second, padding=size // 2, groups=batch)
-    remapped = unit_range(remapped.view(batch, 1, height, width))
-    share = torch.rand(batch, 1, 1, 1, device=image.device)
+    remapped = convolve(image.transpose(0, 1), first, bias, padding=size // 2, groups=batch)
+    remapped = convolve(F.leaky_relu(remapped), second, padding=size // 2, groups=batch)
+    remapped = unit_range(remapped.transpose(0, 1))
+    share = torch.rand(batch, *[1] * (dimensions + 1), device=image.device)
     return unit_range(share * remapped + (1 - share) * image)
 
 
 def unit_range(image: Tensor) -> Tensor:
     """Scale each image to [0, 1]."""
-    low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+    axes = tuple(range(1, image.ndim))
+    low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
     return (image - low) / (high - low).clamp_min(1e-6)
 
 
