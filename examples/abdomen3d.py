@@ -32,7 +32,7 @@ BATCH = 2
 
 
 def read_volume(path: Path, spacing: float, size: int) -> tuple[Tensor, Tensor]:
-    """An image (1, slices, size, size), scaled to [0, 1] between two percentiles, and its label (slices, size, size)."""
+    """An image (1, slices, size, size) in [0, 1], scaled by percentiles, and its label (slices, size, size)."""
     with np.load(path) as arrays:
         image, label = (torch.from_numpy(arrays[key].astype(np.float32)) for key in ("image", "label"))
     low, high = np.percentile(image.numpy(), [1, 99.5])

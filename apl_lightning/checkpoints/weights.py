@@ -1,7 +1,6 @@
 """Load the weights in a file into a network of your own."""
 
 from pathlib import Path
-from typing import TypeVar
 
 from torch import nn
 
@@ -10,13 +9,11 @@ from apl_lightning.checkpoints.error import CheckpointError
 from apl_lightning.checkpoints.files import read_tensors
 from apl_lightning.checkpoints.match import shorten
 
-Network = TypeVar("Network", bound=nn.Module)
-
 # Counters, which old files lack and nothing reads.
 _OPTIONAL = "num_batches_tracked"
 
 
-def load_weights(network: Network, path: str | Path, prefix: str | None = None) -> Network:
+def load_weights(network: nn.Module, path: str | Path, prefix: str | None = None) -> nn.Module:
     """Load the weights in a file into `network`, and return it in evaluation mode.
 
     Wrappers around the state dict, such as that of a Lightning checkpoint, and prefixes of its keys are removed. Of a

@@ -1,7 +1,7 @@
 """A network gets a second classifier on its shared encoder; the plain network can be exported again."""
 
 from apl_lightning.heads.add import add_dual_heads
-from apl_lightning.heads.find_classifier import HeadNotFoundError
+from apl_lightning.heads.find_classifier import HeadNotFoundError, example_input
 from apl_lightning.heads.model import DualHeadModel, Inferer
 from apl_lightning.heads.second_head import Logits
 from apl_lightning.heads.warmup import warm_up_second_head
