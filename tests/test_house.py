@@ -29,6 +29,7 @@ LAYERS = [
     "pytorch_lightning",
     "lightning_pytorch",
     "folders",
+    "nnunet",
 ]
 
 

@@ -57,8 +57,8 @@ def read_plan(folder: Path, configuration: str) -> Plan:
         )
     if plans.get_label_manager(dataset).has_regions:
         raise ValueError(
-            f"Expected one class per pixel, but the labels in {folder / 'dataset.json'} are regions that overlap, whose "
-            "network ends in sigmoids (region-based training): refine a network that was trained on plain labels."
+            f"Expected one class per pixel, but the labels in {folder / 'dataset.json'} are regions that overlap, with "
+            "a sigmoid each (region-based training): refine a network that was trained on plain labels."
         )
     by_value = sorted((value, name) for name, value in dataset["labels"].items() if name != "ignore")
     return Plan(plans, chosen, dataset, [name for _, name in by_value])

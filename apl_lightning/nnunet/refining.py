@@ -9,8 +9,7 @@ from torch import nn
 
 from apl_lightning._support.lightning import Trainer
 from apl_lightning.callback import PseudoLabelCallback
-from apl_lightning.data import TargetDataModule, sliding_window
-from apl_lightning.nnunet.mirroring import Mirrored
+from apl_lightning.data import TargetDataModule
 from apl_lightning.nnunet.network import Plan, load_network, read_plan
 from apl_lightning.nnunet.results_folder import (
     check_empty,
@@ -20,6 +19,7 @@ from apl_lightning.nnunet.results_folder import (
     write_checkpoint,
 )
 from apl_lightning.nnunet.target_cases import find_cases, preprocess
+from apl_lightning.nnunet.windows import Windows
 from apl_lightning.refinement import APLModule
 
 
@@ -42,13 +42,13 @@ def refine(
 
     Reads `plans.json`, `dataset.json` and the checkpoint of each fold. nnU-Net builds the network and preprocesses the
     images. APL trains on random patches of the plan's size, with labels of whole volumes (of slices, for a network in
-    2D) by half overlapping windows with Gaussian weights.
+    2D) by nnU-Net's half overlapping windows with Gaussian weights.
 
     Writes a results folder that `nnUNetv2_predict_from_modelfolder` and `nnUNetPredictor` load as it is. Each
     checkpoint is the one that was read, with other `network_weights`; the state of the optimiser, say, stays.
 
-    No code in a checkpoint is executed. `plans.json` and the checkpoint name classes, which nnU-Net imports: of networks
-    and of the trainer. It needs the package nnunetv2 (`pip install apl-lightning[nnunet]`).
+    No code in a checkpoint is executed. But plans and checkpoint name the classes of network and trainer, and nnU-Net
+    imports what they name. It needs the package nnunetv2 (`pip install apl-lightning[nnunet]`).
 
     Args:
         results_folder: The folder that nnU-Net has trained into, such as `nnUNetTrainer__nnUNetPlans__3d_fullres`.
@@ -114,14 +114,13 @@ def refine(
 
 
 def _module(network: nn.Module, plan: Plan, mirrored_axes: Sequence[int] | None, learning_rate: float) -> APLModule:
-    windows = sliding_window(plan.patch_size)
     return APLModule(
         network,
         len(plan.class_names),
         plan.class_names,
         example=plan.example(),
         learning_rate=learning_rate,
-        inferer=Mirrored(windows, mirrored_axes) if mirrored_axes else windows,
+        inferer=Windows(plan.patch_size, mirrored_axes or ()),
     )
 
 
@@ -132,6 +131,6 @@ def _trainer(options: dict[str, Any]) -> Trainer:
 
 def _check_installed() -> None:
     try:
-        import nnunetv2
+        import nnunetv2  # noqa: F401 - only to see whether it is there
     except ImportError as error:
         raise ImportError("`apl_lightning.nnunet` needs nnU-Net v2: `pip install apl-lightning[nnunet]`.") from error

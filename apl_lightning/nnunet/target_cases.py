@@ -50,7 +50,7 @@ def find_cases(folder: Path, plan: Plan) -> dict[str, list[Path]]:
     matches = [match for name in found if (match := pattern.fullmatch(name))]
     if not matches:
         raise ValueError(
-            f"Expected `images` to be a folder with images named as nnU-Net wants them, case_0000{ending} for the first "
+            f"Expected `images` to be a folder with files named as nnU-Net wants them, case_0000{ending} for the first "
             f"channel, but {folder} has {found[:3] or 'no files'}: rename them."
         )
     cases: dict[str, list[Path]] = {}

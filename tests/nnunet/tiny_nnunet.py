@@ -6,52 +6,60 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
 NAME = "Dataset001_Phantoms"
-SIZE = (10, 48, 40)  # as SimpleITK reads it: (Z, Y, X)
-SPACING = (1.0, 1.0, 2.0)
+SIZE = (10, 48, 40)  # as nnU-Net reads it: (Z, Y, X)
+SPACING = (2.0, 1.0, 1.0)
 LABELS = {"background": 0, "first": 1, "second": 2}
-CASES = 4
+CASES = 5  # as many as nnU-Net has folds
 
 
-def set_environment(root: Path) -> None:
-    """Name nnU-Net's folders, and ask it to start no further processes; before it is imported."""
-    for name in ("raw", "preprocessed", "results"):
-        os.environ[f"nnUNet_{name}"] = str(root / name)
-    os.environ["nnUNet_def_n_proc"] = "1"
+def environment(root: Path) -> dict[str, str]:
+    """Where nnU-Net keeps its data, and that it starts no more processes than it must; set before it is imported."""
+    folders = {f"nnUNet_{name}": str(root / name) for name in ("raw", "preprocessed", "results")}
+    return {**folders, "nnUNet_def_n_proc": "1"}
 
 
-def phantom(seed: int, shifted: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """An image with two organs, and its labels; `shifted` has another contrast and a bias field."""
+def phantom(seed: int, shifted: bool = False, size: tuple[int, ...] = SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """An image with two organs, and its labels; `shifted` has less contrast and more noise."""
     draw = np.random.default_rng(seed)
-    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, length) for length in SIZE], indexing="ij"))
-    labels = np.zeros(SIZE, np.uint8)
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, length) for length in size], indexing="ij"))
+    labels = np.zeros(size, np.uint8)
     for label, middle in ((1, (0.0, -0.35, -0.3)), (2, (0.0, 0.35, 0.3))):
         centre = np.array(middle) + draw.uniform(-0.1, 0.1, 3)
         radius = np.array((0.7, 0.35, 0.4)) * draw.uniform(0.9, 1.2, 3)
         distance = (grid - centre[:, None, None, None]) / radius[:, None, None, None]
         labels[(distance**2).sum(axis=0) < 1] = label
-    values = np.array([100.0, 190.0, 150.0] if shifted else [100.0, 300.0, 200.0])
-    image = values[labels] + draw.normal(0, 12, SIZE) + (25 * grid[1] if shifted else 0)
+    values = np.array([100.0, 220.0, 170.0] if shifted else [100.0, 300.0, 200.0])
+    image = values[labels] + draw.normal(0, 24 if shifted else 12, size)
     body = (grid[1:] ** 2).sum(axis=0) < 1.2
     return np.where(body, image, 0).astype(np.float32), labels
 
 
-def write(values: np.ndarray, path: Path) -> None:
-    """Write an image or labels as NIfTI."""
-    import SimpleITK as sitk  # noqa: N813 - its usual name
+def write(values: np.ndarray, path: Path, spacing: tuple[float, float, float] = SPACING) -> None:
+    """Write an image or labels (Z, Y, X) as NIfTI."""
+    from nnunetv2.imageio.simpleitk_reader_writer import sitk
 
     image = sitk.GetImageFromArray(values)
-    image.SetSpacing(SPACING)
+    image.SetSpacing(spacing[::-1])
     path.parent.mkdir(parents=True, exist_ok=True)
     sitk.WriteImage(image, str(path))
 
 
+def read(path: Path) -> np.ndarray:
+    """The values (Z, Y, X) of a NIfTI file."""
+    from nnunetv2.imageio.simpleitk_reader_writer import sitk
+
+    values: np.ndarray = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    return values
+
+
 def write_dataset(root: Path) -> None:
-    """The training images, with the fingerprint that nnU-Net's extractor makes in worker processes."""
+    """Write the training images, and the fingerprint that nnU-Net's extractor would compute in worker processes."""
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
@@ -73,8 +81,6 @@ def write_dataset(root: Path) -> None:
     preprocessed = root / "preprocessed" / NAME
     preprocessed.mkdir(parents=True)
     (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint, default=float))
-    splits = [{"train": [f"p{c}" for c in range(CASES) if c != fold], "val": [f"p{fold}"]} for fold in range(CASES)]
-    (preprocessed / "splits_final.json").write_text(json.dumps(splits))
 
 
 def plan(configuration: str, residual: bool, patch_size: list[int]) -> dict[str, Any]:
@@ -84,38 +90,35 @@ def plan(configuration: str, residual: bool, patch_size: list[int]) -> dict[str,
         nnUNetPlannerResEncM,
     )
 
-    os.environ["nnUNet_n_proc_DA"] = "1"  # threads, here
     planner = (nnUNetPlannerResEncM if residual else ExperimentPlanner)(1)
     planner.UNet_base_num_features = 8
     planner.UNet_max_features_2d = planner.UNet_max_features_3d = 32
     planner.UNet_blocks_per_stage_encoder = planner.UNet_blocks_per_stage_decoder = (1,) * 8
-    plans = json.loads(json.dumps(planner.plan_experiment()))
+    with patch.dict(os.environ, nnUNet_n_proc_DA="1"):  # threads, here
+        plans = json.loads(json.dumps(planner.plan_experiment()))
     plans["configurations"][configuration]["patch_size"] = patch_size
     return plans
 
 
-def train(root: Path, plans: dict[str, Any], configuration: str, folds: list[int], steps: int) -> Path:
-    """Preprocess and train with nnU-Net's own classes, for one epoch; returns the results folder."""
+def train(root: Path, plans: dict[str, Any], configuration: str, steps: dict[int | str, int]) -> Path:
+    """Preprocess and train each fold for some steps with nnU-Net's own classes; returns the results folder."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    manager = PlansManager(plans)
-    chosen = manager.get_configuration(configuration)
-    dataset = json.loads((root / "raw" / NAME / "dataset.json").read_text())
+    raw, manager = root / "raw" / NAME, PlansManager(plans)
+    chosen, dataset = manager.get_configuration(configuration), json.loads((raw / "dataset.json").read_text())
     folder = root / "preprocessed" / NAME / chosen.data_identifier
     folder.mkdir()
     for case in range(CASES):
-        raw = root / "raw" / NAME
         image, labels = raw / "imagesTr" / f"p{case}_0000.nii.gz", raw / "labelsTr" / f"p{case}.nii.gz"
         preprocessor = chosen.preprocessor_class(verbose=False)
         preprocessor.run_case_save(str(folder / f"p{case}"), [str(image)], str(labels), manager, chosen, dataset)
-    os.environ["nnUNet_n_proc_DA"] = "0"  # worker processes, here
-    for fold in folds:
-        torch.manual_seed(fold)
-        np.random.seed(fold)
-        trainer = nnUNetTrainer(
-            {**plans, "continue_training": False}, configuration, fold, dataset, torch.device("cpu")
-        )
-        trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, steps, 1
-        trainer.run_training()
+    for fold, count in steps.items():
+        torch.manual_seed(0)
+        np.random.seed(0)
+        given = {**plans, "continue_training": False}
+        trainer = nnUNetTrainer(given, configuration, fold, dataset, torch.device("cpu"))
+        trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, count, 1
+        with patch.dict(os.environ, nnUNet_n_proc_DA="0"):  # worker processes, here
+            trainer.run_training()
     return Path(trainer.output_folder_base)
