@@ -60,8 +60,8 @@ def read_plan(folder: Path, configuration: str) -> Plan:
             f"Expected one class per pixel, but the labels in {folder / 'dataset.json'} are regions that overlap, with "
             "a sigmoid each (region-based training): refine a network that was trained on plain labels."
         )
-    by_value = sorted((value, name) for name, value in dataset["labels"].items() if name != "ignore")
-    return Plan(plans, chosen, dataset, [name for _, name in by_value])
+    labels = {name: value for name, value in dataset["labels"].items() if name != "ignore"}  # it has no channel
+    return Plan(plans, chosen, dataset, sorted(labels, key=labels.__getitem__))
 
 
 def load_network(folder: Path, fold: str, checkpoint: str) -> tuple[nn.Module, Sequence[int] | None]:

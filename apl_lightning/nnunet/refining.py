@@ -13,9 +13,9 @@ from apl_lightning.data import TargetDataModule
 from apl_lightning.nnunet.network import Plan, load_network, read_plan
 from apl_lightning.nnunet.results_folder import (
     check_empty,
+    copy_plans,
     find_folds,
     read_checkpoint,
-    start_copy,
     write_checkpoint,
 )
 from apl_lightning.nnunet.target_cases import find_cases, preprocess
@@ -54,7 +54,7 @@ def refine(
         results_folder: The folder that nnU-Net has trained into, such as `nnUNetTrainer__nnUNetPlans__3d_fullres`.
         images: A folder of target images, named as nnU-Net wants them: `case_0000.nii.gz`, one file per channel.
         out: The refined results folder; it must be empty, or not exist. Preprocessed images and pseudo labels are kept
-            in it during the run.
+            in it during the run; folds that are done stay if a later one fails.
         folds: The folds, numbers or `"all"`; by default those that have the checkpoint.
         checkpoint: The name of the checkpoints in each fold; `checkpoint_best.pth` is the other one that nnU-Net
             writes. The refined ones get the same name.
@@ -87,11 +87,10 @@ def refine(
     source, target = Path(results_folder), Path(out)
     names = find_folds(source, folds, checkpoint)
     check_empty(target)
-    first = read_checkpoint(source / names[0] / checkpoint)
-    plan = read_plan(source, first["init_args"]["configuration"])
+    plan = read_plan(source, read_checkpoint(source / names[0] / checkpoint)["init_args"]["configuration"])
     cases = find_cases(Path(images), plan)
     load_network(source, names[0], checkpoint)  # fails here, and not after the preprocessing
-    start_copy(source, target)
+    target.mkdir(parents=True, exist_ok=True)
     logged = {}
     with tempfile.TemporaryDirectory(prefix="unfinished_", dir=target) as folder:
         dataset = preprocess(cases, plan, Path(folder) / "images")
@@ -108,6 +107,7 @@ def refine(
             )
             trainer = _trainer({"max_epochs": max_epochs, "default_root_dir": folder, **(trainer_options or {})})
             trainer.fit(module, data)
+            copy_plans(source, target)
             write_checkpoint(read, module.export(), target / name / checkpoint)
             logged[name] = {key: float(value) for key, value in trainer.callback_metrics.items()}
     return logged

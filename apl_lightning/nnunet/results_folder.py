@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from apl_lightning._support.files import replacing
+
 _REQUIRED = ("plans.json", "dataset.json")
 _OPTIONAL = ("dataset_fingerprint.json",)
 
@@ -26,7 +28,7 @@ def find_folds(folder: Path, folds: Sequence[int | str] | None, checkpoint: str)
             "and the configuration, such as nnUNetTrainer__nnUNetPlans__3d_fullres."
         )
     present = sorted(path.parent.name for path in folder.glob(f"fold_*/{checkpoint}"))
-    names = present if folds is None else [f"fold_{fold}" for fold in folds]
+    names = present if folds is None else list(dict.fromkeys(f"fold_{fold}" for fold in folds))
     if not names or not set(names) <= set(present):
         others = sorted({path.name for path in folder.glob("fold_*/*.pth")} - {checkpoint})
         cure = f"pass checkpoint={others[0]!r}" if others and not present else "pass other `folds`"
@@ -63,9 +65,8 @@ def check_empty(out: Path) -> None:
         raise ValueError(f"Expected `out` to be a new or an empty folder, but {out} is not empty: pass another one.")
 
 
-def start_copy(folder: Path, out: Path) -> None:
-    """Make the folder `out` with the plans and the description of the data set of `folder`."""
-    out.mkdir(parents=True, exist_ok=True)
+def copy_plans(folder: Path, out: Path) -> None:
+    """Copy the plans and the description of the data set."""
     for name in (*_REQUIRED, *_OPTIONAL):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
@@ -74,8 +75,8 @@ def start_copy(folder: Path, out: Path) -> None:
 def write_checkpoint(checkpoint: dict[str, Any], network: nn.Module, path: Path) -> None:
     """Write a checkpoint with the weights of `network`, and everything else as it was read."""
     path.parent.mkdir()
-    weights = {name: value.cpu() for name, value in network.state_dict().items()}
-    torch.save({**checkpoint, "network_weights": weights}, path)
+    with replacing(path) as unfinished:
+        torch.save({**checkpoint, "network_weights": network.cpu().state_dict()}, unfinished)
 
 
 def _numpy_numbers() -> list[Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import combinations, product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +35,7 @@ class Windows:
         weights = torch.zeros(size, device=images.device)
         sums: list[Tensor] = []
         for start in product(*compute_steps_for_sliding_window(size, self.size, 0.5)):
-            window = (..., *(slice(first, first + length) for first, length in zip(start, self.size, strict=True)))
+            window: Any = (..., *(slice(first, first + n) for first, n in zip(start, self.size, strict=True)))
             logits = self._mirrored(network, padded[window])
             sums = sums or [torch.zeros(*head.shape[:2], *size, device=head.device) for head in logits]
             for total, head in zip(sums, logits, strict=True):

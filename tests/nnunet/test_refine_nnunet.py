@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from apl_lightning import nnunet
 from apl_lightning.nnunet.network import load_network, read_plan
 from apl_lightning.nnunet.windows import Windows
 
+PAGE = Path(__file__).parents[2] / "docs/have/nnunet.md"
 FINAL = "checkpoint_final.pth"
 TARGETS = {100: SIZE, 101: SIZE, 102: (11, 62, 50)}  # the last one has pixels of 0.8 mm: resampled to (11, 50, 40)
 CPU: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
@@ -181,16 +183,29 @@ def test_the_results_folder_has_nothing_else(refined: Run) -> None:
     assert all("pseudo/estimated_gain" in values for values in refined.logged.values())
 
 
-def test_all_folds_with_mirroring(root: Path, trained_2d: Path, tmp_path: Path) -> None:
-    options = {"max_epochs": 1, "steps_per_epoch": 2, "trainer_options": CPU}
-    logged = nnunet.refine(
-        trained_2d, root / "targets", tmp_path, checkpoint="checkpoint_best.pth", mirroring=True, **options
-    )
-    assert list(logged) == ["fold_0", "fold_1"]
-    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("fold_*/*")) == [
-        "fold_0/checkpoint_best.pth",
-        "fold_1/checkpoint_best.pth",
-    ]
+def test_the_page_refines_all_folds(
+    root: Path, trained_2d: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(code.splitlines()) <= 15
+    (tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres").symlink_to(trained_2d)
+    (tmp_path / "target_images").symlink_to(root / "targets")
+    monkeypatch.chdir(tmp_path)
+    exec(re.sub("max_epochs=10, steps_per_epoch=50", "max_epochs=1, steps_per_epoch=2", code), {})
+    written = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("refined/fold_*/*"))
+    assert written == [f"refined/fold_0/{FINAL}", f"refined/fold_1/{FINAL}"]
+    assert predictor(tmp_path / "refined").network is not None
+
+
+def test_mirroring_and_the_best_checkpoint(root: Path, trained_2d: Path, tmp_path: Path) -> None:
+    best, keep = "checkpoint_best.pth", Keep()
+    options: dict[str, Any] = {**CPU, "callbacks": [keep], "fast_dev_run": 1}
+    nnunet.refine(trained_2d, root / "targets", tmp_path, [1, "1"], best, mirroring=True, trainer_options=options)
+    assert [path.name for path in tmp_path.glob("fold_*/*")] == [best]
+    volume = preprocessed(root, by := predictor(trained_2d), 100)[:, :1]
+    averaged = logits_of(keep.module, Windows((32, 32), by.allowed_mirroring_axes), volume, 2)
+    assert torch.equal(logits_of(keep.module, keep.module.inferer, volume, 2), averaged)
+    assert not torch.allclose(logits_of(keep.module, Windows((32, 32)), volume, 2), averaged)
 
 
 @pytest.fixture
@@ -231,6 +246,14 @@ def test_nothing_is_overwritten(root: Path, trained_2d: Path, tmp_path: Path) ->
     with pytest.raises(ValueError, match="Expected `out` to be a new or an empty folder"):
         nnunet.refine(trained_2d, root / "targets", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_failed_run_leaves_an_empty_folder(trained_2d: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "t_0000.nii.gz").write_text("no image")
+    with pytest.raises(RuntimeError, match=r"t_0000\.nii\.gz"):
+        nnunet.refine(trained_2d, tmp_path / "images", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(
