@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from apl_lightning._support.lightning import Trainer
-from apl_lightning.callback import PseudoLabelCallback
-from apl_lightning.data import TargetDataModule
+from apl_lightning._support.random_state import isolated_random_state
 from apl_lightning.nnunet.network import Plan, load_network, read_plan
 from apl_lightning.nnunet.results_folder import (
     check_empty,
@@ -20,7 +19,7 @@ from apl_lightning.nnunet.results_folder import (
 )
 from apl_lightning.nnunet.target_cases import find_cases, preprocess
 from apl_lightning.nnunet.windows import Windows
-from apl_lightning.refinement import APLModule
+from apl_lightning.pytorch_lightning import APLModule, PseudoLabelCallback, TargetDataModule, Trainer
 
 
 def refine(
@@ -36,6 +35,9 @@ def refine(
     learning_rate: float = 3e-4,
     mirroring: bool = False,
     num_workers: int = 0,
+    seed: int = 0,
+    accelerator: str = "auto",
+    precision: Any = "32-true",
     trainer_options: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Refine a trained nnU-Net v2 on unlabelled images, one fold after the other.
@@ -65,8 +67,11 @@ def refine(
         mirroring: Whether labels are means over mirrored patches, as in nnU-Net's prediction. This takes 4 times as
             long in 2D, 8 times in 3D.
         num_workers: Worker processes that read patches.
-        trainer_options: Further options of Lightning's `Trainer`, such as `{"precision": "bf16-mixed"}` or
-            `{"logger": ...}`; by default it uses one device, logs nothing and saves no checkpoints.
+        seed: The seed of each fold.
+        accelerator: As in `Trainer`.
+        precision: As in `Trainer`, such as `"bf16-mixed"`.
+        trainer_options: Further options of `Trainer`, such as `{"logger": ...}`; by default it uses one device, logs
+            nothing and saves no checkpoints.
 
     Returns:
         What was logged last for each fold, by the fold's name: `{"fold_0": {"pseudo/estimated_gain": ...}}`.
@@ -94,10 +99,10 @@ def refine(
     logged = {}
     with tempfile.TemporaryDirectory(prefix="unfinished_", dir=target) as folder:
         dataset = preprocess(cases, plan, Path(folder) / "images")
+        options = {"accelerator": accelerator, "precision": precision, "max_epochs": max_epochs}
         for name in names:
             read = read_checkpoint(source / name / checkpoint)
             network, axes = load_network(source, name, checkpoint)
-            module = _module(network, plan, axes if mirroring else None, learning_rate)
             data = TargetDataModule(
                 dataset,
                 batch_size=batch_size or plan.configuration.batch_size,
@@ -105,8 +110,11 @@ def refine(
                 patch_size=plan.patch_size,
                 steps_per_epoch=steps_per_epoch,
             )
-            trainer = _trainer({"max_epochs": max_epochs, "default_root_dir": folder, **(trainer_options or {})})
-            trainer.fit(module, data)
+            with isolated_random_state(cuda=True):
+                torch.manual_seed(seed)
+                module = _module(network, plan, axes if mirroring else None, learning_rate)
+                trainer = _trainer({**options, "default_root_dir": folder, **(trainer_options or {})})
+                trainer.fit(module, data)
             copy_plans(source, target)
             write_checkpoint(read, module.export(), target / name / checkpoint)
             logged[name] = {key: float(value) for key, value in trainer.callback_metrics.items()}

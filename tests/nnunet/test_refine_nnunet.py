@@ -25,7 +25,7 @@ from apl_lightning.nnunet.windows import Windows
 PAGE = Path(__file__).parents[2] / "docs/have/nnunet.md"
 FINAL = "checkpoint_final.pth"
 TARGETS = {100: SIZE, 101: SIZE, 102: (11, 62, 50)}  # the last one has pixels of 0.8 mm: resampled to (11, 50, 40)
-CPU: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
 
 
 class Keep(pl.Callback):
@@ -78,9 +78,8 @@ def refined(request: pytest.FixtureRequest) -> Run:
 
 
 def run(root: Path, source: Path, folds: list[int | str], epochs: int, steps: int) -> Run:
-    torch.manual_seed(0)
     keep, out = Keep(), root / f"refined_{source.name}"
-    options = {**CPU, "callbacks": [keep]}
+    options = {**QUIET, "callbacks": [keep]}
     logged = nnunet.refine(
         source, root / "targets", out, folds, max_epochs=epochs, steps_per_epoch=steps, trainer_options=options
     )
@@ -199,7 +198,7 @@ def test_the_page_refines_all_folds(
 
 def test_mirroring_and_the_best_checkpoint(root: Path, trained_2d: Path, tmp_path: Path) -> None:
     best, keep = "checkpoint_best.pth", Keep()
-    options: dict[str, Any] = {**CPU, "callbacks": [keep], "fast_dev_run": 1}
+    options: dict[str, Any] = {**QUIET, "callbacks": [keep], "fast_dev_run": 1}
     nnunet.refine(trained_2d, root / "targets", tmp_path, [1, "1"], best, mirroring=True, trainer_options=options)
     assert [path.name for path in tmp_path.glob("fold_*/*")] == [best]
     volume = preprocessed(root, by := predictor(trained_2d), 100)[:, :1]
