@@ -63,9 +63,9 @@ def refine(
         max_epochs: Rounds of pseudo labels.
         steps_per_epoch: Training steps per round.
         batch_size: Patches per step; by default as in the plan.
-        learning_rate: The learning rate of the encoder (see [`APLModule`][apl_lightning.APLModule]).
-        mirroring: Whether labels are means over mirrored patches, as in nnU-Net's prediction. This takes 4 times as
-            long in 2D, 8 times in 3D.
+        learning_rate: The learning rate of the encoder (see [`APLModule`][apl_lightning.refinement.APLModule]).
+        mirroring: Whether labels are means over mirrored patches, as in nnU-Net's prediction, along the axes that
+            training has mirrored. With all axes, this takes 4 times as long in 2D, 8 times in 3D.
         num_workers: Worker processes that read patches.
         seed: The seed of each fold.
         accelerator: As in `Trainer`.

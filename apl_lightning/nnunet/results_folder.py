@@ -1,5 +1,6 @@
 """A results folder of nnU-Net v2: plans, description of the data set, and a checkpoint per fold."""
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,8 +34,8 @@ def find_folds(folder: Path, folds: Sequence[int | str] | None, checkpoint: str)
         others = sorted({path.name for path in folder.glob("fold_*/*.pth")} - {checkpoint})
         cure = f"pass checkpoint={others[0]!r}" if others and not present else "pass other `folds`"
         raise ValueError(
-            f"Expected {checkpoint} in {', '.join(names) or 'fold_0, ...'} of {folder}, but only "
-            f"{', '.join(present) or 'no fold'} has it: {cure}."
+            f"Expected {checkpoint} in {', '.join(names) or 'fold_0, ...'} of {folder}, but the folds that have it are "
+            f"{', '.join(present) or 'none'}: {cure}."
         )
     return names
 
@@ -49,9 +50,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_numpy_numbers()):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
             f"Expected {path} to be a checkpoint of nnU-Net v2, which holds tensors, text and numbers, but reading it "
-            f"without executing code from it failed: {error}"
+            f"without executing code from it failed ({named[1] if named else type(error).__name__}): copy it again, "
+            "or take out of it what nnU-Net has not written."
         ) from error
     needed = {"network_weights", "init_args", "trainer_name"}
     if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
