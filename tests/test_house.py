@@ -29,7 +29,7 @@ LAYERS = [
     "pytorch_lightning",
     "lightning_pytorch",
     "folders",
-
+    "nnunet",
 ]
 
 

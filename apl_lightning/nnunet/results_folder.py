@@ -1,0 +1,90 @@
+"""A results folder of nnU-Net v2: plans, description of the data set, and a checkpoint per fold."""
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from apl_lightning._support.files import replacing
+
+_REQUIRED = ("plans.json", "dataset.json")
+_OPTIONAL = ("dataset_fingerprint.json",)
+
+
+def find_folds(folder: Path, folds: Sequence[int | str] | None, checkpoint: str) -> list[str]:
+    """The names of the folds to refine (`fold_0`, say), by default of all that have the checkpoint.
+
+    Raises:
+        ValueError: If the folder is no results folder, or a fold or its checkpoint is missing.
+    """
+    if missing := [name for name in _REQUIRED if not (folder / name).is_file()]:
+        raise ValueError(
+            "Expected `results_folder` to be the results folder of a trained nnU-Net v2, with plans.json, dataset.json "
+            f"and fold_0, but {folder} has no {missing[0]}: pass the folder that is named after the trainer, the plans "
+            "and the configuration, such as nnUNetTrainer__nnUNetPlans__3d_fullres."
+        )
+    present = sorted(path.parent.name for path in folder.glob(f"fold_*/{checkpoint}"))
+    names = present if folds is None else list(dict.fromkeys(f"fold_{fold}" for fold in folds))
+    if not names or not set(names) <= set(present):
+        others = sorted({path.name for path in folder.glob("fold_*/*.pth")} - {checkpoint})
+        cure = f"pass checkpoint={others[0]!r}" if others and not present else "pass other `folds`"
+        raise ValueError(
+            f"Expected {checkpoint} in {', '.join(names) or 'fold_0, ...'} of {folder}, but the folds that have it are "
+            f"{', '.join(present) or 'none'}: {cure}."
+        )
+    return names
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Everything in a checkpoint of a fold, on the CPU. No code in the file is executed.
+
+    Raises:
+        ValueError: If it is no checkpoint of nnU-Net v2, or contains objects other than tensors and numbers.
+    """
+    try:
+        with torch.serialization.safe_globals(_numpy_numbers()):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        raise ValueError(
+            f"Expected {path} to be a checkpoint of nnU-Net v2, which holds tensors, text and numbers, but reading it "
+            f"without executing code from it failed ({named[1] if named else type(error).__name__}): copy it again, "
+            "or take out of it what nnU-Net has not written."
+        ) from error
+    needed = {"network_weights", "init_args", "trainer_name"}
+    if not isinstance(checkpoint, dict) or not needed <= set(checkpoint):
+        raise ValueError(f"Expected {path} to be a checkpoint of nnU-Net v2, but it has no {sorted(needed)}.")
+    return checkpoint
+
+
+def check_empty(out: Path) -> None:
+    """Raise a `ValueError` unless `out` is a folder without files, or does not exist."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"Expected `out` to be a new or an empty folder, but {out} is not empty: pass another one.")
+
+
+def copy_plans(folder: Path, out: Path) -> None:
+    """Copy the plans and the description of the data set."""
+    for name in (*_REQUIRED, *_OPTIONAL):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
+
+
+def write_checkpoint(checkpoint: dict[str, Any], network: nn.Module, path: Path) -> None:
+    """Write a checkpoint with the weights of `network`, and everything else as it was read."""
+    path.parent.mkdir()
+    with replacing(path) as unfinished:
+        torch.save({**checkpoint, "network_weights": network.cpu().state_dict()}, unfinished)
+
+
+def _numpy_numbers() -> list[Any]:
+    """What NumPy numbers in a file consist of: nnU-Net logs its losses as such."""
+    scalar = np.float64(0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # of NumPy 1 and 2
+    types = [type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")]
+    return [*((scalar, name) for name in names), np.dtype, *types]

@@ -1,0 +1,79 @@
+"""The target images as nnU-Net names and preprocesses them."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from apl_lightning.nnunet.network import Plan
+
+
+class PreprocessedCases(Dataset[dict[str, Any]]):
+    """Preprocessed cases in `.npy` files (C, Z, Y, X): whole volumes `{"image"}`, or slices `{"image", "case"}`.
+
+    Args:
+        files: The file of each case.
+        slices: Whether a sample is a slice (C, Y, X), as networks in 2D see it, and not a volume.
+    """
+
+    def __init__(self, files: Iterable[Path], slices: bool) -> None:
+        self._samples: list[tuple[Path, int | None]] = []
+        for file in files:
+            depth = np.load(file, mmap_mode="r").shape[1]
+            self._samples += [(file, z) for z in range(depth)] if slices else [(file, None)]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        file, z = self._samples[index]
+        volume = np.load(file, mmap_mode="r")
+        if z is None:
+            return {"image": torch.from_numpy(np.array(volume))}
+        return {"image": torch.from_numpy(np.array(volume[:, z])), "case": file.stem}
+
+
+def find_cases(folder: Path, plan: Plan) -> dict[str, list[Path]]:
+    """The image files of each case, one per channel, named as nnU-Net wants them: `case_0000.nii.gz`.
+
+    Raises:
+        ValueError: If there are none, or a case lacks a channel.
+    """
+    ending = plan.dataset["file_ending"]
+    pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    matches = [match for name in found if (match := pattern.fullmatch(name))]
+    if not matches:
+        raise ValueError(
+            f"Expected `images` to be a folder with files named as nnU-Net wants them, case_0000{ending} for the first "
+            f"channel, but {folder} has {found[:3] or 'no files'}: rename them."
+        )
+    cases: dict[str, list[Path]] = {}
+    for match in matches:
+        cases.setdefault(match[1], []).append(folder / match[0])
+    expected = [f"_{channel:04}{ending}" for channel in range(plan.channels)]
+    for case, files in cases.items():
+        if [file.name.removeprefix(case) for file in files] != expected:
+            raise ValueError(
+                f"Expected {plan.channels} files for each case, one per channel, but {case} has "
+                f"{[file.name for file in files]}: add or remove files, so that they end in {', '.join(expected)}."
+            )
+    return cases
+
+
+def preprocess(cases: dict[str, list[Path]], plan: Plan, folder: Path) -> PreprocessedCases:
+    """Crop, normalise and resample each case with nnU-Net's own preprocessor; the results go to the new `folder`."""
+    folder.mkdir()
+    preprocessor = plan.configuration.preprocessor_class(verbose=False)
+    files = []
+    for case, images in tqdm(cases.items(), desc="Preprocessing", leave=False, dynamic_ncols=True):
+        names = [str(image) for image in images]
+        volume, _, _ = preprocessor.run_case(names, None, plan.plans, plan.configuration, plan.dataset)
+        files.append(folder / f"{case}.npy")
+        np.save(files[-1], volume.astype(np.float32, copy=False))
+    return PreprocessedCases(files, slices=len(plan.patch_size) == 2)
