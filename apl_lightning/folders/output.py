@@ -14,14 +14,6 @@ from apl_lightning.nifti import NiftiFolder, read_grid, read_image
 from apl_lightning.refinement import RefinementModule
 
 
-def check_new(out: str | Path) -> Path:
-    """Return the path of the results; a `ValueError` if there is something."""
-    out = Path(out)
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ValueError(f"Expected `out` to be a new or an empty folder, but {out} has content: name another one.")
-    return out
-
-
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a new table."""
     with path.open("x", newline="") as file:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from torch import nn
 
+from apl_lightning._support.files import new_folder
 from apl_lightning.folders.networks import as_module, as_network
-from apl_lightning.folders.output import check_new, device_of, write_predictions
+from apl_lightning.folders.output import device_of, write_predictions
 from apl_lightning.nifti import NiftiFolder
 
 
@@ -43,7 +44,7 @@ def predict_folder(
     Raises:
         ValueError: If `out` has content, the folder has no images, or the network does not fit.
     """
-    out = check_new(out)
+    out = new_folder(out)
     network = as_network(network, num_classes, system)
     folder = images if isinstance(images, NiftiFolder) else NiftiFolder(images)
     module = as_module(network, folder, num_classes, class_names, patch_size)

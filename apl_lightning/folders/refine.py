@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from apl_lightning._support.files import new_folder
 from apl_lightning._support.random_state import isolated_random_state
 from apl_lightning.folders.networks import as_module, as_network
-from apl_lightning.folders.output import check_new, device_of, write_predictions
+from apl_lightning.folders.output import device_of, write_predictions
 from apl_lightning.nifti import NiftiFolder
 from apl_lightning.pytorch_lightning import PseudoLabelCallback, TargetDataModule, Trainer
 
@@ -64,7 +65,7 @@ def refine_folder(
     Raises:
         ValueError: If `out` has content, the folder has no images, the network does not fit, or slices differ in size.
     """
-    out = check_new(out)
+    out = new_folder(out)
     network = as_network(network, num_classes, system)
     folder = images if isinstance(images, NiftiFolder) else NiftiFolder(images)
     batch_size = _batch_size(folder, patch_size, batch_size)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from apl_lightning._support.files import new_folder
 from apl_lightning._support.random_state import isolated_random_state
 from apl_lightning.nnunet.network import Plan, load_network, read_plan
 from apl_lightning.nnunet.results_folder import (
-    check_empty,
     copy_plans,
     find_folds,
     read_checkpoint,
@@ -89,9 +89,9 @@ def refine(
         ValueError: Expected `results_folder` to be the results folder of a trained nnU-Net v2, ...
     """
     _check_installed()
-    source, target = Path(results_folder), Path(out)
+    source = Path(results_folder)
     names = find_folds(source, folds, checkpoint)
-    check_empty(target)
+    target = new_folder(out)
     plan = read_plan(source, read_checkpoint(source / names[0] / checkpoint)["init_args"]["configuration"])
     cases = find_cases(Path(images), plan)
     load_network(source, names[0], checkpoint)  # fails here, and not after the preprocessing

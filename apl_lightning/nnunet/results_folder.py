@@ -62,12 +62,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def check_empty(out: Path) -> None:
-    """Raise a `ValueError` unless `out` is a folder without files, or does not exist."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"Expected `out` to be a new or an empty folder, but {out} is not empty: pass another one.")
-
-
 def copy_plans(folder: Path, out: Path) -> None:
     """Copy the plans and the description of the data set."""
     for name in (*_REQUIRED, *_OPTIONAL):
