@@ -19,6 +19,7 @@ LAYERS = [
     "store",
     "data",
     "guard",
+    "preflight",
     "labels",
     "refinement",
     "callback",

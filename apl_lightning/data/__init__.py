@@ -5,5 +5,5 @@ from apl_lightning.data.dataset import EvaluationDataset, TargetDataset
 from apl_lightning.data.fingerprints import check_fingerprint, fingerprint
 from apl_lightning.data.loader import LazyDataLoader, collate
 from apl_lightning.data.random_affine import RandomAffine
-from apl_lightning.data.sample_format import Keys, describe, split_batch
+from apl_lightning.data.sample_format import Keys, describe, read_sample, split_batch
 from apl_lightning.data.sampler import DrawnSample, EpochSampler

@@ -1,0 +1,74 @@
+"""What preflight found, as text, as a warning and as a picture."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from apl_lightning.preflight.picture import Shown, draw
+from apl_lightning.preflight.views import View
+
+
+class Trial(NamedTuple):
+    """A view and how much better than the images as they are it suits the network, in each part of the images."""
+
+    view: View
+    gains: list[float]
+
+    @property
+    def gain(self) -> float:
+        """The mean over the parts."""
+        return sum(self.gains) / len(self.gains)
+
+
+@dataclass(frozen=True, eq=False)
+class PreflightReport:
+    """What a network says of images; `str(report)` is the text.
+
+    Attributes:
+        found: The view that the network would rather see; `None` if there is none that it clearly prefers.
+        trials: All views that were tried.
+        skipped: The views that could not be tried, and why.
+        as_they_are: Some images with predictions.
+        as_preferred: The same under the view that was found; empty without one.
+    """
+
+    found: Trial | None
+    trials: Sequence[Trial]
+    skipped: Sequence[str]
+    as_they_are: Sequence[Shown]
+    as_preferred: Sequence[Shown]
+
+    def __str__(self) -> str:
+        if self.found is None:
+            text = (
+                f"Nothing found: of {len(self.trials)} views of your images (turned, flipped, inverted, resized, "
+                "rescaled), none suits this network clearly better than the images as they are."
+            )
+        else:
+            view, gains = self.found.view, self.found.gains
+            parts = "" if len(gains) == 1 else f", in {sum(gain > 0 for gain in gains)} of {len(gains)} parts of them"
+            text = (
+                f"Your images look {view.looks} to this network: without that, it is surer of what it finds "
+                f"(by {self.found.gain:.1f}{parts}). Look at the picture, and if it is right, change the data set: "
+                f"{view.cure}. Then run preflight again."
+            )
+        return text + (f" Not tried: {'; '.join(self.skipped)}." if self.skipped else "")
+
+    def warn(self) -> None:
+        """Warn if something was found."""
+        if self.found is not None:
+            warnings.warn(str(self), stacklevel=2)
+
+    def picture(self, path: str | Path) -> Path:
+        """Write a picture: images as they are and as the network would like them, with what it predicts.
+
+        Raises:
+            FileExistsError: If there is such a file already.
+            ImportError: If matplotlib is missing.
+        """
+        rows = {"Your images": self.as_they_are}
+        if self.as_preferred:
+            rows["As the network would like them"] = self.as_preferred
+        return draw(rows, Path(path))

@@ -1,0 +1,119 @@
+"""How well images suit a network, without labels and without the source images."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import mean
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from apl_lightning._support.modes import hooked
+
+_LEAST = 1e-8
+_FEW = 1e-3  # of the pixels: with less foreground a network is not sure of anything
+
+
+class Likeness(NamedTuple):
+    """How like the features of images are to those of training, see `RunningStatistics`: means over layers."""
+
+    all: float
+    late: float  # over the second half
+
+
+class Score(NamedTuple):
+    """What a network makes of some images under a view.
+
+    Attributes:
+        sureness: Of its foreground, see [`sureness`][apl_lightning.preflight.sureness].
+        likeness: Of its features to those it was trained with, see
+            [`RunningStatistics`][apl_lightning.preflight.RunningStatistics]; `None` if it has no such layer.
+    """
+
+    sureness: float
+    likeness: Likeness | None
+
+
+def entropy_of_foreground(logits: Tensor) -> Tensor:
+    """The entropy in nats, summed over the predicted foreground, the foreground and the pixels of each image, (3, B).
+
+    Args:
+        logits: (B, C, *S), with the background at 0.
+    """
+    log_p = logits.float().log_softmax(dim=1)
+    entropy = -(log_p.exp() * log_p).sum(dim=1).flatten(1)
+    foreground = (logits.argmax(dim=1) > 0).flatten(1)
+    pixels = torch.full((len(logits),), float(foreground.shape[1]), device=logits.device)
+    return torch.stack([(entropy * foreground).sum(dim=1), foreground.sum(dim=1), pixels])
+
+
+def sureness(counted: Tensor) -> Tensor:
+    r"""How sure a network is of its foreground.
+
+    $$ S = -\log \frac{\sum_{i: \hat y_i \neq 0} H(p_i) + \epsilon N}{\sum_{i: \hat y_i \neq 0} 1 + \epsilon N} $$
+
+    H is the entropy of the class probabilities of a pixel in nats, N the number of pixels, and epsilon 0.001. It is 0
+    for a network that finds nothing, however sure it is of the background.
+
+    Args:
+        counted: The entropy on the foreground, the foreground and the pixels, (3, ...).
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning.preflight import sureness
+        >>> sureness(torch.tensor([0.0, 0.0, 1000.0]))  # all background
+        tensor(-0.)
+        >>> sureness(torch.tensor([19.0, 99.0, 1000.0]))  # 0.2 nats a pixel
+        tensor(1.6094)
+    """
+    entropy, foreground, pixels = counted
+    sure: Tensor = -((entropy + _FEW * pixels) / (foreground + _FEW * pixels)).log()
+    return sure
+
+
+class RunningStatistics:
+    r"""How like the features of images are to those that a network was trained with.
+
+    BatchNorm layers keep the running mean m and variance v of their inputs in training. With the mean and variance of
+    C channels on these images, a layer says
+
+    $$ -\log \frac{1}{C} \sum_c \mathrm{KL}\left(\mathcal{N}(\mu_c, \sigma^2_c) \| \mathcal{N}(m_c, v_c)\right) $$
+
+    The first layers see intensities and edges, the later ones shapes and how they lie.
+
+    Args:
+        network: Any network; it may have no such layer.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+        self._layers = [layer for layer in layers if layer.running_mean is not None]
+        self._sums: dict[nn.Module, Tensor] = {}
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Collect the statistics of the forward passes in the block, from nothing."""
+        self._sums = {}
+        with hooked(*self._layers, pre=self._collect):
+            yield
+
+    def likeness(self) -> Likeness | None:
+        """The likeness of the collected features; `None` without such a layer."""
+        layers = [_likeness(layer, sums) for layer, sums in self._sums.items()]  # in the order of the forward pass
+        return Likeness(mean(layers), mean(layers[len(layers) // 2 :])) if layers else None
+
+    def _collect(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].detach().float().movedim(1, 0).flatten(1)
+        count = torch.full_like(values[:, 0], values.shape[1])
+        sums = torch.stack([count, values.sum(dim=1), values.square().sum(dim=1)]).double()
+        self._sums[layer] = self._sums.get(layer, torch.zeros_like(sums)) + sums
+
+
+def _likeness(layer: Any, sums: Tensor) -> float:
+    count, total, squares = sums
+    centre = total / count
+    variance = (squares / count - centre**2).clamp_min(_LEAST)
+    expected = layer.running_var.double().clamp_min(_LEAST)
+    distance = (expected / variance).log() + (variance + (centre - layer.running_mean) ** 2) / expected - 1
+    return -float((distance.mean() / 2).clamp_min(_LEAST).log())
