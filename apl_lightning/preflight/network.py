@@ -29,7 +29,7 @@ class Network:
         counted = torch.zeros(3, dtype=torch.double)
         with self._statistics.collecting():
             for batch in _batches(images):
-                counted += entropy_of_foreground(self.logits(view, batch)).double().sum(dim=1).cpu()
+                counted += entropy_of_foreground(self.logits(view, batch)).sum(dim=1).cpu().double()
         return Score(float(sureness(counted)), self._statistics.likeness())
 
     def logits(self, view: View, images: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ _MOST = 32  # slices
 _MOST_VOLUMES = 4
 _MOST_PIXELS = 2**24  # of an enlarged image
 _SHOWN = 4
+_LONGEST = 120  # characters of a message
 
 
 def preflight(
@@ -73,7 +74,12 @@ def preflight(
     network = Network(model, num_classes, inferer, main_output)
     with evaluating(model), torch.no_grad():
         before = [network.score(AS_THEY_ARE, part) for part in parts]
-        trials, skipped = _try(network, views_of(tensors[0][None]), parts, before)
+        views = views_of(tensors[0][None])
+        if before[0].likeness is None:
+            views = [view for view in views if view.kind != "range"]
+        trials, skipped = _try(network, views, parts, before)
+        if before[0].likeness is None:
+            skipped.append("ranges of intensities: the network has no BatchNorm that knows those of training")
         orders = [trial for trial in trials if trial.view.moves_axes and tensors[0].ndim == 4]
         if orders:
             best = max(orders, key=lambda trial: trial.gain)
@@ -106,24 +112,21 @@ def _try(
         try:
             after = [network.score(view, part) for part in parts]
         except Exception as error:  # a network may raise anything about a size
-            skipped.append(f"{view.looks}: {type(error).__name__}: {error}")
+            skipped.append(f"{view.looks}: {type(error).__name__}: {error}".splitlines()[0][:_LONGEST])
             continue
-        gains = [gain(view, *scores) for scores in zip(before, after, strict=True)]
-        known = [one for one in gains if one is not None]
-        if known:
-            trials.append(Trial(view, known))
+        trials.append(Trial(view, [gain(view, *scores) for scores in zip(before, after, strict=True)]))
     return trials, skipped
 
 
-def gain(view: View, before: Score, after: Score) -> float | None:
-    """How much better a view suits the network; `None` if the network cannot tell.
+def gain(view: View, before: Score, after: Score) -> float:
+    """How much better a view suits a network.
 
     It is the rise of sureness and of likeness: in the later layers, if the view turns images or blurs them. Intensities
     out of range make a network sure of anything, so of ranges only likeness counts.
     """
     surer = after.sureness - before.sureness
     if before.likeness is None or after.likeness is None:
-        return None if view.kind == "range" else surer
+        return surer
     late = view.kind == "orientation" or view.enlarges > 1
     closer = after.likeness.late - before.likeness.late if late else after.likeness.all - before.likeness.all
     return closer if view.kind == "range" else surer + closer

@@ -41,20 +41,18 @@ class PreflightReport:
     as_preferred: Sequence[Shown]
 
     def __str__(self) -> str:
+        not_tried = f" Not tried: {'; '.join(self.skipped)}." if self.skipped else ""
         if self.found is None:
-            text = (
-                f"Nothing found: of {len(self.trials)} views of your images (turned, flipped, inverted, resized, "
-                "rescaled), none suits this network clearly better than the images as they are."
+            return (
+                f"Nothing found: none of {len(self.trials)} views of your images (turned, inverted, rescaled, resized) "
+                f"suits this network clearly better than the images as they are.{not_tried}"
             )
-        else:
-            view, gains = self.found.view, self.found.gains
-            parts = "" if len(gains) == 1 else f", in {sum(gain > 0 for gain in gains)} of {len(gains)} parts of them"
-            text = (
-                f"Your images look {view.looks} to this network: without that, it is surer of what it finds "
-                f"(by {self.found.gain:.1f}{parts}). Look at the picture, and if it is right, change the data set: "
-                f"{view.cure}. Then run preflight again."
-            )
-        return text + (f" Not tried: {'; '.join(self.skipped)}." if self.skipped else "")
+        view, gains = self.found.view, self.found.gains
+        return (
+            f"Your images look {view.looks} to this network: the other way it is clearly surer of what it finds (gain "
+            f"{self.found.gain:.1f}, in {sum(gain > 0 for gain in gains)} of {len(gains)} parts of the images). If the "
+            f"picture says so too, change the data set: {view.cure}. Then run preflight again.{not_tried}"
+        )
 
     def warn(self) -> None:
         """Warn if something was found."""

@@ -106,7 +106,7 @@ class RunningStatistics:
     def _collect(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         values = inputs[0].detach().float().movedim(1, 0).flatten(1)
         count = torch.full_like(values[:, 0], values.shape[1])
-        sums = torch.stack([count, values.sum(dim=1), values.square().sum(dim=1)]).double()
+        sums = torch.stack([count, values.sum(dim=1), values.square().sum(dim=1)]).cpu().double()
         self._sums[layer] = self._sums.get(layer, torch.zeros_like(sums)) + sums
 
 
@@ -114,6 +114,6 @@ def _likeness(layer: Any, sums: Tensor) -> float:
     count, total, squares = sums
     centre = total / count
     variance = (squares / count - centre**2).clamp_min(_LEAST)
-    expected = layer.running_var.double().clamp_min(_LEAST)
-    distance = (expected / variance).log() + (variance + (centre - layer.running_mean) ** 2) / expected - 1
+    expected, running = layer.running_var.cpu().double().clamp_min(_LEAST), layer.running_mean.cpu().double()
+    distance = (expected / variance).log() + (variance + (centre - running) ** 2) / expected - 1
     return -float((distance.mean() / 2).clamp_min(_LEAST).log())

@@ -28,7 +28,7 @@ class View(NamedTuple):
     Attributes:
         kind: What it changes.
         looks: How the images look to the network if this view suits it better, "Your images look ...".
-        cure: The line that makes this view of an `image` (C, *S), for the data set.
+        cure: What to change in the data set, mostly a line that makes this view of an `image` (C, *S).
         change: The function of images (B, C, *S).
         enlarges: By which factor each axis grows.
     """
@@ -53,7 +53,13 @@ def views_of(images: Tensor) -> list[View]:
     """The views of images like these, (B, C, *S); of a volume, those of the first step."""
     orientations = [orientation_view(one) for one in first_orientations(images.ndim - 2)]
     ranges = [*(_range(*limits) for limits in RANGES), _standard()]
-    return [*orientations, _inverted(), *ranges, *map(_size, SIZES), *_channel_orders(images.shape[1])]
+    return [
+        *orientations,
+        _inverted(),
+        *ranges,
+        *(_size(factor, images.ndim - 2) for factor in SIZES),
+        *_channel_orders(images.shape[1]),
+    ]
 
 
 def next_views(order: View) -> list[View]:
@@ -64,7 +70,8 @@ def next_views(order: View) -> list[View]:
 
 def orientation_view(orientation: Orientation) -> View:
     """The view that turns images."""
-    return View("orientation", orientation.looks, f"image = {orientation.code}", orientation)
+    cure = f"`image = {orientation.code}`, or MONAI's `Orientation` with the axes of the images it was trained on"
+    return View("orientation", orientation.looks, cure, orientation)
 
 
 def invert(images: Tensor) -> Tensor:
@@ -104,14 +111,17 @@ def _rounded(size: int, like: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def _size(factor: float) -> View:
-    words = f"{factor:.2g} times too small" if factor > 1 else f"{1 / factor:.2g} times too large"
-    cure = f"image = torch.nn.functional.interpolate(image[None], scale_factor={factor:.3g}, mode=...)[0]"
-    return View("size", f"{words} (check the spacing)", cure, partial(resize, factor=factor), factor)
+def _size(factor: float, dimensions: int) -> View:
+    looks = f"{factor:.2g} times too small" if factor > 1 else f"{1 / factor:.2g} times too large"
+    mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[dimensions]
+    code = f"image = torch.nn.functional.interpolate(image[None], scale_factor={factor:.2g}, mode={mode!r})[0]"
+    cure = f"`{code}`, or MONAI's `Spacing` with the pixel size of the images it was trained on"
+    return View("size", looks, cure, partial(resize, factor=factor), factor)
 
 
 def _inverted() -> View:
-    return View("inverted", "inverted, dark where the network expects bright", "image = image.max() - image", invert)
+    cure = "`image = image.max() + image.min() - image`"
+    return View("inverted", "inverted, with bright for dark", cure, invert)
 
 
 def rescale(images: Tensor, low: float, high: float) -> Tensor:
@@ -134,21 +144,18 @@ def standardise(images: Tensor) -> Tensor:
 
 def _range(low: int, high: int) -> View:
     cure = f"scale each volume to {low} to {high}, as MONAI's `ScaleIntensityRangePercentiles(1, 99.5, {low}, {high})`"
-    return View("range", f"out of range, which is {low} to {high}", cure, partial(rescale, low=low, high=high))
+    return View("range", "out of range", cure, partial(rescale, low=low, high=high))
 
 
 def _standard() -> View:
     cure = "subtract the mean of each volume and divide by its standard deviation, as MONAI's `NormalizeIntensity()`"
-    return View("range", "out of range, which has mean 0 and standard deviation 1", cure, standardise)
+    return View("range", "out of range", cure, standardise)
 
 
 def _channel_orders(channels: int) -> list[View]:
-    views = []
-    for order in islice(permutations(range(channels)), 1, 1 + _MOST_ORDERS):
-        picked = list(order)
-        looks, change = f"in another order of their channels than {picked}", partial(_pick, order=picked)
-        views.append(View("channels", looks, f"image = image[{picked}]", change))
-    return views
+    orders = [list(order) for order in islice(permutations(range(channels)), 1, 1 + _MOST_ORDERS)]
+    looks = "to have their channels in another order"
+    return [View("channels", looks, f"`image = image[{order}]`", partial(_pick, order=order)) for order in orders]
 
 
 def _pick(images: Tensor, order: list[int]) -> Tensor:

@@ -114,34 +114,36 @@ def trials_of(network: torch.nn.Module, images: Tensor, setting: Setting) -> lis
         return list(preflight(network, list(images), num_classes=len(setting.class_names)).trials)
 
 
-def run(setting: Setting, held_out: Slices, seed: int, volumes: int) -> list[dict[str, Any]]:
-    """A row per preflight: what was planted, the gain of the best view and whether it undoes that."""
-    network = base_network("plain", setting, seed).to(memory_format=torch.channels_last)
-    target = setting.read("target_adapt", labelled=False)
-    generator = random.Random(seed)
-    rows = []
-
-    def add(domain: str, name: str, images: Tensor, mistake: Mistake | None) -> None:
-        trials = trials_of(network, images if mistake is None else mistake.plant(images), setting)
-        best = max(trials, key=lambda trial: trial.gain)
-        right = mistake is not None and mistake.undone_by(best.view)
-        kind = mistake.kind if mistake else ""
-        row = {"data": setting.data.name, "setting": setting.name, "seed": seed, "domain": domain, "planted": name}
-        rows.append({**row, "kind": kind, "best": best.view.looks, "gain": best.gain, "right": right})
-
-    for number in range(volumes):
-        images = random_volume(held_out, generator)
-        add("source", "", images, None)
-        for name, mistakes in MISTAKES.items():
-            add("source", name, images, mistakes[number % len(mistakes)])
-        images = random_volume(target, generator)
-        add("target", "", images, None)
-        add("target", "turn or flip", images, MISTAKES["turn or flip"][number % 7])
-        print(f"{setting.name}, seed {seed}: {number + 1} of {volumes}", file=sys.stderr, flush=True)
-    return rows
-
-
 Rows = list[dict[str, Any]]
+
+
+class Direction:
+    """A source network with volumes of its modality and of the other one."""
+
+    def __init__(self, setting: Setting, held_out: Slices, seed: int) -> None:
+        self.setting = setting
+        self.seed = seed
+        self.network = base_network("plain", setting, seed).to(memory_format=torch.channels_last)
+        self.source = held_out
+        self.target = setting.read("target_adapt", labelled=False)
+        self.generator = random.Random(seed)
+
+    def run(self, number: int) -> Rows:
+        """The rows of one random volume of each domain; `number` says which mistakes are planted."""
+        source, target = (random_volume(data, self.generator) for data in (self.source, self.target))
+        planted = {name: mistakes[number % len(mistakes)] for name, mistakes in MISTAKES.items()}
+        rows = [self._row("source", "", source, None), self._row("target", "", target, None)]
+        rows += [self._row("source", name, source, mistake) for name, mistake in planted.items()]
+        return [*rows, self._row("target", "turn or flip", target, planted["turn or flip"])]
+
+    def _row(self, domain: str, name: str, images: Tensor, mistake: Mistake | None) -> dict[str, Any]:
+        """What was planted, the gain of the best view, and whether it undoes that."""
+        trials = trials_of(self.network, images if mistake is None else mistake.plant(images), self.setting)
+        best = max(trials, key=lambda trial: trial.gain)
+        setting = {"data": self.setting.data.name, "setting": self.setting.name, "seed": self.seed}
+        kind, right = (mistake.kind, mistake.undone_by(best.view)) if mistake else ("", False)
+        found = {"best": best.view.looks, "gain": best.gain, "right": right}
+        return {**setting, "domain": domain, "planted": name, "kind": kind, **found}
 
 
 def share(rows: Rows, margin: float, right: bool) -> float:
@@ -202,16 +204,19 @@ def main(argv: list[str] | None = None) -> str:
     parser.add_argument("--size", type=int, default=128, help="number of rows and columns of a slice")
     arguments = parser.parse_args(argv)
     budget = Budget("monai-unet", arguments.size, 2, 1.0, arguments.source_steps, 0, 0, 0, "bf16-mixed")
-    rows: Rows = []
+    directions = []
     for data in arguments.data:
         forth, back = settings_of(data, arguments.methods, budget)
         for setting, other in ((forth, back), (back, forth)):
             held_out = other.read("target_val", labelled=False)
-            for seed in arguments.seeds:
-                rows += run(setting, held_out, seed, arguments.volumes)
-    text = f"{table(rows)}\n\n{kinds_table(rows)}"
+            directions += [Direction(setting, held_out, seed) for seed in arguments.seeds]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "trials.json").write_text(json.dumps(rows, indent=1))
+    rows: Rows = []
+    for number in range(arguments.volumes):
+        rows += [row for direction in directions for row in direction.run(number)]
+        (arguments.out / "trials.json").write_text(json.dumps(rows, indent=1))
+        print(f"{number + 1} of {arguments.volumes} volumes", file=sys.stderr, flush=True)
+    text = f"{table(rows)}\n\n{kinds_table(rows)}"
     (arguments.out / "table.md").write_text(text + "\n")
     print(text)
     return text
