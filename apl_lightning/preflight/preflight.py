@@ -15,13 +15,16 @@ from apl_lightning.preflight.network import Network
 from apl_lightning.preflight.picture import Shown
 from apl_lightning.preflight.report import PreflightReport, Trial
 from apl_lightning.preflight.score import Score
-from apl_lightning.preflight.views import AS_THEY_ARE, View, next_views, views_of
+from apl_lightning.preflight.views import AS_THEY_ARE, Kind, View, next_views, views_of
 
-MARGIN = 0.4  # chosen on one data set and judged on another, see docs/preflight.md
+# The least gain of a finding, by kind; chosen on one data set and judged on another, see docs/preflight.md. Another
+# contrast changes the likeness by about 1, a wrong range by more than 3.
+MARGINS: dict[Kind, float] = {"orientation": 0.4, "inverted": 0.4, "channels": 0.4, "size": 0.6, "range": 3.0}
 _AGREE = 0.75  # the share of the parts of the images that must be above the margin
 _PART = 8  # slices that vote together
 _MOST = 32  # slices
 _MOST_VOLUMES = 4
+_ORDERS = 2  # orders of the axes of a volume that are also tried with flips
 _MOST_PIXELS = 2**24  # of an enlarged image
 _SHOWN = 4
 _LONGEST = 120  # characters of a message
@@ -80,23 +83,26 @@ def preflight(
         trials, skipped = _try(network, views, parts, before)
         if before[0].likeness is None:
             skipped.append("ranges of intensities: the network has no BatchNorm that knows those of training")
-        orders = [trial for trial in trials if trial.view.moves_axes and tensors[0].ndim == 4]
-        if orders:
-            best = max(orders, key=lambda trial: trial.gain)
-            more, left_out = _try(network, next_views(best.view), parts, before)
+        orders = [trial for trial in trials if trial.view.moves_axes] if tensors[0].ndim == 4 else []
+        for order in sorted(orders, key=lambda trial: trial.gain)[-_ORDERS:]:
+            more, left_out = _try(network, next_views(order.view), parts, before)
             trials, skipped = trials + more, skipped + left_out
-        found = best_of(trials, MARGIN)
+        found = best_of(trials)
         shown = [_show(network, view, tensors) for view in (AS_THEY_ARE, *([found.view] if found else []))]
     return PreflightReport(found, trials, skipped, shown[0], shown[1] if found else [])
 
 
-def best_of(trials: Sequence[Trial], margin: float) -> Trial | None:
-    """The trial with the largest gain, if it is above the margin in most parts of the images."""
-    best = max(trials, key=lambda trial: trial.gain, default=None)
-    if best is None:
-        return None
-    clear = sum(gain > margin for gain in best.gains)
-    return best if best.gain > margin and clear >= _AGREE * len(best.gains) else None
+def best_of(trials: Sequence[Trial]) -> Trial | None:
+    """The trial that is furthest above its margin, among those that are above it in most parts of the images."""
+
+    def above(trial: Trial) -> float:
+        return trial.gain - MARGINS[trial.view.kind]
+
+    def agree(trial: Trial) -> float:
+        return sum(gain > MARGINS[trial.view.kind] for gain in trial.gains) / len(trial.gains)
+
+    clear = [trial for trial in trials if above(trial) > 0 and agree(trial) >= _AGREE]
+    return max(clear, key=above, default=None)
 
 
 def _try(

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from apl_lightning.preflight.orientations import Orientation, first_orientations, next_orientations
 
-Kind = Literal["as they are", "orientation", "inverted", "range", "size", "channels"]
+Kind = Literal["as they are", "orientation", "inverted", "channels", "size", "range"]
 
 SIZES = (0.5, 2 / 3, 1.5, 2.0)
+MODES = {1: "linear", 2: "bicubic", 3: "trilinear"}  # of interpolation, by spatial dimensions
 RANGES = ((0, 1), (-1, 1), (0, 255))
 _LARGEST_MULTIPLE = 32  # networks halve an image a few times, so a new size keeps the powers of two of the old one
 _MOST_ORDERS = 23  # of up to four channels
@@ -86,12 +87,8 @@ def resize(images: Tensor, factor: float) -> Tensor:
     Enlarged images are sharpened: the network knows none so blurred.
     """
     size = [max(1, round(factor * extent)) for extent in images.shape[2:]]
-    if images.ndim == 4:
-        resized = F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
-    else:
-        blurred = _mean(images, round(1 / factor)) if factor < 1 else images
-        mode = {3: "linear", 5: "trilinear"}[images.ndim]
-        resized = F.interpolate(blurred, size=size, mode=mode, align_corners=False)
+    mode = MODES[images.ndim - 2]
+    resized = F.interpolate(images, size=size, mode=mode, antialias=images.ndim == 4, align_corners=False)
     if factor > 1:
         resized = 2 * resized - _mean(resized, 3)
     missing = [_rounded(new, old) - new for new, old in zip(size, images.shape[2:], strict=True)]
@@ -113,8 +110,8 @@ def _rounded(size: int, like: int) -> int:
 
 def _size(factor: float, dimensions: int) -> View:
     looks = f"{factor:.2g} times too small" if factor > 1 else f"{1 / factor:.2g} times too large"
-    mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[dimensions]
-    code = f"image = torch.nn.functional.interpolate(image[None], scale_factor={factor:.2g}, mode={mode!r})[0]"
+    options = f"scale_factor={factor:.2g}, mode={MODES[dimensions]!r}"
+    code = f"image = torch.nn.functional.interpolate(image[None], {options})[0]"
     cure = f"`{code}`, or MONAI's `Spacing` with the pixel size of the images it was trained on"
     return View("size", looks, cure, partial(resize, factor=factor), factor)
 

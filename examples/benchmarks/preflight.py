@@ -137,13 +137,14 @@ class Direction:
         return [*rows, self._row("target", "turn or flip", target, planted["turn or flip"])]
 
     def _row(self, domain: str, name: str, images: Tensor, mistake: Mistake | None) -> dict[str, Any]:
-        """What was planted, the gain of the best view, and whether it undoes that."""
+        """What was planted, and of each view its kind, its gain and whether it undoes that."""
         trials = trials_of(self.network, images if mistake is None else mistake.plant(images), self.setting)
-        best = max(trials, key=lambda trial: trial.gain)
+        found = [
+            {"kind": one.view.kind, "gain": one.gain, "right": mistake is not None and mistake.undone_by(one.view)}
+            for one in trials
+        ]
         setting = {"data": self.setting.data.name, "setting": self.setting.name, "seed": self.seed}
-        kind, right = (mistake.kind, mistake.undone_by(best.view)) if mistake else ("", False)
-        found = {"best": best.view.looks, "gain": best.gain, "right": right}
-        return {**setting, "domain": domain, "planted": name, "kind": kind, **found}
+        return {**setting, "domain": domain, "planted": name, "kind": mistake.kind if mistake else "", "trials": found}
 
 
 def share(rows: Rows, margin: float, right: bool) -> float:

@@ -1,4 +1,4 @@
-"""Drawn images whose classes differ only in how they lie to each other, and small networks trained on them."""
+"""Drawn images whose classes differ only in how they lie to each other, and small networks that learn them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # Offsets from the centre of a phantom to its parts, in pixels: no turn or flip maps them onto each other.
-PARTS = {2: ((0, 0), (-9, 0), (0, 5)), 3: ((0, 0, 0), (-6, 0, 0), (0, 4, 0), (0, 2, 5))}
-SIZE = {2: 32, 3: 24}
+PARTS = {2: ((0, 0), (-7, 0), (0, 5)), 3: ((0, 0, 0), (-5, 0, 0), (0, 4, 0), (0, 0, 3))}
+SIZE = {2: 32, 3: 16}
+RADIUS = {2: 2.5, 3: 1.8}
+MOVE = {2: 3, 3: 1}
 
 
 def phantoms(count: int, dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -20,10 +22,10 @@ def phantoms(count: int, dimensions: int, seed: int) -> tuple[Tensor, Tensor]:
     grid = torch.stack(axes)
     labels = torch.zeros(count, *[size] * dimensions, dtype=torch.long)
     for label in labels:
-        centre = size / 2 + 3 * (torch.rand(dimensions, generator=generator) * 2 - 1)
+        centre = size / 2 + MOVE[dimensions] * (torch.rand(dimensions, generator=generator) * 2 - 1)
         for number, offset in enumerate(PARTS[dimensions], start=1):
             place = (centre + torch.tensor(offset)).view(-1, *[1] * dimensions)
-            label[(grid - place).square().sum(dim=0) < 2.5**2] = number
+            label[(grid - place).square().sum(dim=0) < RADIUS[dimensions] ** 2] = number
     noise = torch.randn(labels.shape, generator=generator)
     return (0.2 + 0.6 * (labels > 0) + 0.05 * noise)[:, None], labels
 
@@ -36,11 +38,12 @@ def train(dimensions: int, norm: str, steps: int) -> nn.Module:
         network = UNet(dimensions, 1, classes, channels=(8, 16, 32), strides=(2, 2), norm=norm, num_res_units=1)
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
-        images, labels = phantoms(16 * 8, dimensions, seed=1)
+        weight = torch.tensor([0.1] + [1.0] * (classes - 1))
+        images, labels = phantoms(128, dimensions, seed=1)
         for step in range(steps):
             part = torch.arange(8) + 8 * (step % 16)
             optimizer.zero_grad()
-            F.cross_entropy(network(images[part]), labels[part]).backward()
+            F.cross_entropy(network(images[part]), labels[part], weight).backward()
             optimizer.step()
             schedule.step()
     return network.eval()
