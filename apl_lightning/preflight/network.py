@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from apl_lightning.heads import Inferer, channels_of, logit_maps, shapes_of, tensors_in, within_unit_interval
-from apl_lightning.preflight.score import RunningStatistics, Score, entropy_of_foreground, sureness
+from apl_lightning.preflight.score import RunningStatistics, Score, count_foreground, sureness
 from apl_lightning.preflight.views import View
 
 _BATCH = 8
@@ -26,10 +26,9 @@ class Network:
 
     def score(self, view: View, images: Sequence[Tensor]) -> Score:
         """The score of images (C, *S) under a view."""
-        counted = torch.zeros(3, dtype=torch.double)
         with self._statistics.collecting():
-            for batch in _batches(images):
-                counted += entropy_of_foreground(self.logits(view, batch)).sum(dim=1).cpu().double()
+            counts = [count_foreground(self.logits(view, batch)).cpu().double() for batch in _batches(images)]
+        counted = torch.stack(counts).sum(dim=0)
         return Score(float(sureness(counted)), self._statistics.likeness())
 
     def logits(self, view: View, images: Tensor) -> Tensor:

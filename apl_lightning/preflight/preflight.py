@@ -19,7 +19,7 @@ from apl_lightning.preflight.views import AS_THEY_ARE, Kind, View, next_views, v
 
 # The least gain of a finding, by kind; chosen on one data set and judged on another, see docs/preflight.md. Another
 # contrast changes the likeness by about 1, a wrong range by more than 3.
-MARGINS: dict[Kind, float] = {"orientation": 0.4, "inverted": 0.4, "channels": 0.4, "size": 0.6, "range": 3.0}
+MARGINS: dict[Kind, float] = {"orientation": 0.4, "inverted": 0.4, "channels": 0.4, "size": 0.6, "range": 2.0}
 _AGREE = 0.75  # the share of the parts of the images that must be above the margin
 _PART = 8  # slices that vote together
 _MOST = 32  # slices
@@ -93,16 +93,14 @@ def preflight(
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """The trial that is furthest above its margin, among those that are above it in most parts of the images."""
+    """The trial with the largest gain, among those that are above their margin in most parts of the images."""
 
-    def above(trial: Trial) -> float:
-        return trial.gain - MARGINS[trial.view.kind]
+    def is_clear(trial: Trial) -> bool:
+        margin = MARGINS[trial.view.kind]
+        above = sum(gain > margin for gain in trial.gains)
+        return trial.gain > margin and above >= _AGREE * len(trial.gains)
 
-    def agree(trial: Trial) -> float:
-        return sum(gain > MARGINS[trial.view.kind] for gain in trial.gains) / len(trial.gains)
-
-    clear = [trial for trial in trials if above(trial) > 0 and agree(trial) >= _AGREE]
-    return max(clear, key=above, default=None)
+    return max(filter(is_clear, trials), key=lambda trial: trial.gain, default=None)
 
 
 def _try(
@@ -120,7 +118,9 @@ def _try(
         except Exception as error:  # a network may raise anything about a size
             skipped.append(f"{view.looks}: {type(error).__name__}: {error}".splitlines()[0][:_LONGEST])
             continue
-        trials.append(Trial(view, [gain(view, *scores) for scores in zip(before, after, strict=True)]))
+        both = list(zip(before, after, strict=True))
+        surer = [late.sureness - early.sureness for early, late in both]
+        trials.append(Trial(view, [gain(view, *scores) for scores in both], surer))
     return trials, skipped
 
 

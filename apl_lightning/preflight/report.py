@@ -11,10 +11,17 @@ from apl_lightning.preflight.views import View
 
 
 class Trial(NamedTuple):
-    """A view and how much better than the images as they are it suits the network, in each part of the images."""
+    """How much better than the images as they are a view suits the network, in each part of the images.
+
+    Attributes:
+        view: What was tried.
+        gains: See [`gain`][apl_lightning.preflight.gain].
+        surer: The rise of sureness alone.
+    """
 
     view: View
     gains: list[float]
+    surer: list[float]
 
     @property
     def gain(self) -> float:

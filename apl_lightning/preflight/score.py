@@ -35,41 +35,47 @@ class Score(NamedTuple):
     likeness: Likeness | None
 
 
-def entropy_of_foreground(logits: Tensor) -> Tensor:
-    """The entropy in nats, summed over the predicted foreground, the foreground and the pixels of each image, (3, B).
+def count_foreground(logits: Tensor) -> Tensor:
+    """The entropy in nats and the pixels of each predicted foreground class, and all pixels: (3, K), added over images.
 
     Args:
-        logits: (B, C, *S), with the background at 0.
+        logits: (B, K + 1, *S), with the background at 0.
     """
     log_p = logits.float().log_softmax(dim=1)
-    entropy = -(log_p.exp() * log_p).sum(dim=1).flatten(1)
-    foreground = (logits.argmax(dim=1) > 0).flatten(1)
-    pixels = torch.full((len(logits),), float(foreground.shape[1]), device=logits.device)
-    return torch.stack([(entropy * foreground).sum(dim=1), foreground.sum(dim=1), pixels])
+    entropy = -(log_p.exp() * log_p).sum(dim=1)
+    labels = logits.argmax(dim=1)
+    of_class = [labels == label for label in range(1, logits.shape[1])]
+    entropies = torch.stack([entropy[mask].sum() for mask in of_class])
+    pixels = torch.stack([mask.sum() for mask in of_class])
+    return torch.stack([entropies, pixels, torch.full_like(entropies, labels.numel())])
 
 
 def sureness(counted: Tensor) -> Tensor:
-    r"""How sure a network is of its foreground.
+    r"""How sure a network is of its foreground: of all of it, and on average of each class.
 
-    $$ S = -\log \frac{\sum_{i: \hat y_i \neq 0} H(p_i) + \epsilon N}{\sum_{i: \hat y_i \neq 0} 1 + \epsilon N} $$
+    $$ S = S(\hat y \neq 0, \epsilon) + \frac{1}{K} \sum_{c=1}^{K} S(\hat y = c, \epsilon / K), \qquad
+    S(A, \epsilon) = -\log \frac{\sum_{i \in A} H(p_i) + \epsilon N}{|A| + \epsilon N} $$
 
-    H is the entropy of the class probabilities of a pixel in nats, N the number of pixels, and epsilon 0.001. It is 0
-    for a network that finds nothing, however sure it is of the background.
+    H is the entropy of the class probabilities of a pixel in nats, N the number of pixels, K that of the foreground
+    classes, and epsilon 0.001. It is 0 for a network that finds nothing, however sure it is of the background.
 
     Args:
-        counted: The entropy on the foreground, the foreground and the pixels, (3, ...).
+        counted: The entropy and the pixels of each predicted foreground class, and all pixels, (3, K).
 
     Examples:
         >>> import torch
         >>> from apl_lightning.preflight import sureness
-        >>> sureness(torch.tensor([0.0, 0.0, 1000.0]))  # all background
-        tensor(-0.)
-        >>> sureness(torch.tensor([19.0, 99.0, 1000.0]))  # 0.2 nats a pixel
-        tensor(1.6094)
+        >>> sureness(torch.tensor([[0.0], [0.0], [1000.0]]))  # all background
+        tensor(0.)
+        >>> sureness(torch.tensor([[19.0], [99.0], [1000.0]]))  # 0.2 nats a pixel, twice
+        tensor(3.2189)
     """
-    entropy, foreground, pixels = counted
-    sure: Tensor = -((entropy + _FEW * pixels) / (foreground + _FEW * pixels)).log()
-    return sure
+    entropy, found, pixels = counted
+    few = _FEW * pixels
+    whole = ((found.sum() + few[0]) / (entropy.sum() + few[0])).log()
+    each = ((found + few / len(few)) / (entropy + few / len(few))).log()
+    total: Tensor = whole + each.mean()
+    return total
 
 
 class RunningStatistics:

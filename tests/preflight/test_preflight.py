@@ -42,7 +42,7 @@ def batch_norm_network() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def instance_norm_network() -> nn.Module:
-    return train(2, "instance", 320)
+    return train(2, "instance", 240)
 
 
 @pytest.fixture(scope="module")

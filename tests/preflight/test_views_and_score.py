@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from monai.transforms import NormalizeIntensity, ScaleIntensityRangePercentiles
@@ -10,7 +12,7 @@ from torch.distributions import Normal, kl_divergence
 
 from apl_lightning.preflight import RunningStatistics, sureness
 from apl_lightning.preflight.orientations import first_orientations, next_orientations
-from apl_lightning.preflight.score import entropy_of_foreground
+from apl_lightning.preflight.score import count_foreground
 from apl_lightning.preflight.views import invert, rescale, resize, standardise, views_of
 
 RANDOM = torch.Generator().manual_seed(0)
@@ -75,12 +77,14 @@ def test_views_of_several_channels() -> None:
 
 
 def test_sureness_by_hand() -> None:
-    """Of four pixels, three are foreground: with probabilities 1/2 and 1/4, 1/4 each, and with certainty twice."""
+    """Of four pixels, one is background, one class 1 with 1/2, 1/4, 1/4, and one each class 1 and 2 for sure."""
     p = torch.tensor([[0.9, 0.05, 0.05], [0.25, 0.5, 0.25], [0, 1, 0], [0, 0, 1]]).clamp_min(1e-12)
-    counted = entropy_of_foreground(p.log().T.view(1, 3, 2, 2))
-    assert counted[:, 0].tolist() == pytest.approx([1.5 * torch.tensor(2.0).log().item(), 3, 4], abs=1e-5)
-    expected = -torch.tensor((1.0397208 + 0.004) / 3.004).log().item()
-    assert float(sureness(counted[:, 0])) == pytest.approx(expected, abs=1e-5)
+    counted = count_foreground(p.log().T.view(1, 3, 2, 2))
+    entropy = 1.5 * math.log(2)  # of the second pixel
+    assert counted.flatten().tolist() == pytest.approx([entropy, 0, 2, 1, 4, 4], abs=1e-5)
+    whole = math.log(3.004 / (entropy + 0.004))
+    each = [math.log(2.002 / (entropy + 0.002)), math.log(1.002 / 0.002)]
+    assert float(sureness(counted)) == pytest.approx(whole + sum(each) / 2, abs=1e-4)
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])
