@@ -19,7 +19,7 @@ from apl_lightning.preflight.views import AS_THEY_ARE, Kind, View, next_views, v
 
 # The least gain of a finding, by kind; chosen on one data set and judged on another, see docs/preflight.md. Another
 # contrast changes the likeness by about 1, a wrong range by more than 3.
-MARGINS: dict[Kind, float] = {"orientation": 0.4, "inverted": 0.4, "channels": 0.4, "size": 0.6, "range": 2.0}
+MARGINS: dict[Kind, float] = {"orientation": 0.4, "inverted": 0.4, "channels": 0.4, "size": 0.8, "range": 2.0}
 _AGREE = 0.75  # the share of the parts of the images that must be above the margin
 _PART = 8  # slices that vote together
 _MOST = 32  # slices

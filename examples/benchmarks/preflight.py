@@ -184,7 +184,7 @@ def chosen_margins(rows: Rows) -> Margins:
 
 
 def table(rows: Rows) -> str:
-    """Format what is found and the false alarms per setting, and per data set with margins chosen on it and elsewhere."""
+    """Format what is found and the false alarms per setting, and per data set with margins of its own and others."""
     columns = ["volumes of", "margins", *(f"{name} found" for name in MISTAKES)]
     columns += ["false alarms: source", "false alarms: target", "turned target found"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
