@@ -20,6 +20,7 @@ LAYERS = [
     "nifti",
     "data",
     "guard",
+    "preflight",
     "labels",
     "refinement",
     "callback",
@@ -30,6 +31,7 @@ LAYERS = [
     "lightning_pytorch",
     "folders",
     "nnunet",
+    "cli",
 ]
 
 

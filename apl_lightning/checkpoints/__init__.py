@@ -1,7 +1,7 @@
 """Load and identify checkpoints of seven domain adaptation systems, without executing code from the files."""
 
+from apl_lightning.checkpoints.describe import identify
 from apl_lightning.checkpoints.error import CheckpointError
-from apl_lightning.checkpoints.identify import identify
 from apl_lightning.checkpoints.loading import load
 from apl_lightning.checkpoints.networks import (
     DRN,

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
+from apl_lightning.checkpoints.describe import identify
 from apl_lightning.checkpoints.error import CheckpointError
-from apl_lightning.checkpoints.identify import identify
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,0 +1,35 @@
+"""A refined network as a plain file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from apl_lightning.checkpoints import load_weights
+from apl_lightning.heads import example_input
+
+
+def export(network: nn.Module, checkpoint: str | Path, out: str | Path, size: Sequence[int] | None = None) -> None:
+    """Write the plain network of a checkpoint: a state dict (`.pt`), or an ONNX model (`.onnx`).
+
+    Args:
+        network: A network of the class that was refined; its weights do not matter.
+        checkpoint: A checkpoint of the trainer, or any file with the weights of the network.
+        out: A new file. An ONNX model takes images (B, C, *S) in batches of any size.
+        size: The spatial size of images for an ONNX model; by default one that the network accepts.
+    """
+    out = Path(out)
+    if out.exists():
+        raise ValueError(f"Expected `out` to be a new file, but {out} exists: name another one.")
+    if out.suffix not in (".pt", ".onnx"):
+        raise ValueError(f"Expected `out` to end with .pt or .onnx, but got {out.name}.")
+    load_weights(network, checkpoint)
+    if out.suffix == ".pt":
+        torch.save(network.state_dict(), out)
+        return
+    example = example_input(network)
+    if size is not None:
+        example = torch.rand(*example.shape[:2], *size)
+    batch = torch.export.Dim("batch")
+    torch.onnx.export(network, (example,), out, dynamo=True, dynamic_shapes=({0: batch},), verbose=False)

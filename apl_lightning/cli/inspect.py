@@ -1,0 +1,36 @@
+"""What a checkpoint contains, and where the classifier of a network is."""
+
+import sys
+from pathlib import Path
+
+from torch import nn
+
+from apl_lightning.checkpoints import identify
+from apl_lightning.heads import add_dual_heads
+
+
+def inspect(what: nn.Module | str | Path, num_classes: int | None = None) -> None:
+    """Describe a checkpoint (its system, classes and keys), or a network (its classifier and its heads).
+
+    Args:
+        what: A file, or a network.
+        num_classes: The number of classes of a network, background included.
+    """
+    sys.stdout.write((_describe(what, num_classes) if isinstance(what, nn.Module) else identify(what)) + "\n")
+
+
+def _describe(network: nn.Module, num_classes: int | None) -> str:
+    if num_classes is None:
+        raise ValueError("Expected the number of classes of the network, but got none: pass `num_classes`.")
+    model = add_dual_heads(network, num_classes)
+    head = model.network.get_submodule(model.head)
+    encoder, heads = (
+        sum(p.numel() for p in parameters) for parameters in (model.encoder_parameters(), model.head_parameters())
+    )
+    return "\n".join(
+        [
+            f"{type(network).__name__}: the classifier is {model.head!r}, {head}",
+            f"  second head: {'new' if not model.warm else 'from the network'}",
+            f"  parameters: {encoder:,} of the encoder, {heads:,} of both heads",
+        ]
+    )

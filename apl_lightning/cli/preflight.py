@@ -1,0 +1,37 @@
+"""The preflight check of a folder of images."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from apl_lightning.data import NiftiFolder, sliding_window
+from apl_lightning.folders import as_network
+from apl_lightning.preflight import preflight as check
+
+
+def preflight(
+    images: NiftiFolder | str | Path,
+    network: nn.Module | str | Path,
+    num_classes: int,
+    system: str | None = None,
+    patch_size: Sequence[int] | None = None,
+    picture: str | Path | None = None,
+) -> None:
+    """Ask a network whether the images of a folder look turned, inverted, resized or out of range to it.
+
+    Args:
+        images: The images, prepared as for the network, or the path of their folder with default options.
+        network: A network, or a checkpoint of one of the seven systems.
+        num_classes: The number of classes, background included.
+        system: The system of a checkpoint.
+        patch_size: Predict by a sliding window of this size.
+        picture: A new file for a picture of the images, as they are and as the network would like them.
+    """
+    folder = images if isinstance(images, NiftiFolder) else NiftiFolder(images)
+    inferer = None if patch_size is None else sliding_window(patch_size)
+    report = check(as_network(network, num_classes, system), folder, num_classes=num_classes, inferer=inferer)
+    sys.stdout.write(f"{report}\n")
+    if picture is not None:
+        report.picture(picture)

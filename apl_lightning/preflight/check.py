@@ -1,0 +1,171 @@
+"""Ask a network whether images are turned, inverted, scaled or out of range for it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+
+from apl_lightning._support.modes import evaluating
+from apl_lightning._support.resizing import resize_to
+from apl_lightning.data import Keys, read_sample
+from apl_lightning.heads import Inferer
+from apl_lightning.preflight.network import Network
+from apl_lightning.preflight.picture import Shown
+from apl_lightning.preflight.report import PreflightReport, Trial
+from apl_lightning.preflight.score import Score
+from apl_lightning.preflight.views import AS_THEY_ARE, Kind, View, next_views, views_of
+
+# The least gain of a finding, by kind; chosen on one data set and judged on another, see docs/preflight.md. Another
+# contrast changes the likeness by about 1, a wrong range by more than 3.
+MARGINS: dict[Kind, float] = {"orientation": 0.4, "inverted": 0.4, "channels": 0.4, "size": 0.8, "range": 2.0}
+_AGREE = 0.75  # the share of the parts of the images that must be above the margin
+_PART = 8  # slices that vote together
+_MOST = 32  # slices
+_MOST_VOLUMES = 4
+_ORDERS = 2  # orders of the axes of a volume that are also tried with flips
+_MOST_PIXELS = 2**24  # of an enlarged image
+_SHOWN = 4
+_LONGEST = 120  # characters of a message
+
+
+def preflight(
+    model: nn.Module,
+    images: Any,
+    *,
+    num_classes: int | None = None,
+    inferer: Inferer | None = None,
+    main_output: int = 0,
+    max_images: int | None = None,
+    image_key: str = "image",
+) -> PreflightReport:
+    """Ask a network whether it would rather see the images turned, flipped, inverted, resized or rescaled.
+
+    The shift between source and target is often no shift of scanner but of orientation, spacing, range of intensities
+    or order of channels. The network labels the images as they are and under views that undo such a mistake. A view is
+    a finding if it suits the network clearly better in most parts of the images: the network is surer of the foreground
+    it predicts, and the statistics of its features are closer to those it was trained with, if it has BatchNorm. No
+    labels and no source images are needed.
+
+    Args:
+        model: A network, or a LightningModule, whose forward pass returns logits (B, C, *S) with the background at 0,
+            or a nest of tuples, lists and dicts with such tensors. It is not changed.
+        images: A map-style data set or a list, of tensors (C, *S), `(image, label)` or dictionaries, in 2D or 3D.
+        num_classes: The number of classes, background included; by default the channels of the first logit map. A map
+            with one channel is that of a binary network.
+        inferer: Runs the network on images (B, C, *S), as MONAI's `SlidingWindowInferer` does.
+        main_output: Index of the logit map among those of the output.
+        max_images: How many images are used, spread over the data set; 32 slices or 4 volumes by default.
+        image_key: The key of the image in dictionaries.
+
+    Raises:
+        TypeError: If the images have another form.
+        ValueError: If there are no images, or the output has no logits.
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning.preflight import preflight
+        >>> network = torch.nn.Conv2d(1, 2, 1)  # sees single pixels, so turns make no difference
+        >>> report = preflight(network, [torch.rand(1, 16, 16) for _ in range(4)])
+        >>> report.found is None
+        True
+        >>> report.warn()  # nothing to warn of
+    """
+    tensors = _sample(images, Keys(image=image_key), max_images)
+    parts = _parts(tensors)
+    network = Network(model, num_classes, inferer, main_output)
+    with evaluating(model), torch.no_grad():
+        before = [network.score(AS_THEY_ARE, part) for part in parts]
+        views = views_of(tensors[0][None])
+        if before[0].likeness is None:
+            views = [view for view in views if view.kind != "range"]
+        trials, skipped = _try(network, views, parts, before)
+        if before[0].likeness is None:
+            skipped.append("ranges of intensities: the network has no BatchNorm that knows those of training")
+        orders = [trial for trial in trials if trial.view.moves_axes] if tensors[0].ndim == 4 else []
+        for order in sorted(orders, key=lambda trial: trial.gain)[-_ORDERS:]:
+            more, left_out = _try(network, next_views(order.view), parts, before)
+            trials, skipped = trials + more, skipped + left_out
+        found = best_of(trials)
+        shown = [_show(network, view, tensors) for view in (AS_THEY_ARE, *([found.view] if found else []))]
+    return PreflightReport(found, trials, skipped, shown[0], shown[1] if found else [])
+
+
+def best_of(trials: Sequence[Trial]) -> Trial | None:
+    """The trial with the largest gain, among those that are above their margin in most parts of the images."""
+
+    def is_clear(trial: Trial) -> bool:
+        margin = MARGINS[trial.view.kind]
+        above = sum(gain > margin for gain in trial.gains)
+        return trial.gain > margin and above >= _AGREE * len(trial.gains)
+
+    return max(filter(is_clear, trials), key=lambda trial: trial.gain, default=None)
+
+
+def _try(
+    network: Network, views: Sequence[View], parts: Sequence[Sequence[Tensor]], before: Sequence[Score]
+) -> tuple[list[Trial], list[str]]:
+    """A trial of each view, and why others could not be tried."""
+    trials, skipped = [], []
+    largest = max(image[0].numel() for part in parts for image in part)
+    for view in views:
+        if largest * view.enlarges ** (parts[0][0].ndim - 1) > _MOST_PIXELS and view.enlarges > 1:
+            skipped.append(f"{view.looks}: larger images than {_MOST_PIXELS} pixels")
+            continue
+        try:
+            after = [network.score(view, part) for part in parts]
+        except Exception as error:  # a network may raise anything about a size
+            skipped.append(f"{view.looks}: {type(error).__name__}: {error}".splitlines()[0][:_LONGEST])
+            continue
+        both = list(zip(before, after, strict=True))
+        surer = [late.sureness - early.sureness for early, late in both]
+        trials.append(Trial(view, [gain(view, *scores) for scores in both], surer))
+    return trials, skipped
+
+
+def gain(view: View, before: Score, after: Score) -> float:
+    """How much better a view suits a network.
+
+    It is the rise of sureness and of likeness: in the later layers, if the view turns images or blurs them. Intensities
+    out of range make a network sure of anything, so of ranges only likeness counts.
+    """
+    surer = after.sureness - before.sureness
+    if before.likeness is None or after.likeness is None:
+        return surer
+    late = view.kind == "orientation" or view.enlarges > 1
+    closer = after.likeness.late - before.likeness.late if late else after.likeness.all - before.likeness.all
+    return closer if view.kind == "range" else surer + closer
+
+
+def _sample(images: Any, keys: Keys, most: int | None) -> list[Tensor]:
+    """Some images (C, *S), spread over the data set."""
+    if isinstance(images, IterableDataset | str) or not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
+        raise TypeError(
+            f"Expected a map-style data set or a list of images, but got {type(images).__name__}: pass the data set, "
+            "not its loader or its folder."
+        )
+    if len(images) == 0:
+        raise ValueError("Expected at least one image, but the data set is empty: check its paths.")
+    if most is not None and most < 1:
+        raise ValueError(f"Expected `max_images` to be at least 1, but got {most}.")
+    first = read_sample(images[0], keys, 0)["image"]
+    count = min(len(images), most or (_MOST_VOLUMES if first.ndim == 4 else _MOST))
+    indices = [(2 * place + 1) * len(images) // (2 * count) for place in range(count)]
+    return [read_sample(images[index], keys, index)["image"] for index in indices]
+
+
+def _parts(images: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    """Volumes one by one; slices in parts that are each spread over all of them."""
+    count = len(images) if images[0].ndim == 4 else max(1, len(images) // _PART)
+    return [images[part::count] for part in range(count)]
+
+
+def _show(network: Network, view: View, images: Sequence[Tensor]) -> list[Shown]:
+    """Some images under a view, with the predicted label maps."""
+    shown = []
+    for image in images[:: -(-len(images) // _SHOWN)]:
+        seen = view.change(image[None])
+        labels = resize_to(network.logits(view, image[None]).float(), seen).argmax(dim=1)
+        shown.append(Shown(seen[0].cpu(), labels[0].cpu()))
+    return shown

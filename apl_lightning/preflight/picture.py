@@ -1,0 +1,50 @@
+"""The picture of a preflight report."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Shown(NamedTuple):
+    """An image (C, *S) under a view, and the label map (*S) that the network predicts for it."""
+
+    image: Tensor
+    labels: Tensor
+
+
+def draw(rows: Mapping[str, Sequence[Shown]], path: Path) -> Path:
+    """Write rows of images with their predictions; the key of a row is its title."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Expected matplotlib for the picture, but it is missing: pip install matplotlib, or the extra `examples`."
+        ) from error
+    if path.exists():
+        raise FileExistsError(f"Expected a new file for the picture, but got {path}: pass another path.")
+    columns = max(map(len, rows.values()))
+    figure = Figure(figsize=(3 * columns, 3.4 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (title, shown) in zip(axes, rows.items(), strict=True):
+        line[0].set_title(title, loc="left")
+        for axis, one in zip(line, shown, strict=True):
+            _show(axis, one.image, one.labels)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def _show(axis: Any, image: Tensor, labels: Tensor) -> None:
+    axis.axis("off")
+    axis.imshow(_plane(image.mean(dim=0)), cmap="gray")
+    over = _plane(labels)
+    axis.imshow((over - 1) % 10, cmap="tab10", vmin=0, vmax=9, alpha=(over > 0) * 0.5, interpolation="nearest")
+
+
+def _plane(values: Tensor) -> Any:
+    """The plane (H, W) of an image, or the middle one along the first axis of a volume."""
+    while values.ndim > 2:
+        values = values[len(values) // 2]
+    return values.numpy()

@@ -1,0 +1,267 @@
+"""Does preflight find planted turns, flips, inversions and wrong scales, and is it silent on another modality?
+
+    python examples/benchmarks/preflight.py --data ABDOMEN CARDIAC
+
+Each folder of `--data` holds the volumes of two modalities (see `examples/slices.py`) and gives two settings, one per
+direction, with the plain source networks of `methods.py`, which are trained if they are missing. In each setting:
+
+- A mistake is planted in random volumes of the source modality: of held-out patients, a random block of slices of which
+  8 are taken, with small random moves and changes of intensity. It is found if the best view undoes it.
+- Random volumes of the target modality are left as they are. Anything that is found there is a false alarm.
+
+Margins are also chosen on one data set and judged on the other one: for each kind of view the smallest with at most 2 %
+false alarms on the target images as they are.
+"""
+
+import argparse
+import json
+import math
+import random
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+import torch
+from bases import base_network
+from settings import Budget, Setting, settings_of
+from slices import Slices
+from torch import Tensor
+from torch.nn import functional as F
+
+from apl_lightning.preflight import MARGINS, Trial, View, preflight
+
+SLICES = 8  # of a volume
+SHARE = 0.6  # of its slices: the shortest block
+GRID = tuple(step / 20 for step in range(200))
+FALSE_ALARMS = 0.02  # of each kind of view, with the margins chosen on a data set
+
+
+class Mistake(NamedTuple):
+    """A planted mistake, and whether a view undoes it."""
+
+    kind: str
+    plant: Callable[[Tensor], Tensor]
+    undone_by: Callable[[View], bool]
+
+
+def turn(images: Tensor, times: int, mirrored: bool) -> Tensor:
+    """Mirror images and rotate them by 90 degrees a number of times."""
+    return torch.rot90(images.flip(-1) if mirrored else images, times, (-2, -1))
+
+
+def turns() -> list[Mistake]:
+    """The 7 turns and flips."""
+    marks = torch.arange(16.0).view(1, 1, 4, 4)
+    found = []
+    for times, mirrored in ((t, m) for m in (False, True) for t in range(4) if t or m):
+        plant = partial(turn, times=times, mirrored=mirrored)
+        turned = plant(marks)
+
+        def undone(view: View, planted: Tensor = turned) -> bool:
+            return view.kind == "orientation" and torch.equal(view.change(planted), marks)
+
+        found.append(Mistake("turn or flip", plant, undone))
+    return found
+
+
+def sizes() -> list[Mistake]:
+    """Images on a wrong grid: the same field of view with other pixels."""
+    found = []
+    for factor in (1.5, 1 / 1.5, 2.0, 0.5):
+
+        def plant(images: Tensor, factor: float = factor) -> Tensor:
+            size = [16 * round(factor * extent / 16) for extent in images.shape[2:]]
+            return F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False)
+
+        def undone(view: View, factor: float = factor) -> bool:
+            return view.kind == "size" and (view.enlarges < 1) == (factor > 1)
+
+        found.append(Mistake(f"size x {factor:.2g}", plant, undone))
+    return found
+
+
+MISTAKES = {
+    "turn or flip": turns(),
+    "inverted": [Mistake("inverted", lambda images: 1 - images, lambda view: view.kind == "inverted")],
+    "size": sizes(),
+    "range": [
+        Mistake("0 to 255", lambda images: 255 * images, lambda view: view.kind == "range"),
+        Mistake("-1 to 1", lambda images: 2 * images - 1, lambda view: view.kind == "range"),
+    ],
+}
+
+
+def random_volume(data: Slices, generator: random.Random) -> Tensor:
+    """Slices (8, 1, S, S) of a random block of a random patient, moved and changed in intensity by a little."""
+    patient = generator.choice(sorted(set(data.cases)))
+    slices = data.images[[index for index, case in enumerate(data.cases) if case == patient]]
+    length = generator.randint(math.ceil(SHARE * len(slices)), len(slices))
+    start = generator.randint(0, len(slices) - length)
+    images = slices[torch.linspace(start, start + length - 1, min(SLICES, length)).round().long()]
+    angle, zoom = math.radians(generator.uniform(-8, 8)), generator.uniform(0.95, 1.05)
+    move = [generator.uniform(-0.05, 0.05) for _ in range(2)]
+    rows = [[math.cos(angle), -math.sin(angle), move[0]], [math.sin(angle), math.cos(angle), move[1]]]
+    theta = zoom * torch.tensor(rows).expand(len(images), 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, 1)
+    return (moved ** generator.uniform(0.85, 1.15) * generator.uniform(0.9, 1.1)).clamp(0, 1)
+
+
+def trials_of(network: torch.nn.Module, images: Tensor, setting: Setting) -> list[Trial]:
+    """What preflight tries on a volume."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=setting.budget.precision == "bf16-mixed"):
+        return list(preflight(network, list(images), num_classes=len(setting.class_names)).trials)
+
+
+Rows = list[dict[str, Any]]
+Margins = Mapping[Any, float]
+
+
+class Direction:
+    """A source network with volumes of its modality and of the other one."""
+
+    def __init__(self, setting: Setting, held_out: Slices, seed: int) -> None:
+        self.setting = setting
+        self.seed = seed
+        self.network = base_network("plain", setting, seed).to(memory_format=torch.channels_last)
+        self.source = held_out
+        self.target = setting.read("target_adapt", labelled=False)
+        self.generator = random.Random(seed)
+
+    def run(self, number: int) -> Rows:
+        """The rows of one random volume of each domain; `number` says which mistakes are planted."""
+        source, target = (random_volume(data, self.generator) for data in (self.source, self.target))
+        planted = {name: mistakes[number % len(mistakes)] for name, mistakes in MISTAKES.items()}
+        rows = [self._row("source", "", source, None), self._row("target", "", target, None)]
+        rows += [self._row("source", name, source, mistake) for name, mistake in planted.items()]
+        return [*rows, self._row("target", "turn or flip", target, planted["turn or flip"])]
+
+    def _row(self, domain: str, name: str, images: Tensor, mistake: Mistake | None) -> dict[str, Any]:
+        """What was planted, and of each view its kind, its gain and whether it undoes that."""
+        trials = trials_of(self.network, images if mistake is None else mistake.plant(images), self.setting)
+        tried = [
+            {
+                "kind": one.view.kind,
+                "gain": one.gain,
+                "surer": mean(one.surer),
+                "right": mistake is not None and mistake.undone_by(one.view),
+            }
+            for one in trials
+        ]
+        setting = {"data": self.setting.data.name, "setting": self.setting.name, "seed": self.seed}
+        return {**setting, "domain": domain, "planted": name, "kind": mistake.kind if mistake else "", "trials": tried}
+
+
+def best(row: dict[str, Any], margins: Margins) -> dict[str, Any] | None:
+    """The trial that preflight would report with these margins."""
+    clear = [trial for trial in row["trials"] if trial["gain"] > margins[trial["kind"]]]
+    return max(clear, key=lambda trial: trial["gain"], default=None)
+
+
+def clean(rows: Rows, domain: str = "target") -> Rows:
+    """The rows of images as they are."""
+    return [row for row in rows if row["domain"] == domain and not row["planted"]]
+
+
+def found(rows: Rows, margins: Margins) -> float:
+    """The share of rows in which what was planted is found; without anything planted, that of false alarms."""
+    trials = [(row, best(row, margins)) for row in rows]
+    right = [trial is not None and (trial["right"] or not row["planted"]) for row, trial in trials]
+    return sum(right) / max(1, len(right))
+
+
+def chosen_margins(rows: Rows) -> Margins:
+    """For each kind of view the smallest margin with few false alarms on target images as they are."""
+    chosen = {}
+    for kind in MARGINS:
+        gains = sorted(max((t["gain"] for t in row["trials"] if t["kind"] == kind), default=0) for row in clean(rows))
+        allowed = int(FALSE_ALARMS * len(gains))
+        chosen[kind] = next(margin for margin in GRID if sum(gain > margin for gain in gains) <= allowed)
+    return chosen
+
+
+def table(rows: Rows) -> str:
+    """Format what is found and the false alarms per setting, and per data set with margins of its own and others."""
+    columns = ["volumes of", "margins", *(f"{name} found" for name in MISTAKES)]
+    columns += ["false alarms: source", "false alarms: target", "turned target found"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    data = list(dict.fromkeys(row["data"] for row in rows))
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        lines.append(_line(setting, MARGINS, "default", [row for row in rows if row["setting"] == setting]))
+    for name in data if len(data) > 1 else ():
+        of_data, others = ([row for row in rows if (row["data"] == name) == same] for same in (True, False))
+        lines.append(_line(name, chosen_margins(of_data), "chosen on these", of_data))
+        lines.append(_line(name, chosen_margins(others), "chosen on the others", of_data))
+    return "\n".join([*lines, _line("all", MARGINS, "default", rows)])
+
+
+def margins_table(rows: Rows) -> str:
+    """Format the margins that each data set chooses, and the default ones."""
+    kinds = [kind for kind in MARGINS if kind != "channels"]
+    lines = [f"| margins | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+    chosen = {
+        f"chosen on {name}": [row for row in rows if row["data"] == name] for name in {r["data"]: 0 for r in rows}
+    }
+    all_margins = {name: chosen_margins(of_data) for name, of_data in chosen.items()} | {"default": MARGINS}
+    return "\n".join(lines + [_cells(name, [f"{m[kind]:.2f}" for kind in kinds]) for name, m in all_margins.items()])
+
+
+def kinds_table(rows: Rows) -> str:
+    """Format what is found of each kind of mistake."""
+    lines = ["| planted | volumes | found |", "|---|---|---|"]
+    for kind in dict.fromkeys(row["kind"] for row in rows if row["kind"] and row["domain"] == "source"):
+        of_kind = [row for row in rows if row["kind"] == kind and row["domain"] == "source"]
+        lines.append(_cells(kind, [str(len(of_kind)), f"{100 * found(of_kind, MARGINS):.0f} %"]))
+    return "\n".join(lines)
+
+
+def _line(name: str, margins: Margins, which: str, rows: Rows) -> str:
+    def share(domain: str, planted: str) -> str:
+        chosen = [row for row in rows if row["domain"] == domain and row["planted"] == planted]
+        return f"{100 * found(chosen, margins):.0f} % of {len(chosen)}"
+
+    cells = [*(share("source", mistake) for mistake in MISTAKES), share("source", ""), share("target", "")]
+    return _cells(name, [which, *cells, share("target", "turn or flip")])
+
+
+def _cells(name: str, cells: list[str]) -> str:
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def main(argv: list[str] | None = None) -> str:
+    """Run the command line and return the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with meta.json")
+    parser.add_argument(
+        "--methods", type=Path, default=Path("runs/methods"), help="folder of the networks of methods.py"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/preflight"), help="folder of trials.json and table.md")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the source networks")
+    parser.add_argument("--volumes", type=int, default=25, help="random volumes per direction and domain")
+    parser.add_argument("--source-steps", type=int, default=1650, help="training steps of a missing network")
+    parser.add_argument("--size", type=int, default=128, help="number of rows and columns of a slice")
+    arguments = parser.parse_args(argv)
+    budget = Budget("monai-unet", arguments.size, 2, 1.0, arguments.source_steps, 0, 0, 0, "bf16-mixed")
+    directions = []
+    for data in arguments.data:
+        forth, back = settings_of(data, arguments.methods, budget)
+        for setting, other in ((forth, back), (back, forth)):
+            held_out = other.read("target_val", labelled=False)
+            directions += [Direction(setting, held_out, seed) for seed in arguments.seeds]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows: Rows = []
+    for number in range(arguments.volumes):
+        rows += [row for direction in directions for row in direction.run(number)]
+        (arguments.out / "trials.json").write_text(json.dumps(rows, indent=1))
+        print(f"{number + 1} of {arguments.volumes} volumes", file=sys.stderr, flush=True)
+    text = "\n\n".join([table(rows), margins_table(rows), kinds_table(rows)])
+    (arguments.out / "table.md").write_text(text + "\n")
+    print(text)
+    return text
+
+
+if __name__ == "__main__":
+    main()

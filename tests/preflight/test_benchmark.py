@@ -1,0 +1,63 @@
+"""The benchmark runs from nothing, and its table counts as by hand."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "examples" / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("preflight")
+
+
+def test_from_nothing(benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    split = {"source_train": ["a1"], "source_val": ["a2"], "target_adapt": ["b1"], "target_val": ["b2"]}
+    cases = []
+    for number, (patient,) in enumerate(split.values()):
+        label = np.random.default_rng(number).integers(0, 2, (9, 16, 16)).astype(np.uint8)
+        np.savez(tmp_path / f"{patient}.npz", image=label * 100, label=label)
+        shape = {"shape": list(label.shape), "spacing_zyx_mm": [1.0, 1.0, 1.0]}
+        cases.append({"id": patient, "domain": patient[0], "file": f"{patient}.npz", **shape})
+    labels = {"0": "background", "1": "organ"}
+    (tmp_path / "meta.json").write_text(json.dumps({"labels": labels, "split": split, "cases": cases}))
+    folders = ["--data", str(tmp_path), "--methods", str(tmp_path / "methods"), "--out", str(tmp_path / "out")]
+    text = benchmark.main([*folders, "--size", "32", "--source-steps", "1", "--volumes", "1"])
+    assert text in capsys.readouterr().out
+    assert (tmp_path / "out" / "table.md").read_text() == text + "\n"
+    rows = json.loads((tmp_path / "out" / "trials.json").read_text())
+    assert len(rows) == 2 * 7
+    planted = [row for row in rows if row["domain"] == "source" and row["planted"]]
+    assert all(any(trial["right"] for trial in row["trials"]) for row in planted)
+
+
+def row(planted: str, domain: str, right: float, wrong: float, data: str = "x") -> dict[str, Any]:
+    trials = [{"kind": "orientation", "gain": wrong, "surer": wrong, "right": False}]
+    if planted:
+        trials.append({"kind": "orientation", "gain": right, "surer": right, "right": True})
+    return {
+        "data": data,
+        "setting": f"{data}-a-to-b",
+        "domain": domain,
+        "planted": planted,
+        "kind": "",
+        "trials": trials,
+    }
+
+
+def test_table_of_known_rows(benchmark: Any) -> None:
+    turns = [row("turn or flip", "source", *gains) for gains in ((2, 1), (1, 2), (0.3, 0.1), (0.9, 0))]
+    clean = [row("", "target", 0, gain) for gain in (0.5, 0.1, -1, -2)]
+    text = benchmark.table(turns + clean)
+    # Two of four turns are found: the second volume has a better wrong view, the third is below the margin of 0.4.
+    assert text.splitlines()[2].startswith("| x-a-to-b | default | 50 % of 4 |")
+    assert text.splitlines()[2].endswith("| 25 % of 4 | 0 % of 0 |")
+    assert benchmark.chosen_margins(clean)["orientation"] == 0.5

@@ -1,0 +1,258 @@
+"""Planted mistakes are found by networks that know better; images as they are draw no alarm."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CLASSES, TinyNet
+from phantoms import phantoms, train
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from apl_lightning import APLModule
+from apl_lightning.preflight import PreflightReport, preflight
+
+SLICES = phantoms(16, 2, seed=2)[0]
+VOLUMES = phantoms(4, 3, seed=2)[0]
+TURNS = [(times, mirrored) for mirrored in (False, True) for times in range(4) if times or mirrored]
+TURNS_OF_VOLUMES = {
+    "flip": lambda x: x.flip(-3),
+    "quarter turn": lambda x: torch.rot90(x, 1, (-3, -2)),
+    "half turn": lambda x: torch.rot90(x, 2, (-3, -1)),
+    "other order": lambda x: x.permute(0, 1, 3, 4, 2),
+    "two axes exchanged": lambda x: x.transpose(-1, -2),
+}
+
+
+def turned(images: Tensor, times: int, mirrored: bool) -> Tensor:
+    return torch.rot90(images.flip(-1) if mirrored else images, times, (-2, -1))
+
+
+def kind(report: PreflightReport) -> str | None:
+    return None if report.found is None else report.found.view.kind
+
+
+@pytest.fixture(scope="module")
+def batch_norm_network() -> nn.Module:
+    return train(2, "batch", 240)
+
+
+@pytest.fixture(scope="module")
+def instance_norm_network() -> nn.Module:
+    return train(2, "instance", 240)
+
+
+@pytest.fixture(scope="module")
+def volume_network() -> nn.Module:
+    return train(3, "batch", 200)
+
+
+@pytest.fixture(params=["batch_norm_network", "instance_norm_network"])
+def network(request: pytest.FixtureRequest) -> nn.Module:
+    found: nn.Module = request.getfixturevalue(request.param)
+    return found
+
+
+def test_silent_on_images_as_they_are(network: nn.Module, volume_network: nn.Module) -> None:
+    for report in (preflight(network, list(SLICES)), preflight(volume_network, list(VOLUMES))):
+        assert report.found is None
+        assert str(report).startswith("Nothing found")
+
+
+@pytest.mark.parametrize(("times", "mirrored"), TURNS)
+def test_turns_and_flips(network: nn.Module, times: int, mirrored: bool) -> None:
+    planted = turned(SLICES, times, mirrored)
+    report = preflight(network, list(planted))
+    assert report.found is not None
+    assert torch.equal(report.found.view.change(planted), SLICES)
+
+
+@pytest.mark.parametrize("name", TURNS_OF_VOLUMES)
+def test_turns_of_volumes(volume_network: nn.Module, name: str) -> None:
+    planted = TURNS_OF_VOLUMES[name](VOLUMES)
+    report = preflight(volume_network, list(planted))
+    assert report.found is not None
+    assert torch.equal(report.found.view.change(planted), VOLUMES)
+
+
+def test_inverted(network: nn.Module, volume_network: nn.Module) -> None:
+    assert kind(preflight(network, list(1 - SLICES))) == "inverted"
+    assert kind(preflight(volume_network, list(1 - VOLUMES))) == "inverted"
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.5, 2])
+def test_size(network: nn.Module, factor: float) -> None:
+    report = preflight(network, list(F.interpolate(SLICES, scale_factor=factor, mode="bilinear")))
+    assert report.found is not None
+    assert report.found.view.kind == "size"
+    assert (report.found.view.enlarges < 1) == (factor > 1)
+
+
+def test_size_of_volumes(volume_network: nn.Module) -> None:
+    report = preflight(volume_network, list(F.interpolate(VOLUMES, scale_factor=0.5, mode="trilinear")))
+    assert report.found is not None
+    assert report.found.view.enlarges == 2
+
+
+def test_range(batch_norm_network: nn.Module, instance_norm_network: nn.Module) -> None:
+    """A wrong range is seen by BatchNorm; InstanceNorm takes any range, so there is nothing to find."""
+    assert kind(preflight(batch_norm_network, list(255 * SLICES))) == "range"
+    report = preflight(instance_norm_network, list(255 * SLICES))
+    assert report.found is None
+    assert "ranges of intensities" in str(report)
+
+
+class SecondChannel(nn.Module):
+    """A network of two channels that looks at the second one."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.network(image[:, 1:])
+        return logits
+
+
+def test_channel_order(network: nn.Module) -> None:
+    noise = torch.rand(SLICES.shape, generator=torch.Generator().manual_seed(0))
+    right = torch.cat([noise, SLICES], dim=1)
+    assert preflight(SecondChannel(network), list(right)).found is None
+    report = preflight(SecondChannel(network), list(right.flip(1)))
+    assert report.found is not None
+    assert report.found.view.cure == "`image = image[[1, 0]]`"
+
+
+class Mirrored(nn.Module):
+    """The mean of the logits of an image and its mirror image: a flip of the image flips its output."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.network(image) + self.network(image.flip(-1)).flip(-1)
+        return logits / 2
+
+
+def test_no_alarm_for_what_a_network_takes_either_way(network: nn.Module) -> None:
+    report = preflight(Mirrored(network), list(SLICES.flip(-1)))
+    assert report.found is None
+    (mirrored,) = (trial for trial in report.trials if trial.view.looks == "flipped along the last axis")
+    assert mirrored.gain == pytest.approx(0, abs=1e-3)
+
+
+def test_no_alarm_from_a_network_that_finds_nothing() -> None:
+    """It is sure of the background in every view, but has no BatchNorm and no foreground to be sure of."""
+    network = nn.Conv2d(1, 3, 3, padding=1)
+    with torch.no_grad():
+        network.weight[:] = torch.rand(network.weight.shape, generator=torch.Generator().manual_seed(0))
+        network.bias[:] = torch.tensor([100.0, 0.0, 0.0])
+    report = preflight(network, list(SLICES))
+    assert report.found is None
+    assert all(trial.gain == pytest.approx(0, abs=1e-6) for trial in report.trials)
+
+
+def test_module_with_two_heads_as_its_network() -> None:
+    torch.manual_seed(0)
+    network = TinyNet()
+    images = [{"image": torch.rand(1, 16, 16)} for _ in range(4)]
+    module = APLModule(network, CLASSES)
+    plain, whole = preflight(network.eval(), images), preflight(module, images)
+    assert module.training
+    assert [trial.gain for trial in whole.trials] == pytest.approx([trial.gain for trial in plain.trials], abs=1e-4)
+
+
+def test_inferer(batch_norm_network: nn.Module) -> None:
+    from monai.inferers import SlidingWindowInferer
+
+    inferer = SlidingWindowInferer((32, 32), sw_batch_size=4)
+    report = preflight(batch_norm_network, list(SLICES.flip(-2)), inferer=inferer)
+    assert report.found is not None
+    assert report.found.view.looks == "flipped along the last axis but one"
+
+
+def test_binary_network_with_one_logit(instance_norm_network: nn.Module) -> None:
+    class Binary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = instance_norm_network
+
+        def forward(self, image: Tensor) -> dict[str, Tensor]:
+            logits: Tensor = self.network(image)
+            return {"out": logits[:, 1:2] - logits[:, [0, 2, 3]].logsumexp(dim=1, keepdim=True)}
+
+    planted = torch.rot90(SLICES, 1, (-2, -1))
+    report = preflight(Binary(), list(planted))
+    assert report.found is not None
+    assert torch.equal(report.found.view.change(planted), SLICES)
+
+
+def test_views_that_a_network_cannot_take_are_named(batch_norm_network: nn.Module) -> None:
+    class FixedSize(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = batch_norm_network
+
+        def forward(self, image: Tensor) -> Tensor:
+            if image.shape[-1] != 32:
+                raise RuntimeError(f"only images of 32 pixels, not {image.shape[-1]}")
+            logits: Tensor = self.network(image)
+            return logits
+
+    report = preflight(FixedSize(), list(SLICES.flip(-1)))
+    assert kind(report) == "orientation"
+    assert "Not tried: " in str(report)
+    assert "2 times too small: RuntimeError: only images of 32 pixels, not 64" in str(report)
+
+
+def test_number_of_images(batch_norm_network: nn.Module) -> None:
+    """Images are spread over the data set; eight slices make a part, each volume is one."""
+    read: list[int] = []
+
+    class Recorded:
+        def __len__(self) -> int:
+            return 100
+
+        def __getitem__(self, index: int) -> Tensor:
+            read.append(index)
+            return SLICES[index % 16]
+
+    report = preflight(batch_norm_network, Recorded(), max_images=4)
+    assert read == [0, 12, 37, 62, 87]
+    assert {len(trial.gains) for trial in report.trials} == {1}
+    report = preflight(batch_norm_network, Recorded())
+    assert {len(trial.gains) for trial in report.trials} == {4}
+
+
+def test_warning_and_picture(batch_norm_network: nn.Module, tmp_path: Path) -> None:
+    report = preflight(batch_norm_network, list(torch.rot90(SLICES, 1, (-2, -1))))
+    with pytest.warns(UserWarning, match=r"look rotated by 90 degrees counter-clockwise to this network.*torch.rot90"):
+        report.warn()
+    path = report.picture(tmp_path / "out" / "preflight.png")
+    assert path.stat().st_size > 1000
+    with pytest.raises(FileExistsError, match="pass another path"):
+        report.picture(path)
+    assert [tuple(shown.labels.shape) for shown in report.as_preferred] == [(32, 32)] * 4
+    silent = preflight(batch_norm_network, list(SLICES[:2]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        silent.warn()
+    assert silent.as_preferred == []
+    assert silent.picture(tmp_path / "silent.png").exists()
+
+
+def test_wrong_arguments(batch_norm_network: nn.Module) -> None:
+    with pytest.raises(TypeError, match="map-style data set or a list of images, but got str"):
+        preflight(batch_norm_network, "images")
+    with pytest.raises(ValueError, match="the data set is empty"):
+        preflight(batch_norm_network, [])
+    with pytest.raises(ValueError, match="`max_images` to be at least 1, but got 0"):
+        preflight(batch_norm_network, list(SLICES), max_images=0)
+    with pytest.raises(ValueError, match=r"return \(B, 7, ...\) logits, but got \(8, 4, 32, 32\)"):
+        preflight(batch_norm_network, list(SLICES), num_classes=7)
+    with pytest.raises(ValueError, match="as after a softmax"):
+        preflight(nn.Sequential(batch_norm_network, nn.Softmax(dim=1)), list(SLICES))
