@@ -30,7 +30,7 @@ def _describe(network: nn.Module, num_classes: int | None) -> str:
     return "\n".join(
         [
             f"{type(network).__name__}: the classifier is {model.head!r}, {head}",
-            f"  second head: {'new' if not model.warm else 'from the network'}",
+            f"  second head: {'one of the network' if model.second is None else 'added'}",
             f"  parameters: {encoder:,} of the encoder, {heads:,} of both heads",
         ]
     )

@@ -1,5 +1,6 @@
 """Parse arguments, run a command, and report its error in one line."""
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -34,16 +35,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from jsonargparse import auto_cli
     except ImportError:
         return _fail("the command line needs jsonargparse: `pip install 'apl-lightning[cli]'`")
-    warnings.showwarning = _show_warning
-    try:
-        auto_cli(COMMANDS, args=None if arguments is None else list(arguments), prog="apl-lightning")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0 if end.code is None else _fail(str(end.code))
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        return _fail(str(error) or type(error).__name__)
-    except KeyboardInterrupt:
-        return _fail("interrupted")
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            given = None if arguments is None else list(arguments)
+            auto_cli(COMMANDS, given, as_positional=False, prog="apl-lightning", formatter_class=_plain_help())
+        except SystemExit as end:
+            return end.code if isinstance(end.code, int) else 0 if end.code is None else _fail(str(end.code))
+        except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+            return _fail(str(error) or type(error).__name__)
+        except KeyboardInterrupt:
+            return _fail("interrupted")
     return 0
+
+
+def _plain_help() -> Any:
+    """A help formatter that leaves out the marks of references in the documentation."""
+    from jsonargparse import DefaultHelpFormatter
+
+    class PlainHelp(DefaultHelpFormatter):
+        def _expand_help(self, action: Any) -> str:
+            text: str = super()._expand_help(action)
+            return re.sub(r"\[(`[^`]+`)\]\[[\w.]+\]", r"\1", text)
+
+    return PlainHelp
 
 
 def _fail(message: str) -> int:

@@ -13,6 +13,7 @@ from apl_lightning._support.random_state import isolated_random_state
 from apl_lightning.folders.networks import as_module, as_network
 from apl_lightning.folders.output import device_of, write_predictions
 from apl_lightning.nifti import NiftiFolder
+from apl_lightning.preflight import preflight
 from apl_lightning.pytorch_lightning import PseudoLabelCallback, TargetDataModule, Trainer
 
 
@@ -33,6 +34,7 @@ def refine_folder(
     seed: int = 0,
     accelerator: str = "auto",
     precision: Any = "32-true",
+    check: bool = True,
 ) -> nn.Module:
     """Refine a network on the unlabelled images of a folder, and label them with it.
 
@@ -58,6 +60,8 @@ def refine_folder(
         seed: The seed of the run.
         accelerator: As in `Trainer`.
         precision: As in `Trainer`, such as `"bf16-mixed"`.
+        check: Run [`preflight`][apl_lightning.preflight.preflight] first, which warns of images that look turned,
+            inverted, resized or out of range to the network.
 
     Returns:
         The refined network in evaluation mode.
@@ -73,6 +77,8 @@ def refine_folder(
     with tempfile.TemporaryDirectory(dir=out, prefix="run-") as root, isolated_random_state(cuda=True):
         torch.manual_seed(seed)
         module = as_module(network, folder, num_classes, class_names, patch_size)
+        if check:
+            preflight(module, Unlabelled(folder), num_classes=num_classes, inferer=module.inferer).warn()
         data = TargetDataModule(
             Unlabelled(folder),
             batch_size=batch_size,

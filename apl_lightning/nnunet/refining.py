@@ -19,6 +19,7 @@ from apl_lightning.nnunet.results_folder import (
 )
 from apl_lightning.nnunet.target_cases import find_cases, preprocess
 from apl_lightning.nnunet.windows import Windows
+from apl_lightning.preflight import preflight
 from apl_lightning.pytorch_lightning import APLModule, PseudoLabelCallback, TargetDataModule, Trainer
 
 
@@ -38,6 +39,7 @@ def refine(
     seed: int = 0,
     accelerator: str = "auto",
     precision: Any = "32-true",
+    check: bool = True,
     trainer_options: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Refine a trained nnU-Net v2 on unlabelled images, one fold after the other.
@@ -70,6 +72,8 @@ def refine(
         seed: The seed of each fold.
         accelerator: As in `Trainer`.
         precision: As in `Trainer`, such as `"bf16-mixed"`.
+        check: Run [`preflight`][apl_lightning.preflight.preflight] on the network of each fold first, which warns of
+            images that look turned, inverted, resized or out of range to it.
         trainer_options: Further options of `Trainer`, such as `{"logger": ...}`; by default it uses one device, logs
             nothing and saves no checkpoints.
 
@@ -113,6 +117,8 @@ def refine(
             with isolated_random_state(cuda=True):
                 torch.manual_seed(seed)
                 module = _module(network, plan, axes if mirroring else None, learning_rate)
+                if check:
+                    preflight(module, dataset, num_classes=len(plan.class_names), inferer=module.inferer).warn()
                 trainer = _trainer({**options, "default_root_dir": folder, **(trainer_options or {})})
                 trainer.fit(module, data)
             copy_plans(source, target)

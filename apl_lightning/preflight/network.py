@@ -47,10 +47,11 @@ class Network:
                 f"shape {shape}: pass `num_classes`, the channels of its logits, and `main_output`."
             )
         logits = found[self._main_output]
-        if within_unit_interval(logits):
+        # Small logits may lie in [0, 1] by chance, but do not sum to 1.
+        if within_unit_interval(logits) and torch.allclose(logits.sum(dim=1), logits.new_ones(()), atol=1e-2):
             raise ValueError(
-                "Expected `model` to return logits, but got values in [0, 1], as after a softmax or a sigmoid: pass "
-                "the network without this layer."
+                "Expected `model` to return logits, but got values in [0, 1], that sum to 1, as after a softmax: "
+                "pass the network without this layer."
             )
         return logits
 

@@ -3,40 +3,24 @@
 from __future__ import annotations
 
 import importlib
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from monai.networks.nets import UNet
-from phantoms import AFFINES, blobs, write
+from nifti_project import project
 
 from apl_lightning.checkpoints import load_weights
 
-CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
+__all__ = ["project"]
+
 PACKAGES = {
     "pytorch_lightning": "apl_lightning",
     "lightning.pytorch": "apl_lightning.lightning_pytorch",
 }
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the YAML files, images, and source networks in `slices.pt` and `volumes.pt`."""
-    monkeypatch.chdir(tmp_path)
-    random = np.random.default_rng(0)
-    for case in range(2):
-        labels = blobs((24, 20, 9), AFFINES["LPS"])
-        image = labels + random.normal(0, 0.3, labels.shape)
-        write(Path("images") / f"case{case}.nii.gz", image.astype(np.float32), AFFINES["LPS"])
-        write(Path("labels") / f"case{case}.nii.gz", labels, AFFINES["LPS"])
-    for name in ("slices.yaml", "volumes.yaml", "refine.yaml"):
-        shutil.copy(CONFIGS / name, name)
-    return tmp_path
 
 
 def network_of(config: Any) -> UNet:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CLASSES, TinyNet
-from phantoms import phantoms, train
+from organs import phantoms, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
