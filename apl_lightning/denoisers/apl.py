@@ -45,9 +45,11 @@ class APL(Denoiser):
 
     def __call__(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:
         """Labels (B, *S), int64, and weights (B, *S) in [0, 1] from the probabilities of both heads, (B, C, *S)."""
-        merged = (self._soften(p_main) + self.aux_weight * self._soften(p_aux)) / (1 + self.aux_weight)
+        # In place where nothing else sees it: the probabilities of a volume are large.
+        merged = self._soften(p_aux) * self.aux_weight
+        merged.add_(self._soften(p_main)).div_(1 + self.aux_weight)
         largest, labels = merged.max(dim=1)
-        second = merged.scatter(1, labels[:, None], -1).amax(dim=1)
+        second = merged.scatter_(1, labels[:, None], -1).amax(dim=1)
         return labels, (largest - second).clamp(0, 1)
 
     def _soften(self, probabilities: Tensor) -> Tensor:

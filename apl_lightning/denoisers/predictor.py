@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from apl_lightning._support.modes import hooked
 from apl_lightning.heads import DualHeadModel, Inferer, Logits
 
+_ROWS = 16  # of a softmax at a time
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
@@ -35,7 +36,10 @@ class Predictor:
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities of both heads in float32: bfloat16 rounds 0.9991 to 1."""
         main, aux = self.logits(images)
-        return main.float().softmax(dim=1), aux.float().softmax(dim=1)
+        softmax = _softmax if self._inferer is None else _softmax_
+        main = softmax(main.float())  # one after the other, so that the logits of a volume are freed
+        aux = softmax(aux.float())
+        return main, aux
 
     def with_dropout(self, images: Tensor, rate: float) -> Logits:
         """Logits of one pass with dropout; without dropout layers, on the features of the classifier."""
@@ -68,6 +72,17 @@ class Predictor:
         # Of student and teacher only one runs.
         classifiers = [model.network.get_submodule(model.head) for model in models]
         return hooked(*classifiers, pre=lambda _module, inputs: (function(inputs[0]), *inputs[1:]))
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=1)
+
+
+def _softmax_(logits: Tensor) -> Tensor:
+    """The softmax in place, for whole images that an inferer has put together."""
+    for part in logits.split(_ROWS, dim=2):
+        part.copy_(part.softmax(dim=1))
+    return logits
 
 
 @contextmanager

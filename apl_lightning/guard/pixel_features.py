@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _SCALES = (1.0, 2.0, 4.0, 8.0)
+_SLICES = 16  # of a volume that are smoothed at a time
 
 
 def pixel_features(images: Tensor, places: Tensor) -> Tensor:
@@ -22,12 +23,15 @@ def pixel_features(images: Tensor, places: Tensor) -> Tensor:
     """
     images = images.float()
     centred = images - images.flatten(2).mean(dim=2).view(*images.shape[:2], *[1] * (images.ndim - 2))
-    maps = [images, *(_smooth(images, scale) for scale in _SCALES)]
-    variance = _smooth(centred**2, _SCALES[1]) - _smooth(centred, _SCALES[1]) ** 2
-    maps.append(variance.clamp_min(0).sqrt())
     index = places[:, None].expand(-1, images.shape[1], -1)
-    taken = [one.flatten(2).gather(2, index).transpose(1, 2) for one in maps]
-    return torch.cat([*taken, _positions(images.shape[2:], places)], dim=2)
+
+    def taken(values: Tensor) -> Tensor:
+        return values.flatten(2).gather(2, index).transpose(1, 2)
+
+    # One whole map at a time: those of a volume are large.
+    found = [taken(images), *(taken(_smooth(images, scale)) for scale in _SCALES)]
+    variance = taken(_smooth(centred**2, _SCALES[1])) - taken(_smooth(centred, _SCALES[1])) ** 2
+    return torch.cat([*found, variance.clamp_min(0).sqrt(), _positions(images.shape[2:], places)], dim=2)
 
 
 def _positions(size: torch.Size, places: Tensor) -> Tensor:
@@ -51,6 +55,10 @@ def _smooth(images: Tensor, scale: float) -> Tensor:
     for axis in range(dimensions):
         shape = [1] * axis + [len(kernel)] + [1] * (dimensions - 1 - axis)
         padding = [0, 0] * (dimensions - 1 - axis) + [radius, radius] + [0, 0] * axis
+        # Convolutions in 3D take 50 times the memory of a volume with one channel: cut it across the axis.
+        cut = 3 if axis == 0 else 2
+        parts = smoothed.split(_SLICES, dim=cut) if dimensions == 3 else (smoothed,)
         with torch.backends.cudnn.flags(allow_tf32=False):
-            smoothed = convolve(F.pad(smoothed, padding, mode="replicate"), kernel.view(1, 1, *shape))
+            parts = [convolve(F.pad(part, padding, mode="replicate"), kernel.view(1, 1, *shape)) for part in parts]
+        smoothed = torch.cat(parts, dim=cut) if dimensions == 3 else parts[0]
     return smoothed.view_as(images)

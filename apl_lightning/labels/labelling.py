@@ -132,7 +132,7 @@ class Labelling:
         """Keep what the main head predicts at the sampled pixels, and count the agreement of both heads."""
         for batch, made in predictions:
             if self._sample is not None:
-                labels = made[0].max(dim=1).indices
+                labels = made[0].argmax(dim=1)
                 classes |= self._sample.look(batch.indices, batch.cases, batch.images, labels)
             if statistics is not None:
                 statistics.agree(made[0], made[1])

@@ -32,7 +32,7 @@ class LabelStatistics:
 
     def agree(self, p_main: Tensor, p_aux: Tensor) -> None:
         """Count the pixels where both heads, (B, C, *S) each, predict the same class."""
-        alike = p_main.max(dim=1).indices == p_aux.max(dim=1).indices
+        alike = p_main.argmax(dim=1) == p_aux.argmax(dim=1)
         self._sums[4:] += torch.tensor([alike.numel(), int(alike.sum())])
 
     def diagnose(self, labels: Tensor, reference: Tensor) -> None:
