@@ -195,18 +195,25 @@ def table(rows: Rows) -> str:
         of_data, others = ([row for row in rows if (row["data"] == name) == same] for same in (True, False))
         lines.append(_line(name, chosen_margins(of_data), "chosen on these", of_data))
         lines.append(_line(name, chosen_margins(others), "chosen on the others", of_data))
-    return "\n".join([*lines, _line("all", MARGINS, "default", rows)])
+    alone = [{**row, "trials": [_alone(t) for t in row["trials"] if t["kind"] != "range"]} for row in rows]
+    lines.append(_line("all", MARGINS, "default", rows))
+    return "\n".join([*lines, _line("all, by sureness alone", MARGINS, "default", alone)])
+
+
+def _alone(trial: dict[str, Any]) -> dict[str, Any]:
+    """The trial as it were of a network without BatchNorm."""
+    return {**trial, "gain": trial["surer"]}
 
 
 def margins_table(rows: Rows) -> str:
     """Format the margins that each data set chooses, and the default ones."""
     kinds = [kind for kind in MARGINS if kind != "channels"]
     lines = [f"| margins | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
-    chosen = {
-        f"chosen on {name}": [row for row in rows if row["data"] == name] for name in {r["data"]: 0 for r in rows}
-    }
-    all_margins = {name: chosen_margins(of_data) for name, of_data in chosen.items()} | {"default": MARGINS}
-    return "\n".join(lines + [_cells(name, [f"{m[kind]:.2f}" for kind in kinds]) for name, m in all_margins.items()])
+    margins: dict[str, Margins] = {}
+    for name in dict.fromkeys(row["data"] for row in rows):
+        margins[f"chosen on {name}"] = chosen_margins([row for row in rows if row["data"] == name])
+    margins["default"] = MARGINS
+    return "\n".join(lines + [_cells(name, [f"{m[kind]:.2f}" for kind in kinds]) for name, m in margins.items()])
 
 
 def kinds_table(rows: Rows) -> str:
