@@ -47,6 +47,11 @@ class Network:
                 f"shape {shape}: pass `num_classes`, the channels of its logits, and `main_output`."
             )
         logits = found[self._main_output]
+        if not bool(torch.isfinite(logits).all()):
+            raise ValueError(
+                "Expected `model` to return finite logits, but got NaN or infinity: check its weights, and the range "
+                "of the images."
+            )
         if within_unit_interval(logits):
             raise ValueError(
                 "Expected `model` to return logits, but got values in [0, 1], as after a softmax or a sigmoid: pass "

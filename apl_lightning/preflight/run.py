@@ -61,7 +61,7 @@ def preflight(
 
     Raises:
         TypeError: If the images have another form.
-        ValueError: If there are no images, or the output has no logits.
+        ValueError: If there are no images, or the output has no finite logits.
 
     Examples:
         >>> import torch

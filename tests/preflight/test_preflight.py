@@ -256,3 +256,7 @@ def test_wrong_arguments(batch_norm_network: nn.Module) -> None:
         preflight(batch_norm_network, list(SLICES), num_classes=7)
     with pytest.raises(ValueError, match="as after a softmax"):
         preflight(nn.Sequential(batch_norm_network, nn.Softmax(dim=1)), list(SLICES))
+    broken = nn.Conv2d(1, 2, 1)
+    nn.init.constant_(broken.weight, float("nan"))
+    with pytest.raises(ValueError, match="finite logits, but got NaN"):
+        preflight(broken, list(SLICES))
