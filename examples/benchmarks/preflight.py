@@ -141,7 +141,7 @@ class Direction:
         return [*rows, self._row("target", "turn or flip", target, planted["turn or flip"])]
 
     def run_whole(self) -> Rows:
-        """A row for each mistake in the whole target data set: whether preflight reports what undoes it, or anything."""
+        """A row per mistake in the whole target data set: whether preflight reports what undoes it, or anything."""
         rows = []
         for name, mistakes in {"": [None], **MISTAKES}.items():
             for mistake in mistakes:
