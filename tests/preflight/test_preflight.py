@@ -38,17 +38,17 @@ def kind(report: PreflightReport) -> str | None:
 
 @pytest.fixture(scope="module")
 def batch_norm_network() -> nn.Module:
-    return train(2, "batch", 240)
+    return train(2, "batch", 180)
 
 
 @pytest.fixture(scope="module")
 def instance_norm_network() -> nn.Module:
-    return train(2, "instance", 240)
+    return train(2, "instance", 200)
 
 
 @pytest.fixture(scope="module")
 def volume_network() -> nn.Module:
-    return train(3, "batch", 200)
+    return train(3, "batch", 160)
 
 
 @pytest.fixture(params=["batch_norm_network", "instance_norm_network"])
