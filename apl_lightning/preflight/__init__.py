@@ -1,7 +1,7 @@
 """Ask a network, without labels, whether images are turned, inverted, resized or out of range for it."""
 
-from apl_lightning.preflight.check import MARGINS, best_of, gain, preflight
 from apl_lightning.preflight.picture import Shown
 from apl_lightning.preflight.report import PreflightReport, Trial
+from apl_lightning.preflight.run import MARGINS, best_of, gain, preflight
 from apl_lightning.preflight.score import Likeness, RunningStatistics, Score, sureness
 from apl_lightning.preflight.views import View

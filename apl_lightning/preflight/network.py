@@ -47,6 +47,11 @@ class Network:
                 f"shape {shape}: pass `num_classes`, the channels of its logits, and `main_output`."
             )
         logits = found[self._main_output]
+        if not bool(torch.isfinite(logits).all()):
+            raise ValueError(
+                "Expected `model` to return finite logits, but got NaN or infinity: check its weights, and the range "
+                "of the images."
+            )
         # Small logits may lie in [0, 1] by chance, but do not sum to 1.
         if within_unit_interval(logits) and torch.allclose(logits.sum(dim=1), logits.new_ones(()), atol=1e-2):
             raise ValueError(

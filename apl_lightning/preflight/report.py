@@ -56,7 +56,7 @@ class PreflightReport:
             )
         view, gains = self.found.view, self.found.gains
         return (
-            f"Your images look {view.looks} to this network: the other way it is clearly surer of what it finds (gain "
+            f"Your images look {view.looks} to this network: changed, they suit it clearly better (gain "
             f"{self.found.gain:.1f}, in {sum(gain > 0 for gain in gains)} of {len(gains)} parts of the images). If the "
             f"picture says so too, change the data set: {view.cure}. Then run preflight again.{not_tried}"
         )

@@ -8,6 +8,7 @@ direction, with the plain source networks of `methods.py`, which are trained if 
 - A mistake is planted in random volumes of the source modality: of held-out patients, a random block of slices of which
   8 are taken, with small random moves and changes of intensity. It is found if the best view undoes it.
 - Random volumes of the target modality are left as they are. Anything that is found there is a false alarm.
+- Each mistake is planted in the target data set as a whole, which is how preflight is used.
 
 Margins are also chosen on one data set and judged on the other one: for each kind of view the smallest with at most 2 %
 false alarms on the target images as they are.
@@ -31,7 +32,7 @@ from slices import Slices
 from torch import Tensor
 from torch.nn import functional as F
 
-from apl_lightning.preflight import MARGINS, Trial, View, preflight
+from apl_lightning.preflight import MARGINS, PreflightReport, View, preflight
 
 SLICES = 8  # of a volume
 SHARE = 0.6  # of its slices: the shortest block
@@ -110,10 +111,10 @@ def random_volume(data: Slices, generator: random.Random) -> Tensor:
     return (moved ** generator.uniform(0.85, 1.15) * generator.uniform(0.9, 1.1)).clamp(0, 1)
 
 
-def trials_of(network: torch.nn.Module, images: Tensor, setting: Setting) -> list[Trial]:
-    """What preflight tries on a volume."""
+def report_of(network: torch.nn.Module, images: Tensor, setting: Setting) -> PreflightReport:
+    """Run preflight in the precision that the network was trained with."""
     with torch.autocast("cpu", torch.bfloat16, enabled=setting.budget.precision == "bf16-mixed"):
-        return list(preflight(network, list(images), num_classes=len(setting.class_names)).trials)
+        return preflight(network, list(images), num_classes=len(setting.class_names))
 
 
 Rows = list[dict[str, Any]]
@@ -139,9 +140,21 @@ class Direction:
         rows += [self._row("source", name, source, mistake) for name, mistake in planted.items()]
         return [*rows, self._row("target", "turn or flip", target, planted["turn or flip"])]
 
+    def run_whole(self) -> Rows:
+        """A row per mistake in the whole target data set: whether preflight reports what undoes it, or anything."""
+        rows = []
+        for name, mistakes in {"": [None], **MISTAKES}.items():
+            for mistake in mistakes:
+                images = self.target.images if mistake is None else mistake.plant(self.target.images)
+                found = report_of(self.network, images, self.setting).found
+                right = found is not None and (mistake is None or mistake.undone_by(found.view))
+                rows.append({"setting": self.setting.name, "planted": name, "found": right})
+        return rows
+
     def _row(self, domain: str, name: str, images: Tensor, mistake: Mistake | None) -> dict[str, Any]:
         """What was planted, and of each view its kind, its gain and whether it undoes that."""
-        trials = trials_of(self.network, images if mistake is None else mistake.plant(images), self.setting)
+        images = images if mistake is None else mistake.plant(images)
+        trials = report_of(self.network, images, self.setting).trials
         tried = [
             {
                 "kind": one.view.kind,
@@ -195,18 +208,37 @@ def table(rows: Rows) -> str:
         of_data, others = ([row for row in rows if (row["data"] == name) == same] for same in (True, False))
         lines.append(_line(name, chosen_margins(of_data), "chosen on these", of_data))
         lines.append(_line(name, chosen_margins(others), "chosen on the others", of_data))
-    return "\n".join([*lines, _line("all", MARGINS, "default", rows)])
+    alone = [{**row, "trials": [_alone(t) for t in row["trials"] if t["kind"] != "range"]} for row in rows]
+    lines.append(_line("all", MARGINS, "default", rows))
+    return "\n".join([*lines, _line("all, by sureness alone", MARGINS, "default", alone)])
+
+
+def _alone(trial: dict[str, Any]) -> dict[str, Any]:
+    """The trial as it were of a network without BatchNorm."""
+    return {**trial, "gain": trial["surer"]}
 
 
 def margins_table(rows: Rows) -> str:
     """Format the margins that each data set chooses, and the default ones."""
     kinds = [kind for kind in MARGINS if kind != "channels"]
     lines = [f"| margins | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
-    chosen = {
-        f"chosen on {name}": [row for row in rows if row["data"] == name] for name in {r["data"]: 0 for r in rows}
-    }
-    all_margins = {name: chosen_margins(of_data) for name, of_data in chosen.items()} | {"default": MARGINS}
-    return "\n".join(lines + [_cells(name, [f"{m[kind]:.2f}" for kind in kinds]) for name, m in all_margins.items()])
+    margins: dict[str, Margins] = {}
+    for name in dict.fromkeys(row["data"] for row in rows):
+        margins[f"chosen on {name}"] = chosen_margins([row for row in rows if row["data"] == name])
+    margins["default"] = MARGINS
+    return "\n".join(lines + [_cells(name, [f"{m[kind]:.2f}" for kind in kinds]) for name, m in margins.items()])
+
+
+def whole_table(rows: Rows) -> str:
+    """Format what is found in the whole target data set of each setting."""
+    lines = [f"| target images of | as they are | {' | '.join(MISTAKES)} |", "|---" * (len(MISTAKES) + 2) + "|"]
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        of_setting = [row for row in rows if row["setting"] == setting]
+        shares = [[row["found"] for row in of_setting if row["planted"] == name] for name in MISTAKES]
+        silent = not any(row["found"] for row in of_setting if not row["planted"])
+        cells = ["silent" if silent else "alarm", *(f"{sum(share)} of {len(share)}" for share in shares)]
+        lines.append(_cells(setting, cells))
+    return "\n".join(lines)
 
 
 def kinds_table(rows: Rows) -> str:
@@ -238,7 +270,7 @@ def main(argv: list[str] | None = None) -> str:
     parser.add_argument(
         "--methods", type=Path, default=Path("runs/methods"), help="folder of the networks of methods.py"
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/preflight"), help="folder of trials.json and table.md")
+    parser.add_argument("--out", type=Path, default=Path("runs/preflight"), help="folder of the results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the source networks")
     parser.add_argument("--volumes", type=int, default=25, help="random volumes per direction and domain")
     parser.add_argument("--source-steps", type=int, default=1650, help="training steps of a missing network")
@@ -257,7 +289,9 @@ def main(argv: list[str] | None = None) -> str:
         rows += [row for direction in directions for row in direction.run(number)]
         (arguments.out / "trials.json").write_text(json.dumps(rows, indent=1))
         print(f"{number + 1} of {arguments.volumes} volumes", file=sys.stderr, flush=True)
-    text = "\n\n".join([table(rows), margins_table(rows), kinds_table(rows)])
+    whole = [row for direction in directions for row in direction.run_whole()]
+    (arguments.out / "whole.json").write_text(json.dumps(whole, indent=1))
+    text = "\n\n".join([table(rows), margins_table(rows), kinds_table(rows), whole_table(whole)])
     (arguments.out / "table.md").write_text(text + "\n")
     print(text)
     return text

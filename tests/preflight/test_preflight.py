@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apl_lightning import APLModule
-from apl_lightning.preflight import PreflightReport, preflight
+from apl_lightning.preflight import MARGINS, PreflightReport, Trial, View, best_of, preflight
+from apl_lightning.preflight.views import views_of
 
 SLICES = phantoms(16, 2, seed=2)[0]
 VOLUMES = phantoms(4, 3, seed=2)[0]
@@ -37,17 +38,17 @@ def kind(report: PreflightReport) -> str | None:
 
 @pytest.fixture(scope="module")
 def batch_norm_network() -> nn.Module:
-    return train(2, "batch", 240)
+    return train(2, "batch", 180)
 
 
 @pytest.fixture(scope="module")
 def instance_norm_network() -> nn.Module:
-    return train(2, "instance", 240)
+    return train(2, "instance", 200)
 
 
 @pytest.fixture(scope="module")
 def volume_network() -> nn.Module:
-    return train(3, "batch", 200)
+    return train(3, "batch", 160)
 
 
 @pytest.fixture(params=["batch_norm_network", "instance_norm_network"])
@@ -209,6 +210,24 @@ def test_views_that_a_network_cannot_take_are_named(batch_norm_network: nn.Modul
     assert "2 times too small: RuntimeError: only images of 32 pixels, not 64" in str(report)
 
 
+def test_decision_of_known_gains() -> None:
+    """The margin of four parts is half of that of one; three of four parts must gain; the largest gain wins."""
+    flip, turn = (view for view in views_of(SLICES)[:2])
+    margin = MARGINS["orientation"]
+
+    def trial(view: View, *gains: float) -> Trial:
+        return Trial(view, list(gains), list(gains))
+
+    assert best_of([trial(flip, 0.99 * margin)]) is None
+    assert best_of([trial(flip, *[0.51 * margin] * 4)]) is not None
+    assert best_of([trial(flip, *[0.49 * margin] * 4)]) is None
+    assert best_of([trial(flip, 10, 10, -1, -1)]) is None
+    found = best_of([trial(flip, 2, 2, 2, -1), trial(turn, 2, 2, 2, 2), trial(flip, 9, 9, -1, -1)])
+    assert found is not None
+    assert found.view is turn
+    assert best_of([]) is None
+
+
 def test_number_of_images(batch_norm_network: nn.Module) -> None:
     """Images are spread over the data set; eight slices make a part, each volume is one."""
     read: list[int] = []
@@ -256,3 +275,7 @@ def test_wrong_arguments(batch_norm_network: nn.Module) -> None:
         preflight(batch_norm_network, list(SLICES), num_classes=7)
     with pytest.raises(ValueError, match="as after a softmax"):
         preflight(nn.Sequential(batch_norm_network, nn.Softmax(dim=1)), list(SLICES))
+    broken = nn.Conv2d(1, 2, 1)
+    nn.init.constant_(broken.weight, float("nan"))
+    with pytest.raises(ValueError, match="finite logits, but got NaN"):
+        preflight(broken, list(SLICES))
