@@ -80,10 +80,10 @@ def preflight(
         before = [network.score(AS_THEY_ARE, part) for part in parts]
         views = views_of(tensors[0][None])
         if before[0].likeness is None:
-            views = [view for view in views if view.kind != "range"]
+            views = [view for view in views if view.kind not in ("range", "size")]
         trials, skipped = _try(network, views, parts, before)
         if before[0].likeness is None:
-            skipped.append("ranges of intensities: the network has no BatchNorm that knows those of training")
+            skipped.append("ranges and sizes: the network has no BatchNorm that knows those of training")
         orders = [trial for trial in trials if trial.view.moves_axes] if tensors[0].ndim == 4 else []
         for order in sorted(orders, key=lambda trial: trial.gain)[-_ORDERS:]:
             more, left_out = _try(network, next_views(order.view), parts, before)

@@ -85,8 +85,8 @@ def test_inverted(network: nn.Module, volume_network: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.5, 2])
-def test_size(network: nn.Module, factor: float) -> None:
-    report = preflight(network, list(F.interpolate(SLICES, scale_factor=factor, mode="bilinear")))
+def test_size(batch_norm_network: nn.Module, factor: float) -> None:
+    report = preflight(batch_norm_network, list(F.interpolate(SLICES, scale_factor=factor, mode="bilinear")))
     assert report.found is not None
     assert report.found.view.kind == "size"
     assert (report.found.view.enlarges < 1) == (factor > 1)
@@ -99,11 +99,11 @@ def test_size_of_volumes(volume_network: nn.Module) -> None:
 
 
 def test_range(batch_norm_network: nn.Module, instance_norm_network: nn.Module) -> None:
-    """A wrong range is seen by BatchNorm; InstanceNorm takes any range, so there is nothing to find."""
+    """A wrong range is seen by BatchNorm; InstanceNorm takes any range, and is asked for neither ranges nor sizes."""
     assert kind(preflight(batch_norm_network, list(255 * SLICES))) == "range"
     report = preflight(instance_norm_network, list(255 * SLICES))
     assert report.found is None
-    assert "ranges of intensities" in str(report)
+    assert "ranges and sizes" in str(report)
 
 
 class SecondChannel(nn.Module):
