@@ -18,12 +18,18 @@ def export(network: nn.Module, checkpoint: str | Path, out: str | Path, size: Se
         checkpoint: A checkpoint of the trainer, or any file with the weights of the network.
         out: A new file. An ONNX model takes images (B, C, *S) in batches of any size.
         size: The spatial size of images for an ONNX model; by default one that the network accepts.
+
+    Raises:
+        ImportError: If `out` is an ONNX model, and onnx or onnxscript is missing.
+        ValueError: If `out` exists, or has another ending.
     """
     out = Path(out)
     if out.exists():
         raise ValueError(f"Expected `out` to be a new file, but {out} exists: name another one.")
     if out.suffix not in (".pt", ".onnx"):
         raise ValueError(f"Expected `out` to end with .pt or .onnx, but got {out.name}.")
+    if out.suffix == ".onnx":
+        _require_onnx()
     load_weights(network, checkpoint)
     if out.suffix == ".pt":
         torch.save(network.state_dict(), out)
@@ -33,3 +39,11 @@ def export(network: nn.Module, checkpoint: str | Path, out: str | Path, size: Se
         example = torch.rand(*example.shape[:2], *size)
     batch = torch.export.Dim("batch")
     torch.onnx.export(network, (example,), out, dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
+
+
+def _require_onnx() -> None:
+    """Import what `torch.onnx` needs before the work begins."""
+    try:
+        import onnxscript  # noqa: F401 - it needs onnx
+    except ImportError as error:
+        raise ImportError("a file .onnx needs onnx: `pip install 'apl-lightning[onnx]'`.") from error

@@ -45,8 +45,8 @@ class TargetDataModule(LightningDataModule):
         val_batch_size: Samples per batch in validation, test and prediction, `batch_size` by default, or 1 with a
             `patch_size`; 1 if these images differ in size.
         pin_memory: As in `DataLoader`.
-        image_key: The key of the image in dictionaries.
-        label_key: The key of the label in dictionaries.
+        image_key: The key of the image in dictionaries; if they lack it, Hugging Face's `pixel_values` is found.
+        label_key: The key of the label in dictionaries; likewise `labels`, beside `pixel_values`.
         case_key: The key of the case (patient) in dictionaries. All slices of a case make one Dice, and one volume of
             target images (see [`find_small_components`][apl_lightning.labels.find_small_components]).
         test: Labelled images for `trainer.test`.

@@ -101,7 +101,7 @@ class TransferHooks:
             "dict" if isinstance(example, Mapping) else "pair" if isinstance(example, tuple | list) else "image"
         )
         self._label = parts_of(example, keys).get("label")
-        self._keys = keys
+        self._keys = keys.of(example) if isinstance(example, Mapping) else keys
         self._repeats = dict.fromkeys(hooks, _REPEATS)
 
     def __call__(self, name: str, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:

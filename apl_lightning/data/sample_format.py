@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,13 @@ class Keys:
     image: str = "image"
     label: str = "label"
     case: str = "case"
+
+    def of(self, sample: Mapping[Any, Any]) -> "Keys":
+        """The keys of a sample or batch: `pixel_values` and `labels`, as Hugging Face has them, if it lacks `image`."""
+        if self.image != "image" or "image" in sample or "pixel_values" not in sample:
+            return self
+        found = replace(self, image="pixel_values")
+        return found if self.label != "label" or "label" in sample else replace(found, label="labels")
 
 
 def read_sample(sample: object, keys: Keys, index: int) -> dict[str, Any]:
@@ -60,6 +67,7 @@ def split_batch(batch: object, keys: Keys) -> tuple[Tensor, Tensor | None, list[
 def parts_of(sample: object, keys: Keys, index: int | None = None) -> dict[str, Any]:
     """Image, label and case, as far as they are there, in a sample of this index or, without one, in a batch."""
     if isinstance(sample, Mapping):
+        keys = keys.of(sample)
         if keys.image not in sample:
             raise TypeError(
                 f"Expected a sample with the key {keys.image!r}, but got the keys {sorted(map(str, sample))}: pass "
@@ -94,7 +102,7 @@ def _label(value: object, image: Tensor, index: int) -> Tensor:
 
 def warn_of_unread_label(sample: object, image: Tensor, keys: Keys) -> None:
     """Warn if a sample has no label at its key, but integers of the size of the image at another one."""
-    if not isinstance(sample, Mapping) or keys.label in sample:
+    if not isinstance(sample, Mapping) or (keys := keys.of(sample)).label in sample:
         return
     for key, value in sample.items():
         tensor = as_tensor(value)

@@ -62,7 +62,7 @@ class RefinementModule(EvaluationSteps, ABC):
         lr_scheduler: Called with the optimiser; steps once an epoch.
         inferer: Runs the module on images for labels, validation, test and prediction, as MONAI's
             `SlidingWindowInferer`; by default made from the `patch_size` of the data module, if that has one.
-        image_key: The key of the image in batches that are dictionaries.
+        image_key: The key of the image in batches that are dictionaries; as in `TargetDataModule`.
         label_key: The key of the label.
         case_key: The key of the case.
         return_probabilities: Whether `trainer.predict` returns a `Prediction` with probabilities for each batch, and

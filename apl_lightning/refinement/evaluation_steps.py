@@ -28,7 +28,7 @@ class EvaluationSteps(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int = 0) -> None:
         """Count the Dice of the main head on a labelled batch; `test_step` does the same."""
-        image, label, cases = split_batch(batch, self.keys)
+        image, label, cases = self._split(batch)
         if label is None:
             raise ValueError("Expected labels in the batches, but got none: pass `label_key`, or images with labels.")
         indices = batch.get("index") if isinstance(batch, dict) else None
@@ -38,7 +38,7 @@ class EvaluationSteps(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int = 0) -> Tensor | Prediction:
         """Labels (B, *S) of the main head for a batch with or without labels; see `return_probabilities`."""
-        image, _, _ = split_batch(batch, self.keys)
+        image, _, _ = self._split(batch)
         logits = self._infer(image)
         labels = logits.max(dim=1).indices
         return Prediction(labels, logits.float().softmax(dim=1)) if self.return_probabilities else labels
@@ -50,6 +50,11 @@ class EvaluationSteps(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log `test/dice/<class>` for each foreground class and their mean as `test/dice`."""
         self._log_dice("test")
+
+    def _split(self, batch: Any) -> tuple[Tensor, Tensor | None, list[str | None] | None]:
+        """Image, label and cases of a batch; those of a `TargetDataModule` no longer have the project's keys."""
+        own = isinstance(batch, dict) and {*batch, "label"} == {"image", "label", "case", "index"}
+        return split_batch(batch, Keys() if own else self.keys)
 
     def _infer(self, image: Tensor) -> Tensor:
         """Logits of the main head, (B, C, *S)."""

@@ -1,0 +1,15 @@
+"""The code of a page "I have ..."."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+PAGES = Path(__file__).parents[2] / "docs/have"
+
+
+def code_of(name: str) -> str:
+    """The one block of Python on a page, which has at most 15 lines."""
+    (code,) = re.findall(r"```python\n(.*?)```", (PAGES / f"{name}.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) <= 15
+    return str(code)
