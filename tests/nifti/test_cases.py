@@ -98,7 +98,7 @@ def test_labels_of_another_shape_or_missing(tmp_path: Path) -> None:
         ({"percentiles": (1, 101)}, "between 0 and 100"),
         ({"preprocess": lambda image: image[..., 1:]}, "to keep the size"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
 def test_options_out_of_range(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     write(tmp_path / "a.nii.gz", SMALL, AFFINES["RAS"])
