@@ -45,6 +45,10 @@ __all__ = [
 __version__ = "0.1.0"
 
 
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
 def __getattr__(name: str) -> Any:
     """The classes for `pytorch_lightning`, which is imported with the first of them."""
     if name in __all__:

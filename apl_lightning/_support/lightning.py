@@ -196,9 +196,10 @@ def refuse_pairing(thing: object, package: str | None) -> None:
 def require_lightning(thing: object) -> None:
     """Raise a `TypeError` for a class without a Lightning base class, which is only the source of the two that have."""
     if package_of(thing) is None:
-        name = type(thing).__name__
+        base = next(base for base in type(thing).__mro__ if base.__module__.startswith("apl_lightning."))
+        name = base.__name__
         doors = " or ".join(f"`from {door} import {name}` for `{package}`" for package, door in DOORS.items())
-        raise TypeError(f"Expected a class of Lightning, but got {type(thing).__module__}.{name}: {doors}.")
+        raise TypeError(f"Expected a class of Lightning, but got {base.__module__}.{name}: {doors}.")
 
 
 def refuse_sharded(trainer: Trainer) -> None:

@@ -1,7 +1,7 @@
 """Random numbers that depend on their purpose, not on earlier draws.
 
-The augmentation of a sample is drawn from (seed, epoch, index), the dropout of a step from (seed, epoch, batch, rank).
-So results depend on neither the number of workers nor an interruption.
+The augmentation of a sample is drawn from (seed, pass over the data set, index), the dropout of a step from (seed,
+epoch, batch, rank). So results depend on neither the number of workers nor an interruption.
 """
 
 import random

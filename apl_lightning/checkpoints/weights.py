@@ -55,6 +55,12 @@ def load_weights(network: nn.Module, path: str | Path, prefix: str | None = None
     found = _without_students(found) if prefix is None else [place for place in found if place == prefix]
     if len(found) != 1:
         raise CheckpointError(_problem(network, path, list(tensors), shapes, found, prefix))
+    known = {found[0] + name for name in expected}
+    if left := [name for name in tensors if name.startswith(found[0]) and name not in known]:
+        raise CheckpointError(
+            f"Expected {path} to contain {type(network).__name__} and nothing more below {found[0]!r}, but it has "
+            f"{len(left)} more tensors, such as {shorten(left, 2)}: build the network as it was trained."
+        )
     state = {name: tensors.get(found[0] + name, value) for name, value in expected.items()}
     if broken := not_finite(state):
         raise CheckpointError(

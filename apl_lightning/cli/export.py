@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,7 +39,8 @@ def export(network: nn.Module, checkpoint: str | Path, out: str | Path, size: Se
     if size is not None:
         example = torch.rand(*example.shape[:2], *size)
     batch = torch.export.Dim("batch")
-    torch.onnx.export(network, (example,), out, dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
+    options: Any = {"dynamo": True, "external_data": False, "verbose": False}  # one file
+    torch.onnx.export(network, (example,), out, dynamic_shapes=({0: batch},), **options)
 
 
 def _require_onnx() -> None:

@@ -42,8 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             auto_cli(COMMANDS, given, as_positional=False, prog="apl-lightning", formatter_class=_plain_help())
         except SystemExit as end:
             return end.code if isinstance(end.code, int) else 0 if end.code is None else _fail(str(end.code))
-        except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-            return _fail(str(error) or type(error).__name__)
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            return _fail(str(error))
+        except Exception as error:  # of Lightning, or of a class that the user has named
+            return _fail(f"{type(error).__name__}: {error}")
         except KeyboardInterrupt:
             return _fail("interrupted")
     return 0

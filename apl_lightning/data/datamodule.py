@@ -91,9 +91,15 @@ class TargetDataModule(LightningDataModule):
         require_lightning(self)
         super().__init__()
         if steps_per_epoch is not None and steps_per_epoch < 1:
-            raise ValueError(f"Expected `steps_per_epoch` to be at least 1, but got {steps_per_epoch}.")
+            raise ValueError(
+                f"Expected `steps_per_epoch` to be at least 1, but got {steps_per_epoch}: `None` is one pass."
+            )
         if patch_size is None and patches_per_volume != 1:
-            raise ValueError(f"Expected `patch_size` with patches_per_volume={patches_per_volume}, but got none.")
+            raise ValueError(
+                f"Expected `patch_size` with patches_per_volume={patches_per_volume}, but got none: pass both."
+            )
+        if isinstance(transform, str) and transform != "affine":
+            raise ValueError(f"Expected `transform` to be 'affine', a function or None, but got {transform!r}.")
         self.train = train
         self.val = val
         self.test = test
@@ -176,7 +182,7 @@ class TargetDataModule(LightningDataModule):
         if self._target is None:
             return {}
         state = {"directory": str(self._target.store.directory), "seed": self._target.seed}
-        return {**state, "joint_batch_size": self._joint_batch_size()}
+        return {**state, "joint_batch_size": self._joint_batch_size(), "steps_per_epoch": self.steps_per_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the seed and the store of the interrupted run; with another joint batch size a `ValueError`."""
@@ -186,6 +192,11 @@ class TargetDataModule(LightningDataModule):
             raise ValueError(
                 f"Expected the batch size of the interrupted run, {saved} over all processes, but got {now}: change "
                 "`batch_size` or the number of processes."
+            )
+        if (steps := state_dict.get("steps_per_epoch")) != self.steps_per_epoch:
+            raise ValueError(
+                f"Expected the `steps_per_epoch` of the interrupted run, {steps}, but got {self.steps_per_epoch}: pass "
+                "the same number."
             )
         self._target.seed = state_dict["seed"]
         store, earlier = self._target.store, Path(state_dict["directory"])

@@ -65,8 +65,11 @@ class TargetDataset(Dataset[Any]):
         warn_of_unread_label(sample, image, keys)
         self.size = image.shape[1:]
         self._check_deterministic(length)
+        if patches is not None:
+            with seeded(0, patches):  # the same on all ranks
+                image = patches.patches_of(image[None])[0]
         if transform is not None:
-            check_alignment(transform, image if patches is None else patches.patches_of(image[None])[0])
+            check_alignment(transform, image)
         self.store = PseudoLabelStore(directory, length)
 
     def __len__(self) -> int:
@@ -80,11 +83,13 @@ class TargetDataset(Dataset[Any]):
         image = self.read_named(index)["image"]
         check_fingerprint(fingerprint(image), self.store.fingerprint(index), index)
         sample = {"image": image, "pseudo_label": labels, "weight": weights}
-        moved, seed = [sample], derived_seed(self.seed, drawn.turn, index)
-        for transform in (self.patches, self.transform):
-            if transform is not None:
-                with seeded(seed, transform):
-                    moved = [item for each in moved for item in transform_jointly(transform, each)]
+        moved, seed = [sample], (self.seed, drawn.turn, index)
+        if self.patches is not None:
+            with seeded(derived_seed(*seed, 1), self.patches):  # else the first draws of both would be the same
+                moved = transform_jointly(self.patches, sample)
+        if self.transform is not None:
+            with seeded(derived_seed(*seed), self.transform):
+                moved = [item for each in moved for item in transform_jointly(self.transform, each)]
         samples = [{**item, "index": index, "round": round, "repeated": drawn.repeated} for item in moved]
         return samples if len(samples) > 1 else samples[0]
 

@@ -13,7 +13,7 @@ from apl_lightning._support.distributed import all_or_none, once_per_node
 from apl_lightning._support.lightning import LightningModule, Trainer, autocast
 from apl_lightning._support.modes import evaluating
 from apl_lightning._support.progress import track
-from apl_lightning._support.seeding import seeded
+from apl_lightning._support.seeding import derived_seed, seeded
 from apl_lightning.data import RandomPatches, TargetDataset
 from apl_lightning.denoisers import Denoiser, Predictor
 from apl_lightning.guard import Classes, PixelSample, agreement, joined
@@ -146,14 +146,16 @@ class _Images:
         self._source = source
         self._trainer = trainer
         self._patches = patches
+        self._passes = 0
 
     def __iter__(self) -> Iterator[Tensor]:
         for batch in track(self._trainer, self._source, "Preparing", len(self._source)):
             images = batch.images
             if self._patches is not None:
-                with seeded(batch.indices[0], self._patches):  # the same patches on every rank
+                with seeded(derived_seed(self._passes, batch.indices[0]), self._patches):  # the same on every rank
                     images = self._patches.patches_of(images)
             yield images
+        self._passes += 1
 
 
 def predicted_at_once(size: Sequence[int], device: torch.device) -> int:

@@ -1,5 +1,6 @@
 """Refine the folds of a trained nnU-Net on target images."""
 
+import copy
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,8 +140,14 @@ def _module(network: nn.Module, plan: Plan, mirrored_axes: Sequence[int] | None,
 
 
 def _trainer(options: dict[str, Any]) -> Trainer:
+    if several := [name for name in ("devices", "num_nodes") if options.get(name, 1) not in (1, "1")]:
+        raise ValueError(
+            f"Expected one process, but got {several[0]}={options[several[0]]!r}: refine each fold in a process of its "
+            "own, with folds=[0], say, and an `out` of its own."
+        )
     defaults: dict[str, Any] = {"devices": 1, "logger": False, "enable_checkpointing": False}
-    return Trainer(**{**defaults, **options, "callbacks": [PseudoLabelCallback(), *options.get("callbacks", [])]})
+    callbacks = [PseudoLabelCallback(), *copy.deepcopy(options.get("callbacks", []))]  # new ones for each fold
+    return Trainer(**{**defaults, **options, "callbacks": callbacks})
 
 
 def _check_installed() -> None:

@@ -120,6 +120,7 @@ class RefinementModule(EvaluationSteps, ABC):
         self.learning_rate = learning_rate
         self.lr_scheduler = lr_scheduler
         self.inferer = inferer
+        self._window: Inferer | None = None  # made from the patches of a data module
         self.keys = Keys(image_key, label_key, case_key)
         self.return_probabilities = return_probabilities
         self.ignore_index = ignore_index
@@ -132,9 +133,11 @@ class RefinementModule(EvaluationSteps, ABC):
         """Refuse to train weights in half precision; without an `inferer`, take one for the data module's patches."""
         if stage == "fit":
             refuse_half_weights(self.trainer)
-        patches = getattr(self.trainer.datamodule, "patches", None)  # type: ignore[attr-defined]
-        if self.inferer is None and isinstance(patches, RandomPatches):
-            self.inferer = sliding_window(patches.size)
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        if datamodule is not None and self.inferer is self._window:  # no other one was passed
+            patches = getattr(datamodule, "patches", None)
+            self._window = sliding_window(patches.size) if isinstance(patches, RandomPatches) else None
+            self.inferer = self._window
 
     @class_only
     def load_from_checkpoint(  # type: ignore[override]
