@@ -161,8 +161,8 @@ class PseudoLabelCallback(Callback):
         """Start with round 0, unless a checkpoint is loaded later; refuse what cannot work with rounds."""
         if stage != "fit":
             return
-        door.refuse_other_data(trainer)
         door.refuse_sharded(trainer)
+        door.refuse_other_data(trainer)
         door.refuse_weight_averaging(trainer)
         door.refuse_tuner(trainer)
         self.round = self._epoch = self._saved_round = -1

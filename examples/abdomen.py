@@ -25,9 +25,8 @@ from source_training import SourceModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+from apl_lightning import APLModule, PseudoLabelCallback, PseudoLabelOverlay, TargetDataModule
 from apl_lightning.presets import PAPER, Preset
-from apl_lightning.visualize import PseudoLabelOverlay
 
 PRESETS = {"default": Preset({}, {}, {}), "paper": PAPER}
 

@@ -13,8 +13,7 @@ from monai.networks.nets import BasicUNet
 from phantom import CLASS_NAMES, Phantoms
 from pytorch_lightning.loggers import WandbLogger
 
-from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
-from apl_lightning.visualize import PseudoLabelOverlay
+from apl_lightning import APLModule, PseudoLabelCallback, PseudoLabelOverlay, TargetDataModule
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -29,7 +28,7 @@ def main(argv: list[str] | None = None) -> Path:
     network = BasicUNet(2, 1, len(CLASS_NAMES), features=(8, 8, 16, 32, 64, 8))  # use a pretrained network here
     module = APLModule(network, len(CLASS_NAMES), CLASS_NAMES)
     data = TargetDataModule(train=Phantoms("ct", arguments.patients, seed=2), val=Phantoms("ct", 8, seed=3))
-    logger = WandbLogger(project="apl-lightning", save_dir=arguments.out)
+    logger = WandbLogger(project="apl-lightning", save_dir=arguments.out.absolute())
     callbacks = [PseudoLabelCallback(), PseudoLabelOverlay(samples=2)]
     trainer = pl.Trainer(
         max_epochs=arguments.epochs,

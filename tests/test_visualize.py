@@ -19,8 +19,8 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
-from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
-from apl_lightning.visualize import COLOURS, PseudoLabelOverlay, grey, overlay
+from apl_lightning import APLModule, PseudoLabelCallback, PseudoLabelOverlay, TargetDataModule
+from apl_lightning.visualize import COLOURS, grey, overlay
 
 NAMES = ["background", "liver", "spleen"]
 

@@ -1,6 +1,5 @@
 """Refine the folds of a trained nnU-Net on target images."""
 
-import copy
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,7 +75,8 @@ def refine(
         check: Run [`preflight`][apl_lightning.preflight.preflight] on the network of each fold first, which warns of
             images that look turned, inverted, resized or out of range to it.
         trainer_options: Further options of `Trainer`, such as `{"logger": ...}`; by default it uses one device, logs
-            nothing and saves no checkpoints.
+            nothing and saves no checkpoints. Its callbacks serve all folds: with one that keeps a state, such as
+            `EarlyStopping`, refine one fold at a time.
 
     Returns:
         What was logged last for each fold, by the fold's name: `{"fold_0": {"pseudo/estimated_gain": ...}}`.
@@ -146,8 +146,7 @@ def _trainer(options: dict[str, Any]) -> Trainer:
             "own, with folds=[0], say, and an `out` of its own."
         )
     defaults: dict[str, Any] = {"devices": 1, "logger": False, "enable_checkpointing": False}
-    callbacks = [PseudoLabelCallback(), *copy.deepcopy(options.get("callbacks", []))]  # new ones for each fold
-    return Trainer(**{**defaults, **options, "callbacks": callbacks})
+    return Trainer(**{**defaults, **options, "callbacks": [PseudoLabelCallback(), *options.get("callbacks", [])]})
 
 
 def _check_installed() -> None:

@@ -90,11 +90,17 @@ def test_export(network: nn.Module, trainer: Any, capsys: pytest.CaptureFixture[
     (logits,) = onnx.reference.ReferenceEvaluator("plain.onnx").run(None, {"x": images.numpy()})
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(logits), refined(images), rtol=1e-4, atol=1e-5)
+    assert not list(Path().glob("*.onnx.data"))
     assert "plain.pt exists" in failure(capsys, "export", *BY_CLASS, "--checkpoint", "run.ckpt", "--out", "plain.pt")
     torch.save(nn.Conv2d(1, 1, 1).state_dict(), "other.pt")
     message = failure(capsys, "export", *BY_CLASS, "--checkpoint", "other.pt", "--out", "new.pt")
     assert "to contain the" in message
     assert "build the network as it was trained" in message
+
+
+def test_errors_of_lightning_are_one_line_too(network: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    message = failure(capsys, "refine", "--config", "refine.yaml", "--accelerator", "nonsense", "--check", "false")
+    assert "nonsense" in message
 
 
 def test_inspect(network: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:

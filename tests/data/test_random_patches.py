@@ -13,10 +13,12 @@ import pytorch_lightning as pl
 import torch
 from monai.data import CacheDataset
 from monai.inferers import SlidingWindowInferer
+from monai.transforms import RandFlipd
 from torch import nn
 
-from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
-from apl_lightning.data import EpochSampler, RandomPatches
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule, TargetDataset
+from apl_lightning.data import DrawnSample, EpochSampler, RandomPatches
+from apl_lightning.data.joint_transforms import TARGET_KEYS
 
 Make = Callable[..., pl.Trainer]
 SIZES = [(10, 12, 9), (8, 8, 8), (5, 14, 8)]  # one is smaller than a patch along an axis
@@ -152,6 +154,8 @@ def test_patches_need_a_size_for_each_axis(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"patch_size": (0, 8)}, "at least 1"),
+        ({"patch_size": 16}, "a number of at least 1 for each axis"),
+        ({"transform": "flip"}, "Expected `transform` to be 'affine'"),
         ({"patch_size": (8, 8), "patches_per_volume": 0}, "at least 1"),
         ({"patches_per_volume": 2}, "Expected `patch_size`"),
         ({"steps_per_epoch": 0}, "steps_per_epoch"),
@@ -160,3 +164,47 @@ def test_patches_need_a_size_for_each_axis(tmp_path: Path) -> None:
 def test_bad_options_are_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TargetDataModule([torch.rand(1, 12, 12)], **options)
+
+
+def test_patch_and_move_are_drawn_independently(tmp_path: Path) -> None:
+    """A lone MONAI transform draws from the same generator as the crop: with one seed both would do the same."""
+    image, label = torch.zeros(1, 40, 40), torch.zeros(40, 40, dtype=torch.long)
+    label[20, 20] = 1
+    dataset = TargetDataset(
+        [image], tmp_path, RandFlipd(TARGET_KEYS, prob=0.3, spatial_axis=1), patches=RandomPatches((4, 4))
+    )
+    dataset.store.start(0)
+    with dataset.store.write(0, num_classes=2) as writer:
+        writer.add(0, label, torch.linspace(0.1, 0.9, 40).expand(40, 40), "", torch.empty(0))
+    dataset.store.join(0)
+    dataset.store.publish(0)
+    counts: Counter[tuple[bool, bool]] = Counter()
+    for turn in range(300):
+        sample = dataset[DrawnSample(0, turn, repeated=False)]
+        is_flipped = bool(sample["weight"][0, 0] > sample["weight"][0, -1])
+        counts[bool(sample["pseudo_label"].any()), is_flipped] += 1
+    background = counts[False, True] / (counts[False, True] + counts[False, False])
+    assert 0.2 < background < 0.4
+
+
+def test_windows_are_those_of_the_present_data(tmp_path: Path, trainer: Make) -> None:
+    module = APLModule(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 3, 1)), 3)
+    for size in ((8, 8), (12, 12)):
+        data = TargetDataModule([torch.rand(1, 16, 16)], patch_size=size, store_dir=tmp_path)
+        trainer(callbacks=[PseudoLabelCallback(guard="off")]).fit(module, data)
+        assert module.inferer.roi_size == size
+    trainer(callbacks=[PseudoLabelCallback(guard="off")]).fit(module, TargetDataModule([torch.rand(1, 16, 16)]))
+    assert module.inferer is None
+
+
+def test_another_number_of_steps_is_refused_on_resume(tmp_path: Path, trainer: Make) -> None:
+    def fit(steps: int, **options: Any) -> pl.Trainer:
+        data = TargetDataModule([torch.rand(1, 8, 8)], steps_per_epoch=steps, store_dir=tmp_path)
+        module = APLModule(nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 3, 1)), 3)
+        run = trainer(callbacks=[PseudoLabelCallback(guard="off")], max_epochs=2)
+        run.fit(module, data, **options)
+        return run
+
+    fit(2).save_checkpoint(tmp_path / "run.ckpt")
+    with pytest.raises(ValueError, match="`steps_per_epoch` of the interrupted run, 2, but got 3"):
+        fit(3, ckpt_path=tmp_path / "run.ckpt")

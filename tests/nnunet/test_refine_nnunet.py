@@ -80,9 +80,8 @@ def refined(request: pytest.FixtureRequest) -> Run:
 def run(root: Path, source: Path, folds: list[int | str], epochs: int, steps: int) -> Run:
     keep, out = Keep(), root / f"refined_{source.name}"
     options = {**QUIET, "callbacks": [keep]}
-    logged = nnunet.refine(
-        source, root / "targets", out, folds, max_epochs=epochs, steps_per_epoch=steps, trainer_options=options
-    )
+    length = {"max_epochs": epochs, "steps_per_epoch": steps}
+    logged = nnunet.refine(source, root / "targets", out, folds, **length, check=False, trainer_options=options)
     return Run(source, out, keep.module, logged)
 
 

@@ -143,8 +143,9 @@ def test_denoiser_error_on_one_rank(tmp_path: Path, trainer: Make) -> None:
 
 def test_sharded_networks_are_refused(network: TinyNet) -> None:
     module: Any = APLModule(network, CLASSES)
+    loop = SimpleNamespace(_data_source=SimpleNamespace(instance=None))
     for strategy in (SingleDeviceStrategy(), DDPStrategy()):
         strategy.broadcast = lambda value: value
-        PseudoLabelCallback().setup(SimpleNamespace(strategy=strategy, callbacks=[]), module, "fit")
+        PseudoLabelCallback().setup(SimpleNamespace(strategy=strategy, callbacks=[], fit_loop=loop), module, "fit")
     with pytest.raises(ValueError, match="whole network on each device, but got FSDPStrategy, .*strategy='ddp'"):
         PseudoLabelCallback().setup(SimpleNamespace(strategy=FSDPStrategy(), callbacks=[]), module, "fit")

@@ -1,0 +1,78 @@
+"""`load_weights`: the weights of any file in a network of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CLASSES, TinyNet
+from monai.networks.nets import UNet
+from torch import nn
+
+from apl_lightning import APLModule
+from apl_lightning.checkpoints import CheckpointError, load_weights
+
+
+def save(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("wrapper", ["", "model.", "state_dict.module.", "state_dict.model._orig_mod."])
+def test_wrappers_and_prefixes_are_removed(tmp_path: Path, wrapper: str) -> None:
+    saved = TinyNet()
+    content: Any = {wrapper.removeprefix("state_dict.") + name: value for name, value in saved.state_dict().items()}
+    path = save(tmp_path / "source.pt", {"state_dict": content, "epoch": 3} if "state_dict" in wrapper else content)
+    loaded = load_weights(TinyNet(), path)
+    assert not loaded.training
+    for name, value in saved.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_of_a_refinement_it_is_the_teacher(tmp_path: Path) -> None:
+    module = APLModule(TinyNet(), CLASSES)
+    with torch.no_grad():
+        module.model.network.classifier.bias.add_(1)  # the student
+    loaded = load_weights(TinyNet(), save(tmp_path / "run.ckpt", {"state_dict": module.state_dict()}))
+    for name, value in module.export().state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_a_network_without_some_of_the_layers_is_refused(tmp_path: Path) -> None:
+    """MONAI's InstanceNorm has no parameters, so all of the network's keys are in the file of one with BatchNorm."""
+    arguments = {"spatial_dims": 2, "in_channels": 1, "out_channels": 3, "channels": (4, 8), "strides": (2,)}
+    path = save(tmp_path / "source.pt", UNet(**arguments, norm="batch").state_dict())
+    with pytest.raises(CheckpointError, match="more tensors, such as .*running_mean|more tensors, such as .*adn.N"):
+        load_weights(UNet(**arguments), path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": TinyNet().state_dict(), "b": TinyNet().state_dict()}, r"got several: pass one of \['a.', 'b.'\]"),
+        (TinyNet(classes=7).state_dict(), "or have other shapes: build the network as it was trained"),
+        ({"x": torch.zeros(1)}, "its 1 are x"),
+        ({**TinyNet().state_dict(), "classifier.bias": torch.full((CLASSES,), torch.nan)}, "finite weights"),
+    ],
+    ids=["two networks", "other classes", "another network", "NaN"],
+)
+def test_what_does_not_fit_is_an_error(tmp_path: Path, content: Any, message: str) -> None:
+    network = TinyNet()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(network, save(tmp_path / "source.pt", content))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_one_of_two_networks(tmp_path: Path) -> None:
+    first, second = TinyNet(), TinyNet()
+    path = save(tmp_path / "two.pt", {"a": first.state_dict(), "b": second.state_dict()})
+    loaded = load_weights(TinyNet(), path, prefix="b.")
+    assert torch.equal(loaded.state_dict()["classifier.weight"], second.classifier.weight)
+
+
+def test_a_network_without_weights(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has none"):
+        load_weights(nn.ReLU(), save(tmp_path / "source.pt", {"x": torch.zeros(1)}))
