@@ -5,11 +5,10 @@ from typing import Any
 
 from torch import nn
 
-from apl_lightning._support.modes import not_finite
 from apl_lightning.checkpoints.choosing import choose
 from apl_lightning.checkpoints.error import CheckpointError
 from apl_lightning.checkpoints.files import read_tensors
-from apl_lightning.checkpoints.match import shorten
+from apl_lightning.checkpoints.filling import fill
 from apl_lightning.checkpoints.systems import SYSTEMS
 
 
@@ -59,15 +58,5 @@ def load(system: str, path: str | Path, num_classes: int = 5, **options: Any) ->
             f"Expected {num_classes} classes, but {path} has {match.channels} ({match.prefix}{match.network.head}): "
             f"pass num_classes={match.channels}."
         )
-    state = {name.removeprefix(match.prefix): t for name, t in tensors.items() if name.startswith(match.prefix)}
-    network = match.network.build(match.channels, {name: tuple(t.shape) for name, t in state.items()}, **options)
-    initial = network.state_dict()
-    # Large 64-bit values become infinite here.
-    state = {name: state[name].to(parameter.dtype) for name, parameter in initial.items() if name in state}
-    if damaged := not_finite(state):
-        raise CheckpointError(
-            f"Expected finite weights, but {path} contains NaN or infinity in {shorten(damaged, 3)}: use an earlier "
-            "checkpoint."
-        )
-    network.load_state_dict({**initial, **state})
-    return network.eval()
+    shapes = {n.removeprefix(match.prefix): tuple(t.shape) for n, t in tensors.items() if n.startswith(match.prefix)}
+    return fill(match.network.build(match.channels, shapes, **options), tensors, match.prefix, path)

@@ -1,7 +1,7 @@
 """Compare the tensors in a file with the networks of the seven systems."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -80,8 +80,13 @@ def matches(tensors: Mapping[str, Tensor], system: str | None = None, prefix: st
 def loadable(found: Sequence[Match]) -> list[Match]:
     """The matches without faults; of an `APLModule` with a teacher, only the teacher."""
     perfect = [match for match in found if not match.num_faults]
-    prefixes = {match.prefix for match in perfect}
-    return [m for m in perfect if _STUDENT not in m.prefix or m.prefix.replace(_STUDENT, _TEACHER) not in prefixes]
+    kept = without_students({match.prefix for match in perfect})
+    return [match for match in perfect if match.prefix in kept]
+
+
+def without_students(prefixes: Collection[str]) -> set[str]:
+    """The prefixes of networks in a file; of an `APLModule` with a teacher, only that of the teacher."""
+    return {p for p in prefixes if _STUDENT not in p or p.replace(_STUDENT, _TEACHER) not in prefixes}
 
 
 def _prefixes(shapes: Shapes, network: Network) -> list[str]:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from torch import nn
 
-from apl_lightning._support.modes import not_finite
 from apl_lightning.checkpoints.error import CheckpointError
 from apl_lightning.checkpoints.files import read_tensors
-from apl_lightning.checkpoints.match import shorten
+from apl_lightning.checkpoints.filling import fill
+from apl_lightning.checkpoints.match import shorten, without_students
 
 # Counters, which old files lack and nothing reads.
 _OPTIONAL = "num_batches_tracked"
@@ -52,7 +52,7 @@ def load_weights(network: nn.Module, path: str | Path, prefix: str | None = None
         for place in places
         if all(place + name in tensors and tuple(tensors[place + name].shape) == shapes[name] for name in shapes)
     ]
-    found = _without_students(found) if prefix is None else [place for place in found if place == prefix]
+    found = sorted(without_students(found)) if prefix is None else [place for place in found if place == prefix]
     if len(found) != 1:
         raise CheckpointError(_problem(network, path, list(tensors), shapes, found, prefix))
     known = {found[0] + name for name in expected}
@@ -61,20 +61,7 @@ def load_weights(network: nn.Module, path: str | Path, prefix: str | None = None
             f"Expected {path} to contain {type(network).__name__} and nothing more below {found[0]!r}, but it has "
             f"{len(left)} more tensors, such as {shorten(left, 2)}: build the network as it was trained."
         )
-    state = {name: tensors.get(found[0] + name, value) for name, value in expected.items()}
-    if broken := not_finite(state):
-        raise CheckpointError(
-            f"Expected finite weights, but {path} contains NaN or infinity in {shorten(broken, 3)}: use an earlier "
-            "checkpoint."
-        )
-    network.load_state_dict(state)
-    return network.eval()
-
-
-def _without_students(places: list[str]) -> list[str]:
-    """Of an `APLModule` with a teacher, only the teacher."""
-    student, teacher = "model.network.", "teacher.module.network."
-    return [p for p in places if not p.endswith(student) or f"{p.removesuffix(student)}{teacher}" not in places]
+    return fill(network, tensors, found[0], path)
 
 
 def _problem(
