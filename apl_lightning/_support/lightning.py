@@ -185,8 +185,7 @@ def refuse_other_data(trainer: Trainer) -> None:
 def refuse_pairing(thing: object, package: str | None) -> None:
     """Raise a `TypeError` if `thing` belongs to another package of Lightning than `package`, that of the trainer."""
     own, name = package_of(thing), type(thing).__name__
-    if own != package and None not in (own, package):
-        assert package is not None
+    if own and package and own != package:
         raise TypeError(
             f"Expected {name} to meet a trainer of `{own}`, but got one of `{package}`, which has its own classes: "
             f"`from {DOORS[package]} import {name}`, and so for the module and its data."

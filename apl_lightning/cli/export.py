@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from apl_lightning._support.packages import package
 from apl_lightning.checkpoints import load_weights
 from apl_lightning.heads import example_input
 
@@ -30,7 +31,7 @@ def export(network: nn.Module, checkpoint: str | Path, out: str | Path, size: Se
     if out.suffix not in (".pt", ".onnx"):
         raise ValueError(f"Expected `out` to end with .pt or .onnx, but got {out.name}.")
     if out.suffix == ".onnx":
-        _require_onnx()
+        package("onnxscript", "onnx", "a file .onnx needs onnx")  # before the work begins
     load_weights(network, checkpoint)
     if out.suffix == ".pt":
         torch.save(network.state_dict(), out)
@@ -41,11 +42,3 @@ def export(network: nn.Module, checkpoint: str | Path, out: str | Path, size: Se
     batch = torch.export.Dim("batch")
     options: Any = {"dynamo": True, "external_data": False, "verbose": False}  # one file
     torch.onnx.export(network, (example,), out, dynamic_shapes=({0: batch},), **options)
-
-
-def _require_onnx() -> None:
-    """Import what `torch.onnx` needs before the work begins."""
-    try:
-        import onnxscript  # noqa: F401 - it needs onnx
-    except ImportError as error:
-        raise ImportError("a file .onnx needs onnx: `pip install 'apl-lightning[onnx]'`.") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from apl_lightning.data import NiftiFolder, sliding_window
-from apl_lightning.folders import as_network
+from apl_lightning.folders import as_folder, as_network
 from apl_lightning.preflight import preflight as check
 
 
@@ -29,7 +29,7 @@ def preflight(
         patch_size: Predict by a sliding window of this size.
         picture: A new file for a picture of the images, as they are and as the network would like them.
     """
-    folder = images if isinstance(images, NiftiFolder) else NiftiFolder(images)
+    folder = as_folder(images)
     inferer = None if patch_size is None else sliding_window(patch_size)
     report = check(as_network(network, num_classes, system), folder, num_classes=num_classes, inferer=inferer)
     sys.stdout.write(f"{report}\n")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apl_lightning._support.packages import package
 from apl_lightning.data.joint_transforms import TARGET_KEYS
 
 _FOREGROUND = "foreground"
@@ -84,9 +85,4 @@ def sliding_window(patch_size: Sequence[int]) -> Any:
 
 
 def _monai(name: str) -> Any:
-    try:
-        import monai.inferers
-        import monai.transforms
-    except ImportError as error:
-        raise ImportError("`patch_size` needs MONAI: `pip install 'apl-lightning[monai]'`.") from error
-    return getattr(monai, name)
+    return package(f"monai.{name}", "monai", "`patch_size` needs MONAI")

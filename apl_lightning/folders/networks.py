@@ -11,6 +11,11 @@ from apl_lightning.nifti import NiftiFolder
 from apl_lightning.pytorch_lightning import APLModule
 
 
+def as_folder(images: NiftiFolder | str | Path) -> NiftiFolder:
+    """The folder itself, or that of a path with default options."""
+    return images if isinstance(images, NiftiFolder) else NiftiFolder(images)
+
+
 def as_network(network: nn.Module | str | Path, num_classes: int, system: str | None) -> nn.Module:
     """The network itself, or the one in a checkpoint of one of the seven systems.
 

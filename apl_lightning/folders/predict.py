@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from apl_lightning._support.files import new_folder
-from apl_lightning.folders.networks import as_module, as_network
+from apl_lightning.folders.networks import as_folder, as_module, as_network
 from apl_lightning.folders.output import device_of, write_predictions
 from apl_lightning.nifti import NiftiFolder
 
@@ -46,6 +46,6 @@ def predict_folder(
     """
     out = new_folder(out)
     network = as_network(network, num_classes, system)
-    folder = images if isinstance(images, NiftiFolder) else NiftiFolder(images)
+    folder = as_folder(images)
     module = as_module(network, folder, num_classes, class_names, patch_size)
     write_predictions(module, folder, out, batch_size, device_of(accelerator))

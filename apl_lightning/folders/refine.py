@@ -10,7 +10,7 @@ from torch import nn
 
 from apl_lightning._support.files import new_folder
 from apl_lightning._support.random_state import isolated_random_state
-from apl_lightning.folders.networks import as_module, as_network
+from apl_lightning.folders.networks import as_folder, as_module, as_network
 from apl_lightning.folders.output import device_of, write_predictions
 from apl_lightning.nifti import NiftiFolder
 from apl_lightning.preflight import preflight
@@ -71,7 +71,7 @@ def refine_folder(
     """
     out = new_folder(out)
     network = as_network(network, num_classes, system)
-    folder = images if isinstance(images, NiftiFolder) else NiftiFolder(images)
+    folder = as_folder(images)
     batch_size = _batch_size(folder, patch_size, batch_size)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix="run-") as root, isolated_random_state(cuda=True):

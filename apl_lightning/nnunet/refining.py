@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from apl_lightning._support.files import new_folder
+from apl_lightning._support.packages import package
 from apl_lightning._support.random_state import isolated_random_state
 from apl_lightning.nnunet.network import Plan, load_network, read_plan
 from apl_lightning.nnunet.results_folder import (
@@ -93,7 +94,7 @@ def refine(
         ...
         ValueError: Expected `results_folder` to be the results folder of a trained nnU-Net v2, ...
     """
-    _check_installed()
+    package("nnunetv2", "nnunet", "`apl_lightning.nnunet` needs nnU-Net v2")
     source = Path(results_folder)
     names = find_folds(source, folds, checkpoint)
     target = new_folder(out)
@@ -147,10 +148,3 @@ def _trainer(options: dict[str, Any]) -> Trainer:
         )
     defaults: dict[str, Any] = {"devices": 1, "logger": False, "enable_checkpointing": False}
     return Trainer(**{**defaults, **options, "callbacks": [PseudoLabelCallback(), *options.get("callbacks", [])]})
-
-
-def _check_installed() -> None:
-    try:
-        import nnunetv2  # noqa: F401 - only to see whether it is there
-    except ImportError as error:
-        raise ImportError("`apl_lightning.nnunet` needs nnU-Net v2: `pip install apl-lightning[nnunet]`.") from error

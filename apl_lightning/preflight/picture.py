@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from apl_lightning._support.packages import package
+
 
 class Shown(NamedTuple):
     """An image (C, *S) under a view, and the label map (*S) that the network predicts for it."""
@@ -16,16 +18,11 @@ class Shown(NamedTuple):
 
 def draw(rows: Mapping[str, Sequence[Shown]], path: Path) -> Path:
     """Write rows of images with their predictions; the key of a row is its title."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "Expected matplotlib for the picture, but it is missing: pip install matplotlib, or the extra `examples`."
-        ) from error
+    figures = package("matplotlib.figure", "examples", "a picture needs matplotlib")
     if path.exists():
         raise FileExistsError(f"Expected a new file for the picture, but got {path}: pass another path.")
     columns = max(map(len, rows.values()))
-    figure = Figure(figsize=(3 * columns, 3.4 * len(rows)), layout="constrained")
+    figure = figures.Figure(figsize=(3 * columns, 3.4 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (title, shown) in zip(axes, rows.items(), strict=True):
         line[0].set_title(title, loc="left")
