@@ -31,10 +31,10 @@ from apl_lightning.presets import PAPER, Preset
 PRESETS = {"default": Preset({}, {}, {}), "paper": PAPER}
 
 
-def make_trainer(epochs: int, folder: Path, callbacks: list[pl.Callback] | None = None) -> pl.Trainer:
-    """Create a trainer on one device that logs to a CSV file in `folder`."""
+def make_trainer(folder: Path, callbacks: list[pl.Callback] | None = None, **length: int) -> pl.Trainer:
+    """Create a trainer on one device that logs to a CSV file in `folder`; `length` is in epochs or steps."""
     return pl.Trainer(
-        max_epochs=epochs,
+        **length,
         default_root_dir=folder,
         callbacks=callbacks,
         logger=pl.loggers.CSVLogger(folder),
@@ -53,7 +53,8 @@ def source_network(arguments: argparse.Namespace, seed: int) -> nn.Module:
         return network
     data = Slices(arguments.data, "source_train", arguments.size, fraction=arguments.fraction)
     loader = DataLoader(data, batch_size=8, shuffle=True, drop_last=True)
-    make_trainer(arguments.source_epochs, arguments.out / f"source-{seed}").fit(SourceModule(network), loader)
+    trainer = make_trainer(arguments.out / f"source-{seed}", max_epochs=arguments.source_epochs)
+    trainer.fit(SourceModule(network), loader)
     torch.save(network.state_dict(), path)
     return network
 
@@ -72,7 +73,7 @@ def refined_network(arguments: argparse.Namespace, seed: int, source: nn.Module)
     images = Slices(arguments.data, "target_adapt", arguments.size, labelled=False, fraction=arguments.fraction)
     data = TargetDataModule(images, **preset.data)
     callbacks = [PseudoLabelCallback(**preset.callback), PseudoLabelOverlay()]
-    make_trainer(arguments.epochs, arguments.out / f"refined-{seed}", callbacks).fit(module, data)
+    make_trainer(arguments.out / f"refined-{seed}", callbacks, max_epochs=arguments.epochs).fit(module, data)
     refined = module.export()
     torch.save(refined.state_dict(), path)
     return refined

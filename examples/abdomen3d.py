@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from abdomen import make_trainer
 from evaluation import organ_dice, table
 from monai.data import CacheDataset, DataLoader
 from monai.networks.nets import UNet
@@ -60,20 +61,6 @@ def build_network(classes: int) -> nn.Module:
     return UNet(3, 1, classes, channels=(8, 16, 32, 64), strides=(2, 2, 2), num_res_units=1, norm="batch")
 
 
-def make_trainer(steps: int, folder: Path, callbacks: list[pl.Callback] | None = None) -> pl.Trainer:
-    """Create a trainer on one device that logs to a CSV file in `folder`."""
-    return pl.Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        default_root_dir=folder,
-        callbacks=callbacks,
-        logger=pl.loggers.CSVLogger(folder),
-        devices=1,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
-
-
 def source_network(arguments: argparse.Namespace, seed: int) -> nn.Module:
     """Train on patches of MR volumes, or load the network that an earlier run with the same options saved."""
     network = build_network(len(class_names(arguments.data)))
@@ -93,7 +80,8 @@ def source_network(arguments: argparse.Namespace, seed: int) -> nn.Module:
     )
     data = CacheDataset([volume for volume in volumes for _ in range(4)], patches, progress=False)
     loader = DataLoader(data, batch_size=1, shuffle=True)
-    make_trainer(arguments.source_steps, arguments.out / f"source-{seed}").fit(SourceOnVolumes(network), loader)
+    trainer = make_trainer(arguments.out / f"source-{seed}", max_steps=arguments.source_steps, max_epochs=-1)
+    trainer.fit(SourceOnVolumes(network), loader)
     torch.save(network.state_dict(), path)
     return network
 
@@ -101,9 +89,9 @@ def source_network(arguments: argparse.Namespace, seed: int) -> nn.Module:
 class SourceOnVolumes(SourceModule):
     """Supervised training on volumes, whose labels have a channel."""
 
-    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
-        image, label = (torch.as_tensor(batch[key]) for key in ("image", "label"))
-        return super().training_step({"image": image.as_subclass(Tensor), "label": label.as_subclass(Tensor)[:, 0]})
+    def training_step(self, batch: dict[str, Any]) -> Tensor:
+        image, label = (batch[key].as_tensor() for key in ("image", "label"))  # of MONAI's MetaTensor
+        return super().training_step({"image": image, "label": label[:, 0]})
 
 
 def refined_network(arguments: argparse.Namespace, seed: int, source: nn.Module) -> nn.Module:
@@ -119,16 +107,16 @@ def refined_network(arguments: argparse.Namespace, seed: int, source: nn.Module)
         steps_per_epoch=arguments.round_steps,
     )
     module = APLModule(source, len(names), names)
-    folder = arguments.out / f"refined-{seed}"
-    make_trainer(arguments.steps, folder, [PseudoLabelCallback()]).fit(module, data)
-    torch.save(module.export().state_dict(), arguments.out / f"refined-{seed}.pt")
-    return module.export()
+    folder, callbacks = arguments.out / f"refined-{seed}", [PseudoLabelCallback()]
+    make_trainer(folder, callbacks, max_steps=arguments.steps, max_epochs=-1).fit(module, data)
+    refined = module.export()
+    torch.save(refined.state_dict(), arguments.out / f"refined-{seed}.pt")
+    return refined
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, arguments: argparse.Namespace) -> dict[str, float]:
+def evaluate(network: nn.Module, held_out: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[str, float]:
     """Dice in % per organ on whole held-out volumes, by a sliding window."""
-    held_out = read_volumes(arguments.data, arguments.report, arguments.size, arguments.fraction)
     inferer = sliding_window(arguments.patch_size)
     device = next(network.parameters()).device
     network.eval()
@@ -143,8 +131,9 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]
         arguments.out.mkdir(parents=True, exist_ok=True)
         pl.seed_everything(seed, workers=True)
         source = source_network(arguments, seed)
-        before = evaluate(source, arguments)
-        after = evaluate(refined_network(arguments, seed, source), arguments)
+        held_out = read_volumes(arguments.data, arguments.report, arguments.size, arguments.fraction)
+        before = evaluate(source, held_out, arguments)
+        after = evaluate(refined_network(arguments, seed, source), held_out, arguments)
         path.write_text(json.dumps({"before": before, "after": after}, indent=1))
     result: dict[str, dict[str, float]] = json.loads(path.read_text())
     return result

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from apl_lightning._support.packages import package
+from apl_lightning.visualize import overlay
 
 
 class Shown(NamedTuple):
@@ -35,13 +36,11 @@ def draw(rows: Mapping[str, Sequence[Shown]], path: Path) -> Path:
 
 def _show(axis: Any, image: Tensor, labels: Tensor) -> None:
     axis.axis("off")
-    axis.imshow(_plane(image.mean(dim=0)), cmap="gray")
-    over = _plane(labels)
-    axis.imshow((over - 1) % 10, cmap="tab10", vmin=0, vmax=9, alpha=(over > 0) * 0.5, interpolation="nearest")
+    axis.imshow(overlay(_plane(image.mean(dim=0))[None], _plane(labels)), interpolation="nearest")
 
 
-def _plane(values: Tensor) -> Any:
+def _plane(values: Tensor) -> Tensor:
     """The plane (H, W) of an image, or the middle one along the first axis of a volume."""
     while values.ndim > 2:
         values = values[len(values) // 2]
-    return values.numpy()
+    return values
