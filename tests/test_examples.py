@@ -87,6 +87,24 @@ def test_abdomen(example: Any, tmp_path: Path, network: str, preset: str) -> Non
         example("abdomen").main([*options, "--report", "target_test"])
 
 
+def test_abdomen3d(example: Any, tmp_path: Path) -> None:
+    """A second call reads what the first one has saved."""
+    options = ["--data", str(write_abdomen(tmp_path / "data")), "--out", "out", "--size", "16", "--seeds", "0"]
+    lengths = ["--source-steps", "1", "--steps", "1", "--round-steps", "1", "--patch-size", "8", "16", "16"]
+    rows = example("abdomen3d").main([*options, *lengths])
+    for column in ("liver", "right kidney", "left kidney", "spleen", "average"):
+        before, after, gain = (rows[name][0][column] for name in ("before", "after", "gain"))
+        assert gain == pytest.approx(after - before)
+    assert {"source-16-1-1.0-0.pt", "refined-0.pt", "table.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert example("abdomen3d").main([*options, *lengths]) == rows
+
+
+def test_volume_memory(example: Any) -> None:
+    """Each row in this process; the command gives each one of its own."""
+    for row in example("volume_memory").ROWS:
+        assert example("volume_memory").measure(row, (32, 32, 32), (16, 16, 16)) > 0
+
+
 def test_methods(example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A second call runs only the missing runs, and the tables match the files."""
     data = write_abdomen(tmp_path / "abdomen")
