@@ -28,7 +28,7 @@ ROWS = {
     "SIFA-v2": "sifa-v2",
 }
 FIXTURES = {
-    "adaptsegnet": "adaptsegnet",
+    "adaptsegnet": "adaptsegnet_vgg",  # its other backbone has the keys and shapes of ADVENT
     "advent": "advent",
     "cycada": "cycada_drn26",
     "synseg": "synseg_fork_seg_ngf32",

@@ -94,13 +94,8 @@ def test_terminated_job_resumes_exactly(tmp_path: Path, ddp: Path) -> None:
         assert torch.equal(mine["labels"], expected["labels"])
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [[*PYTHON, "{out}", "--strategy", "ddp_spawn"], [*TORCHRUN, "--nproc-per-node", "2", SCRIPT, "{out}", *DDP]],
-    ids=["ddp_spawn", "torchrun"],
-)
-def test_two_launched_processes_equal_one(tmp_path: Path, one: dict[str, Any], launcher: list[str]) -> None:
-    finished = run(*(part.format(out=tmp_path) for part in launcher), "--devices", "2")
+def test_two_spawned_processes_equal_one(tmp_path: Path, one: dict[str, Any]) -> None:
+    finished = run(*PYTHON, str(tmp_path), "--strategy", "ddp_spawn", "--devices", "2")
     assert finished.returncode == 0, finished.stderr
     assert_equals_one(tmp_path, one)
 

@@ -200,7 +200,7 @@ def test_killed_anywhere(tmp_path: Path, trainer: Make, reference: Callable[...,
     assert_same(outcome(tmp_path), expected)
 
 
-@pytest.mark.parametrize("place", moments(20, seed=2), ids=range(20))
+@pytest.mark.parametrize("place", moments(12, seed=2), ids=range(12))
 def test_one_of_two_processes_killed_anywhere(
     tmp_path: Path, trainer: Make, reference: Callable[..., Any], place: float
 ) -> None:
