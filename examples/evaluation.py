@@ -4,8 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from apl_lightning.checkpoints import DeepLabV2
 from apl_lightning.metrics import CaseDice
 
 
@@ -15,7 +17,17 @@ def predict(network: nn.Module, dataset: Dataset[Any]) -> list[Tensor]:
     device = next(network.parameters()).device
     network.eval()
     loader = DataLoader(dataset, batch_size=32)
-    return [labels for batch in loader for labels in network(batch["image"].to(device)).argmax(1).cpu()]
+    return [labels for batch in loader for labels in main_logits(network, batch["image"].to(device)).argmax(1).cpu()]
+
+
+def main_logits(network: nn.Module, image: Tensor) -> Tensor:
+    """The logits of the network's main classifier, resized to the image: (B, C, *S)."""
+    output = network(image)
+    if isinstance(output, tuple):  # (aux, main) in ADVENT and AdaptSegNet, (main, aux) in SIFA
+        output = output[-1] if isinstance(network, DeepLabV2) else output[0]
+    size: Any = image.shape[2:]
+    logits: Tensor = output if output.shape[2:] == size else F.interpolate(output, size, mode="bilinear")
+    return logits
 
 
 def organ_dice(predictions: list[Tensor], dataset: Any, class_names: list[str]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from apl_lightning.checkpoints.networks import (
     SIFAGenerator,
     keep_unused,
 )
+from apl_lightning.checkpoints.networks.deeplab import RESNET101
 
 Shapes = Mapping[str, tuple[int, ...]]
 # Far above any real network. Building a network with larger sizes could take forever.
@@ -37,15 +38,6 @@ class Network(NamedTuple):
     segmenter: bool = True
 
 
-def _deeplab(branches: int, *levels: str) -> Network:
-    title = f"DeepLabv2 ResNet-101, {'two levels' if len(levels) == 2 else 'one level'}"
-    return Network(title, f"{levels[-1]}.conv2d_list.0.weight", lambda n, _: DeepLabV2(n, branches, levels))
-
-
-def _drn(title: str, *blocks: int) -> Network:
-    return Network(title, "fc.weight", lambda n, _: DRN(n, blocks))
-
-
 def is_kernel(shape: tuple[int, ...]) -> bool:
     """Return whether a tensor can be the kernel of a 2D convolution."""
     return len(shape) == 4 and all(1 <= size <= _MAX_SIZE for size in shape)
@@ -55,6 +47,27 @@ def _kernel(shapes: Shapes, name: str, default: tuple[int, ...]) -> tuple[int, .
     """The first two sizes of a kernel in a file, or the default, which differs from a wrong shape in the file."""
     shape = shapes.get(name, ())
     return shape[:2] if is_kernel(shape) else default
+
+
+def _blocks(shapes: Shapes, stage: str, default: int) -> int:
+    """The number of blocks of a stage in a file."""
+    found = {name.split(".")[1] for name in shapes if name.startswith(f"{stage}.") and name.count(".") > 1}
+    numbers = [int(number) for number in found if number.isdecimal() and len(number) < 3]
+    return 1 + max(numbers, default=default - 1)
+
+
+def _deeplab(branches: int, *levels: str) -> Network:
+    def build(num_classes: int, shapes: Shapes) -> nn.Module:
+        width, _ = _kernel(shapes, "conv1.weight", (64, 3))
+        blocks = tuple(_blocks(shapes, f"layer{n}", default) for n, default in enumerate(RESNET101, start=1))
+        return DeepLabV2(num_classes, branches, levels, width, blocks)
+
+    title = f"DeepLabv2 ResNet-101, {'two levels' if len(levels) == 2 else 'one level'}"
+    return Network(title, f"{levels[-1]}.conv2d_list.0.weight", build)
+
+
+def _drn(title: str, *blocks: int) -> Network:
+    return Network(title, "fc.weight", lambda n, shapes: DRN(n, blocks, _kernel(shapes, "conv1.weight", (16, 3))[0]))
 
 
 def _generator(title: str, blocks: int, segmenter: bool, options: tuple[str, ...] = ()) -> Network:
@@ -71,8 +84,8 @@ def _generator(title: str, blocks: int, segmenter: bool, options: tuple[str, ...
 
 def _sifa(title: str, unused: tuple[str, ...], lower: bool = False, port: bool = False) -> Network:
     def build(num_classes: int, shapes: Shapes, **options: Any) -> nn.Module:
-        _, in_channels = _kernel(shapes, "enc.model.0.layer.0.weight", (16, 1))
-        network = SIFA(num_classes, in_channels, lower, port, **options)
+        width, in_channels = _kernel(shapes, "enc.model.0.layer.0.weight", (16, 1))
+        network = SIFA(num_classes, in_channels, lower, port, width=width, **options)
         if port:
             keep_unused(network, {k: shape for k, shape in shapes.items() if k.startswith(_PORT_OTHERS)})
         return network
@@ -81,7 +94,8 @@ def _sifa(title: str, unused: tuple[str, ...], lower: bool = False, port: bool =
 
 
 def _sifa_generator(_channels: int, shapes: Shapes, **options: Any) -> nn.Module:
-    return SIFAGenerator(_kernel(shapes, "c1.conv.weight", (32, 1))[1], **options)
+    width, in_channels = _kernel(shapes, "c1.conv.weight", (32, 1))
+    return SIFAGenerator(in_channels, width=width, **options)
 
 
 _G_A = Network("SIFA generator g_A", "c6.weight", _sifa_generator, ("bounds", "part"), segmenter=False)

@@ -2,8 +2,9 @@
 
 - `plain`: trained on the source images as they are.
 - `remapped`: trained with random intensity remapping, as in `examples/abdomen.py`.
-- `advent`: `remapped` after adversarial adaptation (`examples/uda/advent.py`).
 - `oracle`: trained on target labels, as an upper bound. No method refines it.
+- The seven systems of `examples/uda/adapt.py`, each as `apl_lightning.checkpoints.load` reads its file. `cyclegan` is a
+  pipeline: its generator from target to source images, then the network of `plain`.
 """
 
 import sys
@@ -17,39 +18,54 @@ from torch.utils.data import DataLoader
 for folder in (".", "uda"):
     sys.path.append(str(Path(__file__).resolve().parents[1] / folder))
 
-from advent import adapt
+from adapt import FILES, SIZES, adapt, load_adapted, prepared
 from networks import build_network
 from settings import Setting, trainer
+from slices import Slices
 from source_training import SourceModule
 
-BASES = ("plain", "remapped", "advent", "oracle")
+from apl_lightning.checkpoints import Translated
+
+SYSTEMS, SYSTEM_SIZES = tuple(FILES), tuple(SIZES)
+BASES = ("plain", "remapped", "oracle", *SYSTEMS)
 
 
 def base_network(kind: str, setting: Setting, seed: int) -> nn.Module:
     """Load the base of this kind and seed, or train and save it."""
-    network = build_network(setting.budget.network, len(setting.class_names))
+    return (_adapted if kind in SYSTEMS else _trained)(kind, setting, seed).eval()
+
+
+def images_for(network: nn.Module, setting: Setting, split: str) -> Slices:
+    """Read a split as the network needs it: through its `preprocess`, if it has one."""
+    images = setting.read(split)
+    return prepared(images, network) if hasattr(network, "preprocess") else images
+
+
+def _trained(kind: str, setting: Setting, seed: int) -> nn.Module:
+    budget = setting.budget
+    network = build_network(budget.network, len(setting.class_names)).to(memory_format=torch.channels_last)
     path = setting.out / "bases" / f"{kind}-{seed}.pt"
     if not path.exists():
         pl.seed_everything(seed, workers=True, verbose=False)
-        network.to(memory_format=torch.channels_last)
-        _train(kind, network, setting, seed)
+        data = setting.read("target_adapt" if kind == "oracle" else "source_train")
+        loader = DataLoader(data, batch_size=8, shuffle=True, drop_last=True)
+        trainer(budget, max_steps=budget.source_steps).fit(SourceModule(network, remap=kind == "remapped"), loader)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".tmp")
         torch.save(network.state_dict(), unfinished)
         unfinished.replace(path)
     network.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
-    return network.eval()
+    return network
 
 
-def _train(kind: str, network: nn.Module, setting: Setting, seed: int) -> None:
-    budget = setting.budget
-    if kind == "advent":
-        network.load_state_dict(base_network("remapped", setting, seed).state_dict())
+def _adapted(system: str, setting: Setting, seed: int) -> nn.Module:
+    folder, classes = setting.out / "bases" / f"adapted-{seed}", len(setting.class_names)
+    if not (folder / FILES[system]).exists():
+        if system == "cycada":
+            _adapted("cyclegan", setting, seed)
         source, target = setting.read("source_train"), setting.read("target_adapt", labelled=False)
-        # In steps, Lightning would count those of both optimisers.
-        epochs = max(1, round(budget.advent_steps * 8 / max(len(source), len(target))))
-        adapt(network, len(setting.class_names), source, target, trainer(budget, max_epochs=epochs))
-        return
-    data = setting.read("target_adapt" if kind == "oracle" else "source_train")
-    loader = DataLoader(data, batch_size=8, shuffle=True, drop_last=True)
-    trainer(budget, max_steps=budget.source_steps).fit(SourceModule(network, remap=kind == "remapped"), loader)
+        pl.seed_everything(seed, workers=True, verbose=False)
+        size = SIZES[setting.budget.systems]
+        adapt(system, source, target, size, folder, trainer(setting.budget, max_epochs=1), classes)
+    network = load_adapted(system, folder, classes)
+    return Translated(network, _trained("plain", setting, seed), (0, 1)) if system == "cyclegan" else network

@@ -16,6 +16,7 @@ On a GPU the default is a ResNet-50 DeepLabV3+ at 256 x 256.
 import argparse
 import json
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import product
 from multiprocessing import get_context
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-from bases import BASES, base_network
+from bases import BASES, SYSTEM_SIZES, SYSTEMS, base_network, images_for
 from evaluation import organ_dice, patient_dice, predict
 from networks import NETWORKS
 from recipes import MORE, RECIPES
@@ -103,14 +104,13 @@ def evaluate(network: torch.nn.Module, held_out: Any, class_names: list[str]) ->
 
 def refine(task: Task) -> dict[str, Any]:
     """Run one method and return the evaluation before and after, the rounds and the seconds."""
-    setting, seed = task.setting, task.seed
-    names, held_out = setting.class_names, setting.read("target_val")
-    network = base_network(task.base, setting, seed).to(memory_format=torch.channels_last)
+    setting, seed, names = task.setting, task.seed, task.setting.class_names
+    network = base_network(task.base, setting, seed)
+    held_out, images = (images_for(network, setting, split) for split in ("target_val", "target_adapt"))
     before = organ_dice(predict(network, held_out), held_out, names)
     recipe = (RECIPES | MORE)[task.method]
     pl.seed_everything(seed, workers=True, verbose=False)
     module = recipe.module(network, len(names), names, **recipe.options)
-    images = setting.read("target_adapt")
     epochs = max(1, round(setting.budget.round_steps * 8 / len(images)))
     labels = PseudoLabelCallback(**{"every_n_epochs": epochs, **recipe.callback()})
     rounds = Rounds(labels, setting, held_out)
@@ -130,8 +130,8 @@ def work(task: Task, threads: int) -> str:
     if task.path.exists():
         return "already done"
     if task.method == "none":
-        held_out = task.setting.read("target_val")
-        evaluation = evaluate(base_network(task.base, task.setting, task.seed), held_out, task.setting.class_names)
+        network = base_network(task.base, task.setting, task.seed)
+        evaluation = evaluate(network, images_for(network, task.setting, "target_val"), task.setting.class_names)
         result = {"before": evaluation, "after": evaluation}
     else:
         result = refine(task)
@@ -173,55 +173,62 @@ def check_budget(out: Path, budget: Budget) -> None:
     path.write_text(json.dumps(now, indent=1))
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command line."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that `budget_of` and `run` need."""
     gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with meta.json")
-    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
-    parser.add_argument("--settings", nargs="+", help="names, such as abdomen-mr-to-ct; all by default")
-    parser.add_argument("--bases", choices=BASES, nargs="+", default=list(BASES))
-    parser.add_argument("--methods", choices=RECIPES | MORE, nargs="+", default=list(RECIPES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--network", choices=NETWORKS, default="smp-deeplabv3plus" if gpu else "monai-unet")
+    parser.add_argument("--systems", choices=SYSTEM_SIZES, default="official" if gpu else "small", help="networks of systems")
     parser.add_argument("--size", type=int, default=256 if gpu else 128, help="number of rows and columns of a slice")
     parser.add_argument("--every", type=int, default=2, help="refine on every n-th target slice")
     parser.add_argument("--steps", type=int, default=500, help="steps of refinement")
     parser.add_argument("--round-steps", type=int, default=40, help="about so many steps with the same labels")
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="bf16-mixed")
     parser.add_argument("--source-steps", type=int, default=1650)
-    parser.add_argument("--advent-steps", type=int, default=800)
     parser.add_argument("--fraction", type=float, default=1.0, help="fraction of the patients")
     parser.add_argument("--jobs", type=int, default=1 if gpu else torch.get_num_threads(), help="parallel runs")
     parser.add_argument("--quick", action="store_true", help="a smoke test: one seed, a few small images, two rounds")
-    arguments = parser.parse_args(argv)
-    if arguments.quick:
-        smallest = {
-            "seeds": [0],
-            "size": 32,
-            "every": 1,
-            "steps": 4,
-            "round_steps": 1,
-            "source_steps": 2,
-            "advent_steps": 2,
-        }
-        vars(arguments).update(smallest, fraction=0.05)
 
+
+def budget_of(arguments: argparse.Namespace) -> Budget:
+    """The budget of all runs, which is saved in the output folder."""
+    if arguments.quick:
+        smallest = {"size": 32, "every": 1, "steps": 4, "round_steps": 1, "source_steps": 2, "fraction": 0.05}
+        vars(arguments).update(smallest, seeds=[0], systems="smoke test")
     budget = Budget(**{name: getattr(arguments, name) for name in Budget._fields})
     check_budget(arguments.out, budget)
+    return budget
+
+
+def train_bases(settings: list[Setting], bases: Iterable[str], seeds: list[int], jobs: int) -> None:
+    """Train and evaluate the bases, in order of dependence, so that no two jobs train the same one."""
+    needed = set(bases)
+    needed |= {"cyclegan"} if "cycada" in needed else set()
+    needed |= {"plain"} if "cyclegan" in needed else set()
+    waves = (needed - set(SYSTEMS), needed & set(SYSTEMS) - {"cycada"}, needed & {"cycada"})
+    for kinds in waves:
+        tasks = [Task(s, kind, "none", seed) for seed, s, kind in product(seeds, settings, sorted(kinds))]
+        run_all(tasks, jobs)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with meta.json")
+    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--settings", nargs="+", help="names, such as abdomen-mr-to-ct; all by default")
+    parser.add_argument("--bases", choices=BASES, nargs="+", default=["plain", "remapped", "advent", "oracle"])
+    parser.add_argument("--methods", choices=RECIPES | MORE, nargs="+", default=list(RECIPES))
+    add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    budget = budget_of(arguments)
     settings = {s.name: s for data in arguments.data for s in settings_of(data, arguments.out, budget)}
     if unknown := set(arguments.settings or ()) - set(settings):
         parser.error(f"Expected --settings among {list(settings)}, but got {sorted(unknown)}.")
     chosen = [settings[name] for name in arguments.settings or settings]
-    seeds = arguments.seeds
-    # The bases come first, in order of dependence, so that no two runs train the same base.
-    needed = {"remapped", *arguments.bases} if "advent" in arguments.bases else set(arguments.bases)
-    for kinds in (needed - {"advent"}, needed & {"advent"}):
-        run_all(
-            [Task(s, kind, "none", seed) for seed, s, kind in product(seeds, chosen, sorted(kinds))], arguments.jobs
-        )
+    train_bases(chosen, arguments.bases, arguments.seeds, arguments.jobs)
     refined = [base for base in arguments.bases if base != "oracle"]
-    runs = product(seeds, chosen, refined, arguments.methods)
+    runs = product(arguments.seeds, chosen, refined, arguments.methods)
     run_all([Task(setting, base, method, seed) for seed, setting, base, method in runs], arguments.jobs)
     print("\n" + write_report(arguments.out))
 

@@ -18,7 +18,7 @@ class Budget(NamedTuple):
     every: int
     fraction: float
     source_steps: int
-    advent_steps: int
+    systems: str
     steps: int
     round_steps: int
     precision: str

@@ -8,6 +8,7 @@ from apl_lightning.checkpoints.networks.raw_image import BGRPreprocess
 from apl_lightning.checkpoints.networks.vgg import vgg_layers
 
 _DILATIONS = (6, 12, 18, 24)
+RESNET101 = (3, 4, 23, 3)
 # Output channels, number of convolutions and dilation of each stage.
 _VGG_STAGES = ((64, 2, 1), (128, 2, 1), (256, 3, 1), (512, 3, 1), (512, 3, 2), (1024, 2, 4))
 
@@ -58,7 +59,7 @@ def _stage(channels: int, width: int, blocks: int, stride: int = 1, dilation: in
 
 
 class DeepLabV2(BGRPreprocess, nn.Module):
-    """DeepLabv2 on ResNet-101 with output stride 8 and one or two classifiers.
+    """DeepLabv2 on ResNet-101, or a smaller ResNet, with output stride 8 and one or two classifiers.
 
     With two classifiers the network returns `(aux, main)`: `layer5` classifies the features of `layer3`, and `layer6`
     those of `layer4`. With one classifier it returns `main`. The published evaluations upsample the logits bilinearly
@@ -69,20 +70,29 @@ class DeepLabV2(BGRPreprocess, nn.Module):
         branches: Number of dilated convolutions in each classifier: 4 in ADVENT, 2 in AdaptSegNet.
         levels: Names of the classifiers: `("layer5", "layer6")` for two, `("layer6",)` for one in ADVENT, and
             `("layer5",)` for one in AdaptSegNet.
+        width: Channels after the first convolution, 64 in ResNet-101.
+        blocks: Number of blocks in each of the four stages, (3, 4, 23, 3) in ResNet-101.
     """
 
-    def __init__(self, num_classes: int, branches: int, levels: tuple[str, ...] = ("layer5", "layer6")) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        branches: int,
+        levels: tuple[str, ...] = ("layer5", "layer6"),
+        width: int = 64,
+        blocks: tuple[int, ...] = RESNET101,
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
-        self.layer1 = _stage(64, 64, 3)
-        self.layer2 = _stage(256, 128, 4, stride=2)
-        self.layer3 = _stage(512, 256, 23, dilation=2)
-        self.layer4 = _stage(1024, 512, 3, dilation=4)
+        self.layer1 = _stage(width, width, blocks[0])
+        self.layer2 = _stage(4 * width, 2 * width, blocks[1], stride=2)
+        self.layer3 = _stage(8 * width, 4 * width, blocks[2], dilation=2)
+        self.layer4 = _stage(16 * width, 8 * width, blocks[3], dilation=4)
         self.levels = levels
-        for name, channels in zip(reversed(levels), (2048, 1024), strict=False):
+        for name, channels in zip(reversed(levels), (32 * width, 16 * width), strict=False):
             self.add_module(name, DilatedClassifier(channels, num_classes, branches))
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -5,8 +5,8 @@ from torch.nn import functional as F
 
 from apl_lightning.checkpoints.networks.raw_image import ImageNetPreprocess
 
-# Output channels, stride and dilation of each stage.
-_STAGES = ((16, 1, 1), (32, 2, 1), (64, 2, 1), (128, 2, 1), (256, 1, 2), (512, 1, 4), (512, 1, 2), (512, 1, 1))
+# Output channels relative to the first stage, stride and dilation of each stage.
+_STAGES = ((1, 1, 1), (2, 2, 1), (4, 2, 1), (8, 2, 1), (16, 1, 2), (32, 1, 4), (32, 1, 2), (32, 1, 1))
 
 
 class _Block(nn.Module):
@@ -38,19 +38,20 @@ class DRN(ImageNetPreprocess, nn.Module):
         num_classes: Channels of the logits.
         blocks: Number of blocks in each of the eight stages: (1, 1, 2, 2, 2, 2, 1, 1) in DRN-26, and
             (1, 1, 3, 4, 6, 3, 1, 1) in DRN-42.
+        width: Channels of the first stage, 16 in both; the last stages have 32 times as many.
     """
 
-    def __init__(self, num_classes: int, blocks: tuple[int, ...]) -> None:
+    def __init__(self, num_classes: int, blocks: tuple[int, ...], width: int = 16) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 7, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        channels = 16
-        for number, ((width, stride, dilation), count) in enumerate(zip(_STAGES, blocks, strict=True), 1):
-            residual = number <= 6
-            first = _Block(channels, width, stride, dilation, residual)
-            rest = (_Block(width, width, 1, dilation, residual) for _ in range(count - 1))
+        self.conv1 = nn.Conv2d(3, width, 7, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        channels = width
+        for number, ((times, stride, dilation), count) in enumerate(zip(_STAGES, blocks, strict=True), 1):
+            residual, wide = number <= 6, times * width
+            first = _Block(channels, wide, stride, dilation, residual)
+            rest = (_Block(wide, wide, 1, dilation, residual) for _ in range(count - 1))
             self.add_module(f"layer{number}", nn.Sequential(first, *rest))
-            channels = width
+            channels = wide
         self.fc = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, image: Tensor) -> Tensor:

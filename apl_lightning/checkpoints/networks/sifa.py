@@ -8,9 +8,10 @@ from apl_lightning.checkpoints.networks.raw_image import ZScorePreprocess
 
 # TensorFlow's names of the encoder blocks, in order: c convolution, r residual block, d dilated residual block.
 ENCODER_BLOCKS = "c1 r1 pool1 r2 pool2 r3 r4 pool3 r5 r6 r7 r8 r9 r10 r11 r12 d1 d2 c2 c3".split()  # noqa: SIM905
-# Output channels of each block; 512 if not listed.
-_WIDTHS = {"c1": 16, "r1": 16, "r2": 32, "r3": 64, "r4": 64, "r5": 128, "r6": 128}
-_WIDTHS |= dict.fromkeys(("r7", "r8", "r9", "r10"), 256)
+# Output channels of each block relative to the first one; 32 if not listed.
+_WIDTHS = {"c1": 1, "r1": 1, "r2": 2, "r3": 4, "r4": 4, "r5": 8, "r6": 8}
+_WIDTHS |= dict.fromkeys(("r7", "r8", "r9", "r10"), 16)
+_WIDEST = 32
 _DROPOUT = 0.25
 
 
@@ -47,7 +48,7 @@ class _Residual(_Layer):
 class _Encoder(nn.Module):
     """Return the features before the dilated blocks and the final features."""
 
-    def __init__(self, in_channels: int, bias: bool, eps: float) -> None:
+    def __init__(self, in_channels: int, first: int, bias: bool, eps: float) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = in_channels
@@ -55,7 +56,7 @@ class _Encoder(nn.Module):
             if block.startswith("pool"):
                 layers.append(nn.MaxPool2d(2))
                 continue
-            width = _WIDTHS.get(block, 512)
+            width = first * _WIDTHS.get(block, _WIDEST)
             if block.startswith("c"):
                 kernel = 7 if block == "c1" else 3
                 layers.append(_Layer(*_conv(channels, width, bias, eps, kernel), nn.ReLU(inplace=True)))
@@ -73,10 +74,10 @@ class _Encoder(nn.Module):
 class _Segmenter(nn.Module):
     """A 1 x 1 classifier and bilinear upsampling by 8."""
 
-    def __init__(self, num_classes: int, bias: bool, legacy: bool) -> None:
+    def __init__(self, channels: int, num_classes: int, bias: bool, legacy: bool) -> None:
         super().__init__()
         self.legacy = legacy
-        self.model = nn.Sequential(_Layer(nn.Conv2d(512, num_classes, 1, bias=bias)))
+        self.model = nn.Sequential(_Layer(nn.Conv2d(channels, num_classes, 1, bias=bias)))
 
     def forward(self, features: Tensor) -> Tensor:
         scores = self.model(features)
@@ -99,6 +100,7 @@ class SIFA(ZScorePreprocess, nn.Module):
             1e-3, `legacy_resize`).
         bounds: The z-scores that `preprocess` maps to -1 and 1. SIFA's data set uses (-1.8, 4.4) for MR and
             (-2.8, 3.2) for CT.
+        width: Channels of the first convolution, 16 in SIFA; the last blocks have 32 times as many.
 
     Raises:
         ValueError: If `bounds` are not two increasing numbers.
@@ -111,13 +113,14 @@ class SIFA(ZScorePreprocess, nn.Module):
         lower: bool = False,
         port: bool = False,
         bounds: tuple[float, float] = (-2.8, 3.2),
+        width: int = 16,
     ) -> None:
         super().__init__()
         self.set_bounds(bounds)
         self.in_channels = in_channels
-        self.enc = _Encoder(in_channels, bias=port, eps=1e-5 if port else 1e-3)
-        self.seg = _Segmenter(num_classes, bias=port, legacy=not port)
-        self.seg_ll = _Segmenter(num_classes, bias=port, legacy=not port) if lower else None
+        self.enc = _Encoder(in_channels, width, bias=port, eps=1e-5 if port else 1e-3)
+        self.seg = _Segmenter(_WIDEST * width, num_classes, bias=port, legacy=not port)
+        self.seg_ll = _Segmenter(_WIDEST * width, num_classes, bias=port, legacy=not port) if lower else None
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Map a preprocessed image (B, in_channels, H, W) to logits (B, num_classes, H, W).

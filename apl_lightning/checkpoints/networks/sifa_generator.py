@@ -29,10 +29,10 @@ class _Layer(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.c1 = _Layer(nn.Conv2d(128, 128, 3))
-        self.c2 = _Layer(nn.Conv2d(128, 128, 3))
+        self.c1 = _Layer(nn.Conv2d(width, width, 3))
+        self.c2 = _Layer(nn.Conv2d(width, width, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.c2(F.relu(self.c1(x))))
@@ -45,22 +45,25 @@ class SIFAGenerator(ZScorePreprocess, nn.Module):
         in_channels: 3 in version 1, which translates the middle channel; 1 in version 2.
         bounds: The z-scores of source images that `preprocess` maps to -1 and 1. SIFA's data set uses (-1.8, 4.4) for
             MR and (-2.8, 3.2) for CT.
+        width: Channels of the first convolution, 32 in SIFA.
 
     Raises:
         ValueError: If `bounds` are not two increasing numbers.
     """
 
-    def __init__(self, in_channels: int = 1, bounds: tuple[float, float] = (-1.8, 4.4)) -> None:
+    def __init__(
+        self, in_channels: int = 1, bounds: tuple[float, float] = (-1.8, 4.4), width: int = 32
+    ) -> None:
         super().__init__()
         self.set_bounds(bounds)
         self.in_channels = in_channels
-        self.c1 = _Layer(nn.Conv2d(in_channels, 32, 7))
-        self.c2 = _Layer(nn.Conv2d(32, 64, 3, stride=2))
-        self.c3 = _Layer(nn.Conv2d(64, 128, 3, stride=2))
-        self.blocks = nn.ModuleList(_Block() for _ in range(9))
-        self.c4 = _Layer(nn.ConvTranspose2d(128, 64, 3, stride=2))
-        self.c5 = _Layer(nn.ConvTranspose2d(64, 32, 3, stride=2))
-        self.c6 = nn.Conv2d(32, 1, 7, padding=3)
+        self.c1 = _Layer(nn.Conv2d(in_channels, width, 7))
+        self.c2 = _Layer(nn.Conv2d(width, 2 * width, 3, stride=2))
+        self.c3 = _Layer(nn.Conv2d(2 * width, 4 * width, 3, stride=2))
+        self.blocks = nn.ModuleList(_Block(4 * width) for _ in range(9))
+        self.c4 = _Layer(nn.ConvTranspose2d(4 * width, 2 * width, 3, stride=2))
+        self.c5 = _Layer(nn.ConvTranspose2d(2 * width, width, 3, stride=2))
+        self.c6 = nn.Conv2d(width, 1, 7, padding=3)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map a source image (B, in_channels, H, W) to (B, 1, H, W) in [-1, 1]; H and W are multiples of 4."""

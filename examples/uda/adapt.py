@@ -1,0 +1,205 @@
+"""Adapt a network to unlabelled target images with one of the seven systems of the paper's table, and save it.
+
+    python examples/uda/adapt.py synseg --data DIR --out FOLDER
+
+Adaptation, before refinement, needs the source data. The files have the format of each system's official code:
+`apl_lightning.checkpoints.load` reads them. No target label trains or selects anything: the number of steps is fixed.
+CyCADA needs the generator that `cyclegan` has saved in the same folder. `SIZES` has the official networks and smaller
+ones for a CPU; docs/systems/table.md lists what differs from the official training.
+"""
+
+import argparse
+import copy
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from adaptsegnet import AdaptSegNetModule
+from advent import AdventModule
+from cycada import CyCADAModule
+from cyclegan import CycleGANModule
+from sifa_v1 import SIFAv1Module
+from sifa_v2 import SIFAv2Module
+from slices import Slices, class_names
+from synseg import SynSegModule
+
+from apl_lightning.checkpoints import DRN, SIFA, DeepLabV2, ResnetGenerator, SIFAGenerator, load
+
+# The file of each system's target network; of CycleGAN, of the generator from target to source images.
+FILES = {
+    "synseg": "latest_net_Seg_A.pth",
+    "adaptsegnet": "adaptsegnet.pth",
+    "cyclegan": "latest_net_G_B.pth",
+    "cycada": "cycada.pth",
+    "advent": "advent.pth",
+    "sifa-v1": "sifa-v1.pth",
+    "sifa-v2": "sifa-v2.pth",
+}
+TO_TARGET = "latest_net_G_A.pth"  # CycleGAN's other generator
+DRN26 = (1, 1, 2, 2, 2, 2, 1, 1)
+
+
+class Size(NamedTuple):
+    """Widths of first layers, numbers of blocks, steps and batch sizes."""
+
+    generator: tuple[int, int]  # width and blocks, of SynSeg-Net's segmenter too
+    discriminator: int
+    deeplab: tuple[int, tuple[int, ...]]
+    drn: int
+    sifa: int
+    sifa_generator: int
+    steps: dict[str, int]
+    batch_size: dict[str, int]
+
+
+_BATCH_SIZES = {"cyclegan": 1, "synseg": 1, "adaptsegnet": 8, "advent": 8, "cycada": 4, "sifa-v1": 4, "sifa-v2": 4}
+SIZES = {
+    "smoke test": Size((4, 6), 2, (2, (1, 1, 1, 1)), 2, 1, 2, dict.fromkeys(FILES, 2), dict.fromkeys(FILES, 2)),
+    "small": Size(
+        generator=(16, 6),
+        discriminator=16,
+        deeplab=(16, (2, 2, 4, 2)),
+        drn=8,
+        sifa=4,
+        sifa_generator=8,
+        steps={
+            "cyclegan": 2500,
+            "synseg": 2500,
+            "adaptsegnet": 1500,
+            "advent": 1500,
+            "cycada": 1200,
+            "sifa-v1": 1000,
+            "sifa-v2": 1000,
+        },
+        batch_size=_BATCH_SIZES,
+    ),
+    "official": Size(
+        generator=(64, 9),
+        discriminator=64,
+        deeplab=(64, (3, 4, 23, 3)),
+        drn=16,
+        sifa=16,
+        sifa_generator=32,
+        steps={
+            "cyclegan": 60_000,
+            "synseg": 60_000,
+            "adaptsegnet": 20_000,
+            "advent": 20_000,
+            "cycada": 10_000,
+            "sifa-v1": 10_000,
+            "sifa-v2": 10_000,
+        },
+        batch_size=_BATCH_SIZES,
+    ),
+}
+
+
+def build(system: str, size: Size, classes: int, folder: Path) -> pl.LightningModule:
+    """The untrained module of a system."""
+    width = size.discriminator
+    match system:
+        case "cyclegan" | "synseg":
+            generators = [ResnetGenerator(1, 1, *size.generator) for _ in ("to target", "to source")]
+            if system == "cyclegan":
+                return CycleGANModule(*generators, width)
+            return SynSegModule(*generators, ResnetGenerator(1, classes, *size.generator, tanh=False), width)
+        case "adaptsegnet":
+            return AdaptSegNetModule(DeepLabV2(classes, 2, ("layer5", "layer6"), *size.deeplab), classes, width)
+        case "advent":
+            return AdventModule(DeepLabV2(classes, 4, ("layer5", "layer6"), *size.deeplab), classes, width)
+        case "cycada":
+            network = DRN(classes, DRN26, size.drn)
+            return CyCADAModule(network, load("cyclegan", folder / TO_TARGET), classes, 8 * width)
+        case "sifa-v1":
+            segmenter = SIFA(classes, in_channels=3, width=size.sifa)
+            return SIFAv1Module(segmenter, SIFAGenerator(3, width=size.sifa_generator), classes, width)
+        case "sifa-v2":
+            segmenter = SIFA(classes, lower=True, width=size.sifa)
+            return SIFAv2Module(segmenter, SIFAGenerator(1, width=size.sifa_generator), classes, width)
+    raise ValueError(f"Expected `system` to be one of {list(FILES)}, but got {system!r}.")
+
+
+def state_dicts(system: str, module: Any) -> dict[str, Mapping[str, Tensor]]:
+    """The state dicts that a system saves, by the name of the file."""
+    match system:
+        case "cyclegan":
+            return {FILES[system]: module.to_source.state_dict(), TO_TARGET: module.to_target.state_dict()}
+        case "synseg":
+            return {FILES[system]: module.segmenter.state_dict()}
+        case "sifa-v1" | "sifa-v2":
+            generator = {f"g_A.{name}": tensor for name, tensor in module.generator.state_dict().items()}
+            return {FILES[system]: {**module.segmenter.state_dict(), **generator}}
+    return {FILES[system]: module.network.state_dict()}
+
+
+def load_adapted(system: str, folder: Path, classes: int) -> nn.Module:
+    """The target network of a system; of CycleGAN, the generator from target to source images."""
+    return load(system, folder / FILES[system], classes, **({"tanh": False} if system == "synseg" else {}))
+
+
+def prepared(images: Slices, network: nn.Module) -> Slices:
+    """The images as the network needs them: all slices of each patient are preprocessed together."""
+    cases = dict.fromkeys(images.cases)
+    parts = [images.images[[number for number, of in enumerate(images.cases) if of == case]] for case in cases]
+    result = copy.copy(images)
+    result.images = torch.cat([network.preprocess(part) for part in parts])  # type: ignore[operator]
+    return result
+
+
+def adapt(
+    system: str, source: Slices, target: Slices, size: Size, folder: Path, trainer: pl.Trainer, classes: int
+) -> None:
+    """Train a system on labelled source and unlabelled target images and save its networks.
+
+    `trainer` has one epoch; the batches of the epoch are the steps of the system.
+    """
+    module = build(system, size, classes, folder)
+    if isinstance(module, SIFAv1Module):  # z-scores of whole volumes
+        source, target = prepared(source, module.generator), prepared(target, module.segmenter)
+    loaders = {"source": source, "target": target}
+    steps, batch_size = size.steps[system], size.batch_size[system]
+    batches = {name: _loader(dataset, steps, batch_size) for name, dataset in loaders.items()}
+    trainer.fit(module, pl.utilities.CombinedLoader(batches, "min_size"))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, state in state_dicts(system, module).items():
+        unfinished = folder / f"{name}.tmp"
+        torch.save(state, unfinished)
+        unfinished.replace(folder / name)
+
+
+def _loader(dataset: Dataset[Any], steps: int, batch_size: int) -> DataLoader[Any]:
+    sampler = RandomSampler(dataset, num_samples=steps * batch_size)  # type: ignore[arg-type] # it has a length
+    return DataLoader(dataset, batch_size, sampler=sampler)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("system", choices=FILES)
+    parser.add_argument("--data", type=Path, required=True, help="folder with meta.json, mr/ and ct/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the networks")
+    parser.add_argument("--networks", choices=SIZES, default="official" if torch.cuda.is_available() else "small")
+    parser.add_argument("--size", type=int, default=256 if torch.cuda.is_available() else 128, help="rows and columns")
+    parser.add_argument("--fraction", type=float, default=1.0, help="fraction of the patients, for a smoke test")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    pl.seed_everything(arguments.seed, workers=True)
+    source, target = (
+        Slices(arguments.data, split, arguments.size, labelled, arguments.fraction)
+        for split, labelled in (("source_train", True), ("target_adapt", False))
+    )
+    trainer = pl.Trainer(max_epochs=1, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    classes = len(class_names(arguments.data))
+    adapt(arguments.system, source, target, SIZES[arguments.networks], arguments.out, trainer, classes)
+
+
+if __name__ == "__main__":
+    main()
