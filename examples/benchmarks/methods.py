@@ -54,6 +54,11 @@ class Task(NamedTuple):
         name = f"{self.base}--{self.method.replace(' ', '-')}--{self.seed}.json"
         return self.setting.out / "runs" / name
 
+    @property
+    def network(self) -> Path:
+        """The file of the refined network's state dict."""
+        return self.path.with_suffix(".pt")
+
 
 class Rounds(pl.Callback):
     """Records the scores of each round, and the Dice on held-out patients of the network that made its labels."""
@@ -120,7 +125,10 @@ def refine(task: Task) -> dict[str, Any]:
         callbacks = [Last(rounds), labels, rounds]
         trainer(setting.budget, max_steps=setting.budget.steps, callbacks=callbacks).fit(module, data)
         seconds = time.perf_counter() - start - rounds.seconds
-    after = evaluate(module.export(), held_out, names)
+    refined = module.export()
+    task.network.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(refined.state_dict(), task.network)
+    after = evaluate(refined, held_out, names)
     return {"before": {"dice": before}, "after": after, "rounds": rounds.rows, "seconds": seconds}
 
 
