@@ -8,13 +8,16 @@ from torch import Tensor
 from apl_lightning.visualize import overlay
 
 
-def save_panel(path: Path, images: list[Tensor], columns: dict[str, list[Tensor]]) -> None:
+def save_panel(
+    path: Path, images: list[Tensor], columns: dict[str, list[Tensor]], names: list[str] | None = None
+) -> None:
     """Draw each image (C, H, W), followed by its label maps (H, W) as overlays.
 
     Args:
         path: The PNG file.
         images: One image per row.
         columns: Column titles and their label maps, one map per row.
+        names: Titles of the rows, drawn into the images.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = 1 + len(columns), len(images)
@@ -22,6 +25,8 @@ def save_panel(path: Path, images: list[Tensor], columns: dict[str, list[Tensor]
     for row, image in zip(axes, images, strict=True):
         row[0].imshow(image.mean(0).numpy(), cmap="gray")
     axes[0, 0].set_title("target image")
+    for axis, name in zip(axes[:, 0], names or [], strict=False):
+        axis.text(0.03, 0.97, name, color="white", transform=axis.transAxes, va="top", fontsize="large")
     for column, (title, labels) in enumerate(columns.items(), start=1):
         axes[0, column].set_title(title)
         for row, image, label in zip(axes, images, labels, strict=True):

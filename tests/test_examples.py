@@ -7,7 +7,6 @@ import csv
 import difflib
 import importlib
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -109,25 +108,25 @@ def test_methods(example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str
     """A second call runs only the missing runs, and the tables match the files."""
     data = write_abdomen(tmp_path / "abdomen")
     options = ["--data", str(data), "--out", "out", "--quick", "--jobs", "1", "--settings", "abdomen-mr-to-ct"]
-    options += ["--bases", "advent"]
+    options += ["--bases", "remapped"]
     methods = example("methods")
     methods.main([*options, "--methods", "CBST", "APL, defaults"])
     out = tmp_path / "out"
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/runs/*.json")}
-    assert len(before) == 2 + 2, "two bases (the one that advent starts from, too), two runs"
+    assert len(before) == 1 + 2, "the base, two runs"
     methods.main([*options, "--methods", "CBST", "APL, defaults", "threshold + extras"])
     assert before.items() <= {path: path.stat().st_mtime_ns for path in out.glob("*/runs/*.json")}.items()
     rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
-    named = {row["method"] for row in rows if row["base"] == "advent"}
+    named = {row["method"] for row in rows if row["base"] == "remapped"}
     assert named == {"none", "CBST", "APL, defaults", "threshold + extras"}
-    run = json.loads((out / "abdomen-mr-to-ct/runs/advent--CBST--0.json").read_text())
+    run = json.loads((out / "abdomen-mr-to-ct/runs/remapped--CBST--0.json").read_text())
     assert [row["after/spleen"] for row in rows if row["method"] == "CBST"] == [str(run["after"]["dice"]["spleen"])]
     assert run["rounds"][-1]["val/dice/average"] == pytest.approx(run["after"]["dice"]["average"])
     (patient,) = run["after"]["patients"].values()
     assert patient["spleen"].keys() == {"dice", "assd", "hd95"}
-    assert "## abdomen-mr-to-ct, advent" in capsys.readouterr().out
+    assert "## abdomen-mr-to-ct, remapped" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"'size': \(32, 128\)"):
-        methods.main(["--data", str(data), "--out", "out", "--bases", "advent"])
+        methods.main(["--data", str(data), "--out", "out", "--bases", "remapped"])
 
 
 def test_methods_in_the_other_direction(example: Any, tmp_path: Path) -> None:
@@ -210,25 +209,6 @@ def test_batch_norm(example: Any, tmp_path: Path) -> None:
     assert not torch.equal(before, after)
     mixed = chosen.state_dict()["model.0.conv.unit0.adn.N.running_var"]
     torch.testing.assert_close(mixed, (1 - share) * before + share * after)
-
-
-def test_advent(example: Any, tmp_path: Path) -> None:
-    write_abdomen(tmp_path)
-    network = example("networks").build_network("monai-unet", 5)
-    torch.save(network.state_dict(), "source.pt")
-    options = ["--source", "source.pt", "--out", "adapted.pt", "--size", "32", "--epochs", "1"]
-    example("advent").main(["--data", str(tmp_path), *options])
-    adapted = torch.load("adapted.pt", weights_only=True)
-    assert list(adapted) == list(network.state_dict())
-    assert not torch.equal(
-        adapted["model.0.conv.unit0.conv.weight"], network.state_dict()["model.0.conv.unit0.conv.weight"]
-    )
-
-
-def test_self_information_of_known_probabilities(example: Any) -> None:
-    p = torch.tensor([0.5, 0.25, 0.25]).view(1, 3, 1)
-    expected = torch.tensor([0.5 * math.log(2), 0.25 * math.log(4), 0.25 * math.log(4)]) / math.log(3)
-    torch.testing.assert_close(example("advent").self_information(p.log())[0, :, 0], expected)
 
 
 def test_label_pass_benchmark(example: Any) -> None:

@@ -186,7 +186,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     gpu = torch.cuda.is_available()
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--network", choices=NETWORKS, default="smp-deeplabv3plus" if gpu else "monai-unet")
-    parser.add_argument("--systems", choices=SYSTEM_SIZES, default="official" if gpu else "small", help="networks of systems")
+    parser.add_argument("--systems", choices=SYSTEM_SIZES, default="official" if gpu else "small")
     parser.add_argument("--size", type=int, default=256 if gpu else 128, help="number of rows and columns of a slice")
     parser.add_argument("--every", type=int, default=2, help="refine on every n-th target slice")
     parser.add_argument("--steps", type=int, default=500, help="steps of refinement")

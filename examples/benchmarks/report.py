@@ -52,9 +52,9 @@ def summary(runs: list[Run]) -> str:
         worst = min(means, key=lambda cell: means[cell])
         every = [gain for values in found.values() for gain in values]
         harm = f"{sum(gain < -HARM for gain in every)} of {len(every)}"
-        average = f"{mean(means.values()):.1f}"
-        row = [method, average, f"{len(means)} of {len(cells)}", f"{means[worst]:.1f}", ", ".join(worst), harm]
-        lines.append(f"| {' | '.join([*row, *(_spread(found.get(cell, [])) for cell in cells)])} |")
+        overall = f"{mean(means.values()):.1f}"
+        row = [method, overall, f"{len(means)} of {len(cells)}", f"{means[worst]:.1f}", ", ".join(worst), harm]
+        lines.append(f"| {' | '.join([*row, *(spread(found.get(cell, [])) for cell in cells)])} |")
     return "\n".join(lines)
 
 
@@ -64,7 +64,7 @@ def tables(runs: list[Run]) -> Iterator[str]:
         bases = _grouped(of_setting, "base")
         oracle = {run["seed"]: run["after"]["dice"]["average"] for run in bases.pop("oracle", [])}
         for base, of_base in bases.items():
-            methods = sorted(_grouped(of_base, "method").items(), key=lambda item: mean(map(_average, item[1])))
+            methods = sorted(_grouped(of_base, "method").items(), key=lambda item: mean(map(average, item[1])))
             names = list(of_base[0]["after"]["dice"])
             columns = [
                 "method",
@@ -77,42 +77,44 @@ def tables(runs: list[Run]) -> Iterator[str]:
                 "seconds",
             ]
             lines = [f"## {setting}, {base}", ""]
-            lines += [f"Oracle, trained on target labels: {_spread(list(oracle.values()))}.", ""] if oracle else []
+            lines += [f"Oracle, trained on target labels: {spread(list(oracle.values()))}.", ""] if oracle else []
             lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
             for method, found in methods:
-                dice = [_spread([run["after"]["dice"][name] for run in found]) for name in names]
+                dice = [spread([run["after"]["dice"][name] for run in found]) for name in names]
                 lines.append(f"| {' | '.join([method, *dice, *_evaluated(found, oracle)])} |")
             yield "\n".join(lines)
 
 
 def _evaluated(runs: list[Run], oracle: dict[int, float]) -> list[str]:
     """Gain, also of the last epoch, share of the distance to the oracle, mean ASSD and HD95, seconds."""
-    distances = [_spread([_distance(run, name) for run in runs]) for name in ("assd", "hd95")]
+    distances = [spread([distance(run, name) for run in runs]) for name in ("assd", "hd95")]
     if runs[0]["method"] == "none":
         return ["", "", "", *distances, ""]
-    gains = [_gain(run) for run in runs]
+    gains = [gain_of(run) for run in runs]
     way = mean(oracle.values()) - mean(run["before"]["dice"]["average"] for run in runs) if oracle else 0
     part = f"{100 * mean(gains) / way:.0f} %" if way > 0 else ""
-    last = _spread([unguarded(run) for run in runs])
-    return [_spread(gains), last, part, *distances, f"{mean(run['seconds'] for run in runs):.0f}"]
+    last = spread([unguarded(run) for run in runs])
+    return [spread(gains), last, part, *distances, f"{mean(run['seconds'] for run in runs):.0f}"]
 
 
 def _gains(runs: list[Run]) -> dict[Cell, list[float]]:
     found: dict[Cell, list[float]] = defaultdict(list)
     for run in runs:
-        found[run["setting"], run["base"]].append(_gain(run))
+        found[run["setting"], run["base"]].append(gain_of(run))
     return found
 
 
-def _gain(run: Run) -> float:
-    return _average(run) - float(run["before"]["dice"]["average"])
+def gain_of(run: Run) -> float:
+    """How much a run adds to the average Dice."""
+    return average(run) - float(run["before"]["dice"]["average"])
 
 
-def _average(run: Run) -> float:
+def average(run: Run) -> float:
+    """The average Dice after a run."""
     return float(run["after"]["dice"]["average"])
 
 
-def _distance(run: Run, name: str) -> float:
+def distance(run: Run, name: str) -> float:
     """The mean over patients and classes that have a surface in both."""
     found = [organ[name] for patient in run["after"]["patients"].values() for organ in patient.values()]
     return mean([value for value in found if value is not None] or [float("nan")])
@@ -125,7 +127,8 @@ def _grouped(runs: list[Run], key: str) -> dict[str, list[Run]]:
     return groups
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
+    """Format the mean and, of several values, the standard deviation."""
     if not values:
         return ""
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
@@ -137,7 +140,7 @@ def _name(run: Run) -> dict[str, Any]:
 
 def _result(run: Run) -> dict[str, Any]:
     dice = {f"{when}/{name}": value for when in ("before", "after") for name, value in run[when]["dice"].items()}
-    distances = {f"after/{name}": _distance(run, name) for name in ("assd", "hd95")}
+    distances = {f"after/{name}": distance(run, name) for name in ("assd", "hd95")}
     return {**dice, **distances, "seconds": run.get("seconds")}
 
 

@@ -1,9 +1,9 @@
 """Adapt a network in its output space: AdaptSegNet (Tsai et al., CVPR 2018), implemented from the paper.
 
 A discriminator D learns to distinguish the predictions on target images from those on source images. The segmentation
-network learns the source labels and to deceive D, at two levels (main and aux):
+network learns the source labels and to deceive D on target images, at two levels (main and aux):
 
-    L = L_seg(main) + 0.1 L_seg(aux) + 0.001 BCE(D(p_main of target), "source") + 0.0002 BCE(D_aux(p_aux of target), "source")
+    L = L_seg(main) + 0.1 L_seg(aux) + 0.001 BCE(D(p_main), "source") + 0.0002 BCE(D_aux(p_aux), "source")
 
 The paper's table calls it AdaOutput.
 """

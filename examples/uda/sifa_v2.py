@@ -1,6 +1,10 @@
 """SIFA with a second segmenter on lower features: SIFA-v2 (Chen et al., TMI 2020), implemented from the paper.
 
+The loss is that of SIFA-v1 and the same two losses with lower weights on lower features:
+
     L = L of SIFA-v1 + 0.1 L_seg(C_ll(E_ll(G(x_s)))) + 0.01 L_adv(C_ll(E_ll(x_t)))
+
+The decoder and the discriminators of images are shared.
 """
 
 from typing import ClassVar

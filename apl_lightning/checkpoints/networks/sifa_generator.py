@@ -51,9 +51,7 @@ class SIFAGenerator(ZScorePreprocess, nn.Module):
         ValueError: If `bounds` are not two increasing numbers.
     """
 
-    def __init__(
-        self, in_channels: int = 1, bounds: tuple[float, float] = (-1.8, 4.4), width: int = 32
-    ) -> None:
+    def __init__(self, in_channels: int = 1, bounds: tuple[float, float] = (-1.8, 4.4), width: int = 32) -> None:
         super().__init__()
         self.set_bounds(bounds)
         self.in_channels = in_channels
