@@ -287,7 +287,7 @@ def test_checkpoint_of_another_system(
 ) -> None:
     monkeypatch.setattr("apl_lightning.guard.Guard.is_harmed", lambda *_: False)  # these images are noise
     options = {"bounds": (-1.8, 4.4)}
-    network = checkpoints.SIFA(5) if not translated else checkpoints.ResnetGenerator(1, 5, 8, tanh=False)
+    network = checkpoints.SIFA(5, width=2) if not translated else checkpoints.ResnetGenerator(1, 5, 8, tanh=False)
     system = "synseg" if translated else "sifa-v1"
     torch.save(network.state_dict(), tmp_path / "model.pth")
     (tmp_path / "images").mkdir()

@@ -137,7 +137,7 @@ def refined_module(network: nn.Module) -> APLModule:
 
 
 def test_checkpoint_with_two_heads_or_a_translator(tmp_path: Path) -> None:
-    module = refined_module(SIFA(5, lower=True))
+    module = refined_module(SIFA(5, lower=True, width=2))
     path = saved(tmp_path / "sifa.ckpt", {"state_dict": module.state_dict()})
     assert same(load("sifa-v2", path), module.export().state_dict())
 

@@ -158,7 +158,7 @@ class Malicious:
             "with the kernel model.23.weight or model.26.weight, but .* contains model.1.weight, .* and 43 more: run",
         ),
         (
-            lambda s: DRN(5, (1, 1, 2, 2, 2, 2, 1, 1)).state_dict(),
+            lambda s: DRN(5, (1, 1, 2, 2, 2, 2, 1, 1), width=2).state_dict(),
             {},
             r"contains a DRN-26 .*: load it with load\('cycada'",
         ),
@@ -272,12 +272,9 @@ def test_identify_bundle(tmp_path: Path) -> None:
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
-def shallow_deeplab(branches: int, *levels: str) -> DeepLabV2:
-    """DeepLabv2 with 1 residual block in each stage, which saves most of the time."""
-    network = DeepLabV2(5, branches, levels or ("layer5", "layer6"))
-    for stage in ("layer1", "layer2", "layer3", "layer4"):
-        setattr(network, stage, getattr(network, stage)[:1])
-    return network
+def small_deeplab(branches: int, *levels: str) -> DeepLabV2:
+    """DeepLabv2 on a narrow ResNet with 1 block in each stage."""
+    return DeepLabV2(5, branches, levels or ("layer5", "layer6"), width=4, blocks=(1, 1, 1, 1))
 
 
 def narrow_fcn8s() -> FCN8s:
@@ -314,13 +311,13 @@ def test_legacy_resize_matches_a_loop_over_pixels(size: tuple[int, int], factor:
 @pytest.mark.parametrize(
     ("build", "head", "own"),
     [
-        (lambda: shallow_deeplab(4), "layer6", "layer5"),
-        (lambda: shallow_deeplab(2, "layer5"), "layer5", None),
-        (lambda: DRN(5, (1, 1, 2, 2, 2, 2, 1, 1)), "fc", None),
+        (lambda: small_deeplab(4), "layer6", "layer5"),
+        (lambda: small_deeplab(2, "layer5"), "layer5", None),
+        (lambda: DRN(5, (1, 1, 2, 2, 2, 2, 1, 1), width=2), "fc", None),
         (narrow_fcn8s, "scores", None),
         (lambda: ResnetGenerator(1, 5, 8), "model.26", None),
-        (lambda: SIFA(5, in_channels=3), "seg.model.0.layer.0", None),
-        (lambda: SIFA(5, lower=True), "seg.model.0.layer.0", "seg_ll.model.0.layer.0"),
+        (lambda: SIFA(5, in_channels=3, width=2), "seg.model.0.layer.0", None),
+        (lambda: SIFA(5, lower=True, width=2), "seg.model.0.layer.0", "seg_ll.model.0.layer.0"),
         (lambda: Translated(ResnetGenerator(1, 1, 8), ResnetGenerator(1, 5, 8)), "segmenter.model.26", None),
     ],
 )
@@ -330,7 +327,8 @@ def test_dual_heads(build: Callable[[], nn.Module], head: str, own: str | None) 
     assert model.head == head
     second_head = model.second if own is None else model.network.get_submodule(own)
     assert model._second_head.parts(model.network) == [second_head]
-    image = torch.randn(1, 3 if isinstance(network, DeepLabV2 | DRN | FCN8s) or "3, 16" in repr(network) else 1, 64, 64)
+    colour = isinstance(network, DeepLabV2 | DRN | FCN8s)
+    image = torch.randn(1, 3 if colour else getattr(network, "in_channels", 1), 64, 64)
     with torch.no_grad():
         output = network(image)
         main, aux = model(image)
@@ -347,7 +345,7 @@ def test_dual_heads(build: Callable[[], nn.Module], head: str, own: str | None) 
 
 
 def test_frozen_parameters_of_deeplab() -> None:
-    advent, adapt = (add_dual_heads(shallow_deeplab(branches).eval(), 5) for branches in (4, 2))
+    advent, adapt = (add_dual_heads(small_deeplab(branches).eval(), 5) for branches in (4, 2))
     frozen = {name for name, p in adapt.named_parameters() if not p.requires_grad} - {
         name for name, p in advent.named_parameters() if not p.requires_grad
     }
@@ -371,7 +369,7 @@ def test_translator_is_frozen_and_rescales_images() -> None:
     assert all(p.grad is None for p in generator.parameters())
     torch.testing.assert_close(model.preprocess(image), 2 * image - 1)
 
-    drn = DRN(5, (1, 1, 2, 2, 2, 2, 1, 1)).eval()
+    drn = DRN(5, (1, 1, 2, 2, 2, 2, 1, 1), width=2).eval()
     with torch.no_grad():
         grey = (generator(image) + 1) / 2
         torch.testing.assert_close(Translated(generator, drn)(image), drn(drn.preprocess(grey)))
