@@ -5,7 +5,7 @@
 Adaptation, before refinement, needs the source data. The files have the format of each system's official code:
 `apl_lightning.checkpoints.load` reads them. No target label trains or selects anything: the number of steps is fixed.
 CyCADA needs the generator that `cyclegan` has saved in the same folder. `SIZES` has the official networks and smaller
-ones for a CPU; docs/systems/table.md lists what differs from the official training.
+ones for a CPU; docs/table.md lists what differs from the official training.
 """
 
 import argparse
