@@ -22,12 +22,17 @@ def predict(network: nn.Module, dataset: Dataset[Any]) -> list[Tensor]:
 
 def main_logits(network: nn.Module, image: Tensor) -> Tensor:
     """The logits of the network's main classifier, resized to the image: (B, C, *S)."""
-    output = network(image)
-    if isinstance(output, tuple):  # (aux, main) in ADVENT and AdaptSegNet, (main, aux) in SIFA
-        output = output[-1] if isinstance(network, DeepLabV2) else output[0]
+    return logits_of(network, image)[0]
+
+
+def logits_of(network: nn.Module, image: Tensor) -> list[Tensor]:
+    """The logits of all classifiers of the network, the main one first, resized to the image: (B, C, *S)."""
+    output: Any = network(image)
+    levels = output if isinstance(output, tuple) else (output,)
+    if isinstance(network, DeepLabV2):  # returns (aux, main)
+        levels = levels[::-1]
     size: Any = image.shape[2:]
-    logits: Tensor = output if output.shape[2:] == size else F.interpolate(output, size, mode="bilinear")
-    return logits
+    return [z if z.shape[2:] == size else F.interpolate(z.float(), size, mode="bilinear") for z in levels]
 
 
 def organ_dice(predictions: list[Tensor], dataset: Any, class_names: list[str]) -> dict[str, float]:

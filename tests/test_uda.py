@@ -126,6 +126,9 @@ def test_loader_reads_what_a_system_saves(example: Any, tmp_path: Path, system: 
 
     class Trainer(adapt.pl.Trainer):  # type: ignore[name-defined, misc]
         def fit(self, module: Any, loaders: Any) -> None:
+            if isinstance(module, adapt.SourceStart):
+                super().fit(module, loaders)
+                return
             assert all("label" not in sample for sample in loaders.iterables["target"].dataset)
             before = {name: value.clone() for name, value in module.named_parameters()}
             super().fit(module, loaders)

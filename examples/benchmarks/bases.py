@@ -8,6 +8,7 @@
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -66,6 +67,6 @@ def _adapted(system: str, setting: Setting, seed: int) -> nn.Module:
         source, target = setting.read("source_train"), setting.read("target_adapt", labelled=False)
         pl.seed_everything(seed, workers=True, verbose=False)
         size = SIZES[setting.budget.systems]
-        adapt(system, source, target, size, folder, trainer(setting.budget, max_epochs=1), classes)
+        adapt(system, source, target, size, folder, partial(trainer, setting.budget, max_epochs=1), classes)
     network = load_adapted(system, folder, classes)
     return Translated(network, _trained("plain", setting, seed), (0, 1)) if system == "cyclegan" else network

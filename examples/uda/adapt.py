@@ -11,7 +11,8 @@ ones for a CPU; docs/table.md lists what differs from the official training.
 import argparse
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,9 +27,11 @@ from adaptsegnet import AdaptSegNetModule
 from advent import AdventModule
 from cycada import CyCADAModule
 from cyclegan import CycleGANModule
-from sifa_v1 import SIFAv1Module
+from evaluation import logits_of
+from sifa_v1 import SIFAv1Module, moved
 from sifa_v2 import SIFAv2Module
 from slices import Slices, class_names
+from source_training import SourceModule
 from synseg import SynSegModule
 
 from apl_lightning.checkpoints import DRN, SIFA, DeepLabV2, ResnetGenerator, SIFAGenerator, load
@@ -43,12 +46,16 @@ FILES = {
     "sifa-v1": "sifa-v1.pth",
     "sifa-v2": "sifa-v2.pth",
 }
+Trainers = Callable[[], pl.Trainer]
 TO_TARGET = "latest_net_G_A.pth"  # CycleGAN's other generator
 DRN26 = (1, 1, 2, 2, 2, 2, 1, 1)
 
 
 class Size(NamedTuple):
-    """Widths of first layers, numbers of blocks, steps and batch sizes."""
+    """Widths of first layers, numbers of blocks, and steps.
+
+    The segmentation networks learn the source labels for `source_steps` first, in place of pretrained weights.
+    """
 
     generator: tuple[int, int]  # width and blocks, of SynSeg-Net's segmenter too
     discriminator: int
@@ -56,13 +63,13 @@ class Size(NamedTuple):
     drn: int
     sifa: int
     sifa_generator: int
+    source_steps: dict[str, int]
     steps: dict[str, int]
-    batch_size: dict[str, int]
 
 
-_BATCH_SIZES = {"cyclegan": 1, "synseg": 1, "adaptsegnet": 8, "advent": 8, "cycada": 4, "sifa-v1": 4, "sifa-v2": 4}
+BATCH_SIZES = {"synseg": 1, "cyclegan": 1, "cycada": 4, "sifa-v1": 4, "sifa-v2": 4, "adaptsegnet": 8, "advent": 8}
 SIZES = {
-    "smoke test": Size((4, 6), 2, (2, (1, 1, 1, 1)), 2, 1, 2, dict.fromkeys(FILES, 2), dict.fromkeys(FILES, 2)),
+    "smoke test": Size((4, 6), 2, (2, (1, 1, 1, 1)), 2, 1, 2, dict.fromkeys(FILES, 1), dict.fromkeys(FILES, 2)),
     "small": Size(
         generator=(16, 6),
         discriminator=16,
@@ -70,16 +77,16 @@ SIZES = {
         drn=8,
         sifa=4,
         sifa_generator=8,
+        source_steps={**dict.fromkeys(FILES, 600), "adaptsegnet": 1000, "advent": 1000, "synseg": 400},
         steps={
+            "synseg": 1500,
+            "adaptsegnet": 1000,
             "cyclegan": 2500,
-            "synseg": 2000,
-            "adaptsegnet": 1500,
-            "advent": 1500,
-            "cycada": 1000,
-            "sifa-v1": 800,
-            "sifa-v2": 800,
+            "cycada": 700,
+            "advent": 1000,
+            "sifa-v1": 600,
+            "sifa-v2": 600,
         },
-        batch_size=_BATCH_SIZES,
     ),
     "official": Size(
         generator=(64, 9),
@@ -88,16 +95,8 @@ SIZES = {
         drn=16,
         sifa=16,
         sifa_generator=32,
-        steps={
-            "cyclegan": 60_000,
-            "synseg": 60_000,
-            "adaptsegnet": 20_000,
-            "advent": 20_000,
-            "cycada": 10_000,
-            "sifa-v1": 10_000,
-            "sifa-v2": 10_000,
-        },
-        batch_size=_BATCH_SIZES,
+        source_steps=dict.fromkeys(FILES, 10_000),
+        steps={**dict.fromkeys(FILES, 20_000), "synseg": 60_000, "cyclegan": 60_000},
     ),
 }
 
@@ -111,10 +110,11 @@ def build(system: str, size: Size, classes: int, folder: Path) -> pl.LightningMo
             if system == "cyclegan":
                 return CycleGANModule(*generators, width)
             return SynSegModule(*generators, ResnetGenerator(1, classes, *size.generator, tanh=False), width)
-        case "adaptsegnet":
-            return AdaptSegNetModule(DeepLabV2(classes, 2, ("layer5", "layer6"), *size.deeplab), classes, width)
-        case "advent":
-            return AdventModule(DeepLabV2(classes, 4, ("layer5", "layer6"), *size.deeplab), classes, width)
+        case "adaptsegnet" | "advent":
+            kind, branches = (AdaptSegNetModule, 2) if system == "adaptsegnet" else (AdventModule, 4)
+            network = DeepLabV2(classes, branches, ("layer5", "layer6"), *size.deeplab)
+            # The affine parameters of BatchNorm are fixed in pretrained networks, and this one is not pretrained.
+            return kind(network.requires_grad_(True), classes, width)
         case "cycada":
             network = DRN(classes, DRN26, size.drn)
             return CyCADAModule(network, load("cyclegan", folder / TO_TARGET), classes, 8 * width)
@@ -125,6 +125,20 @@ def build(system: str, size: Size, classes: int, folder: Path) -> pl.LightningMo
             segmenter = SIFA(classes, lower=True, width=size.sifa)
             return SIFAv2Module(segmenter, SIFAGenerator(1, width=size.sifa_generator), classes, width)
     raise ValueError(f"Expected `system` to be one of {list(FILES)}, but got {system!r}.")
+
+
+class SourceStart(SourceModule):
+    """Training of the segmentation network of a system on labelled source images alone, with all its classifiers."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module.network if hasattr(module, "network") else module.segmenter)
+        self.prepared = isinstance(module, SIFAv1Module)
+
+    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+        image, label = moved(batch["image"], batch["label"])
+        image = image if self.prepared else self.model.preprocess(image.clamp(0, 1))
+        levels = logits_of(self.model, image)
+        return torch.stack([self.criterion(logits, label[:, None]) for logits in levels]).mean()
 
 
 def state_dicts(system: str, module: Any) -> dict[str, Mapping[str, Tensor]]:
@@ -155,19 +169,22 @@ def prepared(images: Slices, network: nn.Module) -> Slices:
 
 
 def adapt(
-    system: str, source: Slices, target: Slices, size: Size, folder: Path, trainer: pl.Trainer, classes: int
+    system: str, source: Slices, target: Slices, size: Size, folder: Path, trainer: Trainers, classes: int
 ) -> None:
     """Train a system on labelled source and unlabelled target images and save its networks.
 
-    `trainer` has one epoch; the batches of the epoch are the steps of the system.
+    `trainer` makes a trainer of one epoch; the batches of the epoch are the steps.
     """
     module = build(system, size, classes, folder)
     if isinstance(module, SIFAv1Module):  # z-scores of whole volumes
         source, target = prepared(source, module.generator), prepared(target, module.segmenter)
-    loaders = {"source": source, "target": target}
-    steps, batch_size = size.steps[system], size.batch_size[system]
-    batches = {name: _loader(dataset, steps, batch_size) for name, dataset in loaders.items()}
-    trainer.fit(module, pl.utilities.CombinedLoader(batches, "min_size"))
+    if system != "cyclegan":
+        trainer().fit(SourceStart(module), _loader(source, size.source_steps[system], 8))
+    batches = {
+        name: _loader(dataset, size.steps[system], BATCH_SIZES[system])
+        for name, dataset in (("source", source), ("target", target))
+    }
+    trainer().fit(module, pl.utilities.CombinedLoader(batches, "min_size"))
     folder.mkdir(parents=True, exist_ok=True)
     for name, state in state_dicts(system, module).items():
         unfinished = folder / f"{name}.tmp"
@@ -196,7 +213,9 @@ def main(argv: list[str] | None = None) -> None:
         Slices(arguments.data, split, arguments.size, labelled, arguments.fraction)
         for split, labelled in (("source_train", True), ("target_adapt", False))
     )
-    trainer = pl.Trainer(max_epochs=1, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer = partial(
+        pl.Trainer, max_epochs=1, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False
+    )
     classes = len(class_names(arguments.data))
     adapt(arguments.system, source, target, SIZES[arguments.networks], arguments.out, trainer, classes)
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from adversarial import FROM_SOURCE, FROM_TARGET, cross_entropy_to, output_discriminator, polynomial
+from evaluation import logits_of
 from monai.losses import DiceCELoss
 from source_training import random_affine
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 # Segmentation and adversarial weight of each level.
-MAIN, AUX = (1.0, 0.001), (0.1, 0.0002)
+MAIN, AUX = (1.0, 0.01), (0.1, 0.002)
 
 
 class AdaptSegNetModule(pl.LightningModule):
@@ -30,10 +30,10 @@ class AdaptSegNetModule(pl.LightningModule):
             tensor, at any resolution.
         classes: Number of channels of the logits.
         width: Channels of the first layer of the discriminators.
-        learning_rate: Learning rate of the network; that of the discriminators is 1e-4.
+        learning_rate: Learning rate of the network; that of the discriminators is 5e-4.
     """
 
-    def __init__(self, network: nn.Module, classes: int, width: int = 64, learning_rate: float = 1e-3) -> None:
+    def __init__(self, network: nn.Module, classes: int, width: int = 64, learning_rate: float = 5e-4) -> None:
         super().__init__()
         self.network = network
         self.discriminators = nn.ModuleList(output_discriminator(classes, width) for _ in (MAIN, AUX))
@@ -47,9 +47,9 @@ class AdaptSegNetModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, dict[str, Tensor]]) -> None:
         image, label = random_affine(batch["source"]["image"], batch["source"]["label"])
-        both = torch.cat([image, batch["target"]["image"]])
+        both = torch.cat([image, batch["target"]["image"]]).clamp(0, 1)  # interpolation may round to above 1
         # One forward pass for both, so that the batch statistics match the running statistics of BatchNorm.
-        levels = [logits.split(len(image)) for logits in self._levels(both)]
+        levels = [z.float().split(len(image)) for z in logits_of(self.network, self.network.preprocess(both))]
         network_optimizer, discriminator_optimizer = self.optimizers()
 
         network_optimizer.zero_grad()
@@ -74,14 +74,7 @@ class AdaptSegNetModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizers = [
             torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate, weight_decay=5e-4),
-            torch.optim.Adam(self.discriminators.parameters(), lr=1e-4, betas=(0.9, 0.99)),
+            torch.optim.Adam(self.discriminators.parameters(), lr=5e-4, betas=(0.9, 0.99)),
         ]
         steps = int(self.trainer.estimated_stepping_batches)
         return optimizers, [polynomial(optimizer, steps) for optimizer in optimizers]
-
-    def _levels(self, image: Tensor) -> list[Tensor]:
-        """The logits of each level at the size of the image, main first."""
-        logits = self.network(self.network.preprocess(image.clamp(0, 1)))  # interpolation may round to above 1
-        levels = [logits] if isinstance(logits, Tensor) else logits[::-1]
-        size = image.shape[2:]
-        return [F.interpolate(level.float(), size, mode="bilinear") for level in levels]

@@ -46,7 +46,7 @@ class CyCADAModule(pl.LightningModule):
     """
 
     def __init__(
-        self, network: nn.Module, to_target: nn.Module, classes: int, width: int = 512, learning_rate: float = 1e-3
+        self, network: nn.Module, to_target: nn.Module, classes: int, width: int = 512, learning_rate: float = 5e-4
     ) -> None:
         super().__init__()
         self.network = network

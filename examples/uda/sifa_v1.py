@@ -85,7 +85,7 @@ class SIFAv1Module(pl.LightningModule):
     levels: ClassVar[dict[str, tuple[float, float]]] = {"seg": (1.0, 0.1)}
 
     def __init__(
-        self, segmenter: Any, generator: nn.Module, classes: int, width: int = 64, learning_rate: float = 2e-4
+        self, segmenter: Any, generator: nn.Module, classes: int, width: int = 64, learning_rate: float = 5e-4
     ) -> None:
         super().__init__()
         self.segmenter, self.generator = segmenter, generator

@@ -28,7 +28,7 @@ class SynSegModule(CycleGANModule):
         to_source: nn.Module,
         segmenter: nn.Module,
         width: int = 64,
-        learning_rate: float = 2e-4,
+        learning_rate: float = 5e-4,
     ) -> None:
         super().__init__(to_target, to_source, width, identity=0.0, learning_rate=learning_rate)
         self.segmenter = segmenter
