@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from apl_lightning.checkpoints import DeepLabV2
+from apl_lightning.checkpoints import DeepLabV2, Translated
 from apl_lightning.metrics import CaseDice
 
 
@@ -29,7 +29,8 @@ def logits_of(network: nn.Module, image: Tensor) -> list[Tensor]:
     """The logits of all classifiers of the network, the main one first, resized to the image: (B, C, *S)."""
     output: Any = network(image)
     levels = output if isinstance(output, tuple) else (output,)
-    if isinstance(network, DeepLabV2):  # returns (aux, main)
+    segmenter = network.segmenter if isinstance(network, Translated) else network
+    if isinstance(segmenter, DeepLabV2):  # returns (aux, main)
         levels = levels[::-1]
     size: Any = image.shape[2:]
     return [z if z.shape[2:] == size else F.interpolate(z.float(), size, mode="bilinear") for z in levels]

@@ -41,6 +41,7 @@ def read_volume(path: Path, size: int) -> tuple[Tensor, Tensor]:
     low, high = np.percentile(image.numpy(), [1, 99.5])
     image = ((image - low) / (high - low)).clamp(0, 1)
     image = F.interpolate(image, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    image = image.clamp(0, 1)  # interpolation may round to above 1
     label = F.interpolate(label[:, None].float(), size=(size, size), mode="nearest-exact")[:, 0].long()
     return image, label
 

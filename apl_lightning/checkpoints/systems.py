@@ -49,25 +49,34 @@ def _kernel(shapes: Shapes, name: str, default: tuple[int, ...]) -> tuple[int, .
     return shape[:2] if is_kernel(shape) else default
 
 
-def _blocks(shapes: Shapes, stage: str, default: int) -> int:
-    """The number of blocks of a stage in a file."""
-    found = {name.split(".")[1] for name in shapes if name.startswith(f"{stage}.") and name.count(".") > 1}
-    numbers = [int(number) for number in found if number.isdecimal() and len(number) < 3]
-    return 1 + max(numbers, default=default - 1)
+def _width(shapes: Shapes, first: str, head: str, official: int) -> int:
+    """The output channels of the first kernel in a file, if the classifier reads 32 times as many, as in all systems."""
+    width, _ = _kernel(shapes, first, (official, 0))
+    _, features = _kernel(shapes, head, (0, 0))
+    return width if features == 32 * width else official
+
+
+def _num_blocks(shapes: Shapes, stage: str) -> int:
+    return next(n for n in range(len(shapes) + 1) if f"{stage}.{n}.conv1.weight" not in shapes)
 
 
 def _deeplab(branches: int, *levels: str) -> Network:
-    def build(num_classes: int, shapes: Shapes) -> nn.Module:
-        width, _ = _kernel(shapes, "conv1.weight", (64, 3))
-        blocks = tuple(_blocks(shapes, f"layer{n}", default) for n, default in enumerate(RESNET101, start=1))
-        return DeepLabV2(num_classes, branches, levels, width, blocks)
+    head = f"{levels[-1]}.conv2d_list.0.weight"
 
-    title = f"DeepLabv2 ResNet-101, {'two levels' if len(levels) == 2 else 'one level'}"
-    return Network(title, f"{levels[-1]}.conv2d_list.0.weight", build)
+    def build(num_classes: int, shapes: Shapes) -> nn.Module:
+        width = _width(shapes, "conv1.weight", head, 64)
+        # Fewer blocks at the official width are a damaged file.
+        smaller = tuple(_num_blocks(shapes, f"layer{number}") for number in (1, 2, 3, 4))
+        return DeepLabV2(num_classes, branches, levels, width, RESNET101 if width == 64 or 0 in smaller else smaller)
+
+    return Network(f"DeepLabv2 ResNet, {'two levels' if len(levels) == 2 else 'one level'}", head, build)
 
 
 def _drn(title: str, *blocks: int) -> Network:
-    return Network(title, "fc.weight", lambda n, shapes: DRN(n, blocks, _kernel(shapes, "conv1.weight", (16, 3))[0]))
+    def build(num_classes: int, shapes: Shapes) -> nn.Module:
+        return DRN(num_classes, blocks, _width(shapes, "conv1.weight", "fc.weight", 16))
+
+    return Network(title, "fc.weight", build)
 
 
 def _generator(title: str, blocks: int, segmenter: bool, options: tuple[str, ...] = ()) -> Network:
@@ -83,14 +92,16 @@ def _generator(title: str, blocks: int, segmenter: bool, options: tuple[str, ...
 
 
 def _sifa(title: str, unused: tuple[str, ...], lower: bool = False, port: bool = False) -> Network:
+    first, head = "enc.model.0.layer.0.weight", "seg.model.0.layer.0.weight"
+
     def build(num_classes: int, shapes: Shapes, **options: Any) -> nn.Module:
-        width, in_channels = _kernel(shapes, "enc.model.0.layer.0.weight", (16, 1))
+        width, in_channels = _width(shapes, first, head, 16), _kernel(shapes, first, (16, 1))[1]
         network = SIFA(num_classes, in_channels, lower, port, width=width, **options)
         if port:
             keep_unused(network, {k: shape for k, shape in shapes.items() if k.startswith(_PORT_OTHERS)})
         return network
 
-    return Network(title, "seg.model.0.layer.0.weight", build, ("bounds",) if port else ("bounds", "part"), unused)
+    return Network(title, head, build, ("bounds",) if port else ("bounds", "part"), unused)
 
 
 def _sifa_generator(_channels: int, shapes: Shapes, **options: Any) -> nn.Module:

@@ -27,7 +27,7 @@ from source_training import SourceModule
 
 from apl_lightning.checkpoints import Translated
 
-SYSTEMS, SYSTEM_SIZES = tuple(FILES), tuple(SIZES)
+SYSTEMS, SYSTEM_SIZES = tuple(FILES), SIZES
 BASES = ("plain", "remapped", "oracle", *SYSTEMS)
 
 
@@ -44,10 +44,10 @@ def images_for(network: nn.Module, setting: Setting, split: str) -> Slices:
 
 def _trained(kind: str, setting: Setting, seed: int) -> nn.Module:
     budget = setting.budget
+    pl.seed_everything(seed, workers=True, verbose=False)  # before the initial weights are drawn
     network = build_network(budget.network, len(setting.class_names)).to(memory_format=torch.channels_last)
     path = setting.out / "bases" / f"{kind}-{seed}.pt"
     if not path.exists():
-        pl.seed_everything(seed, workers=True, verbose=False)
         data = setting.read("target_adapt" if kind == "oracle" else "source_train")
         loader = DataLoader(data, batch_size=8, shuffle=True, drop_last=True)
         trainer(budget, max_steps=budget.source_steps).fit(SourceModule(network, remap=kind == "remapped"), loader)

@@ -8,7 +8,6 @@ chosen statistics lose against the better ones. *Agreement* is the foreground Di
 """
 
 import argparse
-import json
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +15,7 @@ from tempfile import TemporaryDirectory
 import pytorch_lightning as pl
 from bases import BASES, base_network
 from evaluation import organ_dice, predict
-from settings import Budget, Setting, settings_of, trainer
+from settings import Setting, read_budget, settings_of, trainer
 from torch import nn
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
@@ -74,7 +73,7 @@ def main(argv: list[str] | None = None) -> list[list[str]]:
     parser.add_argument("--bases", choices=BASES, nargs="+", default=["plain", "remapped"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args(argv)
-    budget = Budget(**json.loads((arguments.out / "budget.json").read_text()))
+    budget = read_budget(arguments.out)
     settings = [setting for data in arguments.data for setting in settings_of(data, arguments.out, budget)]
     rows = []
     print(f"| {' | '.join(COLUMNS)} |\n" + "|---" * len(COLUMNS) + "|")

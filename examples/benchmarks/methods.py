@@ -171,10 +171,13 @@ def run_all(tasks: list[Task], jobs: int) -> None:
             print(f"{done}/{len(tasks)} {running[future]}: {future.result()}", flush=True)
 
 
-def check_budget(out: Path, budget: Budget) -> None:
+def save_budget(out: Path, budget: Budget) -> None:
     """Save the budget next to the runs; refuse a folder with runs of another one."""
     out.mkdir(parents=True, exist_ok=True)
-    path, now = out / "budget.json", budget._asdict()
+    path = out / "budget.json"
+    now = json.loads(
+        json.dumps({**budget._asdict(), "systems": {budget.systems: SYSTEM_SIZES[budget.systems]._asdict()}})
+    )
     if path.exists() and (before := json.loads(path.read_text())) != now:
         changed = {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
         raise SystemExit(f"{out} holds runs of another budget (before, now): {changed}. Pass another --out.")
@@ -182,7 +185,7 @@ def check_budget(out: Path, budget: Budget) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that `budget_of` and `run` need."""
+    """Add the arguments that make a budget, and those of `run_all`."""
     gpu = torch.cuda.is_available()
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--network", choices=NETWORKS, default="smp-deeplabv3plus" if gpu else "monai-unet")
@@ -199,13 +202,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def budget_of(arguments: argparse.Namespace) -> Budget:
-    """The budget of all runs, which is saved in the output folder."""
+    """The budget of all runs; `--quick` overrides the arguments."""
     if arguments.quick:
         smallest = {"size": 32, "every": 1, "steps": 4, "round_steps": 1, "source_steps": 2, "fraction": 0.05}
         vars(arguments).update(smallest, seeds=[0], systems="smoke test")
-    budget = Budget(**{name: getattr(arguments, name) for name in Budget._fields})
-    check_budget(arguments.out, budget)
-    return budget
+    return Budget(**{name: getattr(arguments, name) for name in Budget._fields})
 
 
 def train_bases(settings: list[Setting], bases: Iterable[str], seeds: list[int], jobs: int) -> None:
@@ -230,6 +231,7 @@ def main(argv: list[str] | None = None) -> None:
     add_arguments(parser)
     arguments = parser.parse_args(argv)
     budget = budget_of(arguments)
+    save_budget(arguments.out, budget)
     settings = {s.name: s for data in arguments.data for s in settings_of(data, arguments.out, budget)}
     if unknown := set(arguments.settings or ()) - set(settings):
         parser.error(f"Expected --settings among {list(settings)}, but got {sorted(unknown)}.")

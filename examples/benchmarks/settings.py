@@ -1,5 +1,6 @@
 """Settings of the benchmark of methods: a data set, a direction between its two modalities, and a budget."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,12 @@ class Setting(NamedTuple):
         """Read a split in the direction of the setting; of the target images to refine on only every n-th slice."""
         every = self.budget.every if split == "target_adapt" else 1
         return Slices(self.data, self.splits[split], self.budget.size, labelled, self.budget.fraction, every)
+
+
+def read_budget(out: Path) -> Budget:
+    """Read the budget that `methods.py` has saved next to its runs."""
+    saved = json.loads((out / "budget.json").read_text())
+    return Budget(**{**saved, "systems": next(iter(saved["systems"]))})
 
 
 def settings_of(data: Path, out: Path, budget: Budget) -> list[Setting]:

@@ -2,10 +2,10 @@
 
     python examples/uda/adapt.py synseg --data DIR --out FOLDER
 
-Adaptation, before refinement, needs the source data. The files have the format of each system's official code:
-`apl_lightning.checkpoints.load` reads them. No target label trains or selects anything: the number of steps is fixed.
-CyCADA needs the generator that `cyclegan` has saved in the same folder. `SIZES` has the official networks and smaller
-ones for a CPU; docs/table.md lists what differs from the official training.
+Adaptation, before refinement, needs the source data. The files have the keys of each system's official code (SIFA: of
+its PyTorch port), and `apl_lightning.checkpoints.load` reads them. No target label trains anything, and the number of
+steps is fixed. CyCADA needs the generator that `cyclegan` has saved in the same folder. `SIZES` has the official networks and
+smaller ones for a CPU; docs/table.md lists what differs from the official training.
 """
 
 import argparse
@@ -142,10 +142,10 @@ class SourceStart(SourceModule):
 
 
 def state_dicts(system: str, module: Any) -> dict[str, Mapping[str, Tensor]]:
-    """The state dicts that a system saves, by the name of the file."""
+    """The state dicts that a system saves, by the name of the file; the one that counts as finished is the last."""
     match system:
         case "cyclegan":
-            return {FILES[system]: module.to_source.state_dict(), TO_TARGET: module.to_target.state_dict()}
+            return {TO_TARGET: module.to_target.state_dict(), FILES[system]: module.to_source.state_dict()}
         case "synseg":
             return {FILES[system]: module.segmenter.state_dict()}
         case "sifa-v1" | "sifa-v2":

@@ -113,16 +113,18 @@ class SIFAv1Module(pl.LightningModule):
         if self.segmenter.seg_ll is not None:
             predictions["seg_ll"] = self.segmenter.seg_ll(lower)
         levels = {level: logits.float().split(len(source)) for level, logits in predictions.items()}
-        losses = self._image_losses(source, target, fake_target, fake_source, reconstructed)
-        losses |= self._segmentation_losses(levels, label)
-        self.manual_backward(torch.stack(list(losses.values())).sum())
+        images = self._image_losses(source, target, fake_target, fake_source, reconstructed)
+        labels = self._segmentation_losses(levels, label) | {"alignment": self._alignment_loss(fake_source)}
+        self.manual_backward(_sum(images), retain_graph=True)
+        # Segmentation and alignment train the encoder and the segmenter, not the generator and the decoder.
+        self.manual_backward(_sum(labels), inputs=list(self.segmenter.parameters()))
         network_optimizer.step()
 
         judge_optimizer.zero_grad()
         self.judges.requires_grad_(True)
         self.manual_backward(self._judge_loss(source, target, fake_target, fake_source, reconstructed, levels))
         judge_optimizer.step()
-        self.log_dict({f"adapt/{name}": loss for name, loss in losses.items()}, prog_bar=True)
+        self.log_dict({f"adapt/{name}": loss for name, loss in (images | labels).items()}, prog_bar=True)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         judges = list(self.judges.parameters())
@@ -132,13 +134,16 @@ class SIFAv1Module(pl.LightningModule):
     def _image_losses(
         self, source: Tensor, target: Tensor, fake_target: Tensor, fake_source: Tensor, reconstructed: Tensor
     ) -> dict[str, Tensor]:
-        real, domain = self.judges["source"](fake_source)
+        real, _ = self.judges["source"](fake_source)
         again = self.generator(self._input(fake_source))
         return {
             "deception": least_squares(self.judges["target"](fake_target), REAL) + least_squares(real, REAL),
             "cycle": CYCLE * (F.l1_loss(reconstructed, source) + F.l1_loss(again, target)),
-            "alignment": ALIGNMENT * least_squares(domain, FROM_SOURCE),
         }
+
+    def _alignment_loss(self, fake_source: Tensor) -> Tensor:
+        _, domain = self.judges["source"](fake_source)
+        return ALIGNMENT * least_squares(domain, FROM_SOURCE)
 
     def _segmentation_losses(self, levels: dict[str, tuple[Tensor, Tensor]], label: Tensor) -> dict[str, Tensor]:
         losses = {}
@@ -172,6 +177,10 @@ class SIFAv1Module(pl.LightningModule):
     def _input(self, image: Tensor) -> Tensor:
         """Repeat the channel of (B, 1, *S) as often as the networks need it."""
         return image.expand(-1, self.segmenter.in_channels, -1, -1)
+
+
+def _sum(losses: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
 
 
 def moved(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

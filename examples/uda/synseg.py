@@ -36,4 +36,4 @@ class SynSegModule(CycleGANModule):
 
     def segmentation_losses(self, fake_target: Tensor, label: Tensor) -> dict[str, Tensor]:
         """The segmentation loss on translated source images; its gradient reaches G_A too."""
-        return {"segmentation": self.criterion(self.segmenter(fake_target), label[:, None])}
+        return {"segmentation": self.criterion(self.segmenter(fake_target).float(), label[:, None])}

@@ -30,6 +30,7 @@ from apl_lightning.checkpoints import (
     load,
 )
 from apl_lightning.checkpoints.__main__ import main
+from apl_lightning.checkpoints.match import matches
 from apl_lightning.checkpoints.networks.legacy_resize import legacy_resize
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -239,8 +240,8 @@ def test_identify(state: State, tmp_path: Path, capsys: pytest.CaptureFixture[st
     generator = saved(tmp_path / "latest_net_G_B.pth", ResnetGenerator(1, 1, 8).state_dict())
     assert "cyclegan, ResNet generator, 9 blocks, 1 output channel(s)" in identify(generator)
     twins = identify(saved(tmp_path / "model.pth", Golden("advent").state_dict()))
-    assert "advent, DeepLabv2 ResNet-101, two levels" in twins
-    assert "adaptsegnet, DeepLabv2 ResNet-101, two levels" in twins
+    assert "advent, DeepLabv2 ResNet, two levels" in twins
+    assert "adaptsegnet, DeepLabv2 ResNet, two levels" in twins
     assert main([str(tmp_path / "nothing.pth")]) == 1
     assert "does not exist" in capsys.readouterr().err
 
@@ -267,6 +268,23 @@ def test_identify_bundle(tmp_path: Path) -> None:
     arrays = {key: value for key, value in golden.arrays().items() if "r7/c1/Conv" not in key}
     with pytest.raises(CheckpointError, match=r"keys that are missing: enc.model.10.layer.0.weight\."):
         load("sifa-v2", write_bundle(tmp_path / "sifa-1", arrays))
+
+
+def test_damaged_file_is_not_a_smaller_network(tmp_path: Path) -> None:
+    """Widths and numbers of blocks are read from the file only where the whole file agrees."""
+    with torch.device("meta"):
+        official = DeepLabV2(5, 4)
+    shapes = {name: torch.empty(1).expand(tensor.shape) for name, tensor in official.state_dict().items()}
+    cut = {name: tensor for name, tensor in shapes.items() if "layer4.2." not in name}
+    assert matches(cut, "advent")[0].faults["missing"][0] == "layer4.2.conv1.weight"
+    wrong = {**shapes, "conv1.weight": torch.zeros(32, 3, 7, 7)}
+    assert matches(wrong, "advent")[0].faults["of a different shape"] == [
+        "conv1.weight (32, 3, 7, 7) instead of (64, 3, 7, 7)"
+    ]
+    small = small_deeplab(4).state_dict()
+    stray = {**small, "layer3.99.conv1.weight": torch.zeros(1)}
+    assert matches(stray, "advent")[0].faults["unexpected"] == ["layer3.99.conv1.weight"]
+    assert load("advent", saved(tmp_path / "small.pth", small)).state_dict().keys() == small.keys()
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
