@@ -25,7 +25,7 @@ def save_panel(
     for row, image in zip(axes, images, strict=True):
         row[0].imshow(image.mean(0).numpy(), cmap="gray")
     axes[0, 0].set_title("target image")
-    for axis, name in zip(axes[:, 0], names or [], strict=False):
+    for axis, name in zip(axes[:, 0], names or [""] * height, strict=True):
         axis.text(0.03, 0.97, name, color="white", transform=axis.transAxes, va="top", fontsize="large")
     for column, (title, labels) in enumerate(columns.items(), start=1):
         axes[0, column].set_title(title)

@@ -13,6 +13,8 @@ import torch
 from test_examples import known_run, write_abdomen
 from torch import nn
 
+from apl_lightning import checkpoints
+
 SYSTEMS = ("synseg", "adaptsegnet", "cyclegan", "cycada", "advent", "sifa-v1", "sifa-v2")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -88,7 +90,6 @@ def test_losses_of_cyclegan_by_hand(example: Any) -> None:
 
 def test_levels_of_sifa_v2_by_hand(example: Any) -> None:
     """The lower level has a tenth of the weights of the main one; discriminators answer 0."""
-    checkpoints = importlib.import_module("apl_lightning.checkpoints")
     segmenter, generator = checkpoints.SIFA(5, lower=True, width=1), checkpoints.SIFAGenerator(width=2)
     module = example("sifa_v2").SIFAv2Module(segmenter, generator, 5, width=2)
     module.judges.update({"seg": Zero(), "seg_ll": Zero()})
@@ -100,11 +101,118 @@ def test_levels_of_sifa_v2_by_hand(example: Any) -> None:
     assert set(example("sifa_v1").SIFAv1Module.levels) == {"seg"}
 
 
-def test_discriminator_of_cycada_must_be_right(example: Any) -> None:
-    right, wrong = torch.ones(1, 1, 4, 4), -torch.ones(1, 1, 4, 4)
-    accuracy = example("cycada").accuracy
-    assert accuracy(right, wrong) == 1.0
-    assert accuracy(right, right) == 0.5
+class NoLoss(nn.Module):
+    """A criterion that is 0."""
+
+    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return 0 * logits.sum()
+
+
+class Recorded:
+    """Stands in for an optimiser: notes which parameters have a gradient at its step."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.moved: list[set[str]] = []
+
+    def zero_grad(self) -> None:
+        self.module.zero_grad()
+
+    def step(self) -> None:
+        found = {name for name, p in self.module.named_parameters() if p.grad is not None and p.grad.any()}
+        self.moved.append({name.split(".")[0] for name in found})
+
+
+def take_step(module: Any) -> tuple[list[set[str]], dict[str, float]]:
+    """Run one training step; return the parts with a gradient, the networks' and the discriminators', and the log."""
+    optimizer, logged = Recorded(module), {}
+    module.optimizers = lambda: (optimizer, optimizer)
+    module.lr_schedulers = list
+    module.manual_backward = lambda loss, **options: loss.backward(**options)
+    module.log_dict = lambda values, **_: logged.update({name: value.item() for name, value in values.items()})
+    images = torch.rand(4, 1, 32, 32)
+    label = (images[:2, 0] * 4.99).long()
+    module.train().training_step({"source": {"image": images[:2], "label": label}, "target": {"image": images[2:]}})
+    return optimizer.moved, logged
+
+
+def small_deeplab() -> nn.Module:
+    return checkpoints.DeepLabV2(5, 4, width=2, blocks=(1, 1, 1, 1)).requires_grad_(True)
+
+
+def test_step_of_adaptsegnet(example: Any) -> None:
+    """A discriminator that answers log 3 calls 3 of 4 "source": the network pays -log(3/4), with the paper's ratio."""
+    torch.manual_seed(0)
+    module = example("adaptsegnet").AdaptSegNetModule(small_deeplab(), 5, width=2)
+    for discriminator in module.discriminators:
+        for parameter in discriminator[-1].parameters():
+            nn.init.zeros_(parameter)
+        nn.init.constant_(discriminator[-1].bias, math.log(3))
+    moved, logged = take_step(module)
+    assert logged["adapt/deception"] == pytest.approx((0.01 + 0.002) * -math.log(3 / 4), rel=1e-4)
+    assert "network" in moved[0]
+    assert moved[1] == {"discriminators"}
+
+
+def test_discriminators_learn_the_domains(example: Any) -> None:
+    """With fixed networks, the discriminators of AdaptSegNet come to call source predictions "source"."""
+    torch.manual_seed(0)
+    module = example("adaptsegnet").AdaptSegNetModule(small_deeplab(), 5, width=2)
+    discriminator = module.discriminators[0]
+    optimizer = torch.optim.Adam(module.discriminators.parameters(), lr=0.02)
+    source, target = torch.zeros(2, 5, 32, 32), torch.zeros(2, 5, 32, 32)
+    source[:, 0], target[:, 1] = 9.0, 9.0
+    module.network.forward = lambda image: (torch.cat([source, target]),) * 2
+    step = Recorded(module)
+    step.step = lambda: optimizer.step()  # type: ignore[method-assign]
+    module.optimizers = lambda: (Recorded(module), step)
+    module.lr_schedulers, module.log_dict = list, lambda *_, **__: None
+    module.manual_backward = lambda loss: loss.backward() if loss.requires_grad else None
+    batch = {"source": {"image": torch.rand(2, 1, 32, 32), "label": torch.zeros(2, 32, 32).long()}}
+    for _ in range(20):
+        module.training_step({**batch, "target": {"image": torch.rand(2, 1, 32, 32)}})
+    assert discriminator(module.maps(source)).mean() > 0 > discriminator(module.maps(target)).mean()
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_network_of_cycada_moves_while_its_discriminator_is_right(
+    example: Any, monkeypatch: pytest.MonkeyPatch, right: bool
+) -> None:
+    cycada = example("cycada")
+    assert cycada.accuracy(torch.ones(1, 1, 4, 4), -torch.ones(1, 1, 4, 4)) == 1.0
+    assert cycada.accuracy(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 4)) == 0.5
+    torch.manual_seed(0)
+    module = cycada.CyCADAModule(checkpoints.DRN(5, (1,) * 8, 2), checkpoints.ResnetGenerator(1, 1, 4, 6), 5, width=4)
+    module.criterion = NoLoss()  # only the adversarial loss is left
+    monkeypatch.setattr(cycada, "accuracy", lambda *_: 0.61 if right else 0.6)
+    (discriminator, network), _ = take_step(module)
+    assert discriminator == {"discriminator"}
+    assert ("network" in network) == right
+
+
+def test_segmentation_of_sifa_trains_the_segmenter_alone(example: Any) -> None:
+    """As in the official code, the generator and the decoder learn from images only."""
+    torch.manual_seed(0)
+    module = example("sifa_v2").SIFAv2Module(
+        checkpoints.SIFA(5, lower=True, width=1), checkpoints.SIFAGenerator(width=2), 5, width=2
+    )
+    moved, logged = take_step(module)
+    assert moved == [{"segmenter", "generator", "decoder"}, {"judges"}]
+    assert {f"adapt/{name}" for name in ("deception", "cycle", "seg", "seg_ll", "alignment")} <= set(logged)
+    module._image_losses = lambda source, *_: {"nothing": 0 * module.generator(source).sum()}
+    moved, _ = take_step(module)
+    assert moved[0] == {"segmenter"}
+
+
+def test_segmentation_of_synseg_trains_the_generator_too(example: Any) -> None:
+    torch.manual_seed(0)
+    generators = [checkpoints.ResnetGenerator(1, 1, 4, 6) for _ in range(2)]
+    module = example("synseg").SynSegModule(*generators, checkpoints.ResnetGenerator(1, 5, 4, 6, tanh=False), width=2)
+    moved, _ = take_step(module)
+    assert moved == [{"to_target", "to_source", "segmenter"}, {"judges"}]
+    module.generator_losses = lambda *_: {"nothing": torch.zeros(())}
+    moved, _ = take_step(module)
+    assert moved[0] == {"to_target", "segmenter"}
 
 
 def test_self_information_of_known_probabilities(example: Any) -> None:
@@ -116,7 +224,7 @@ def test_self_information_of_known_probabilities(example: Any) -> None:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_loader_reads_what_a_system_saves(example: Any, tmp_path: Path, system: str) -> None:
     """The command line trains all networks of a system without a target label, and `load` reads the same network."""
-    adapt, checkpoints = example("adapt"), importlib.import_module("apl_lightning.checkpoints")
+    adapt = example("adapt")
     options = ["--data", str(write_abdomen(tmp_path / "data")), "--out", "out", "--size", "32"]
     options += ["--networks", "smoke test"]
     if system == "cycada":
@@ -148,12 +256,12 @@ def test_loader_reads_what_a_system_saves(example: Any, tmp_path: Path, system: 
 
 
 def test_headline(example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """From a system to the table and the picture; a second call runs nothing again."""
+    """From a system, which needs another one, to the table and the picture; a second call runs nothing again."""
     options = ["--data", str(write_abdomen(tmp_path / "abdomen")), "--out", "out", "--quick", "--jobs", "1"]
-    options += ["--chosen", "adaptsegnet", "--methods", "APL, defaults", "--peers", "threshold"]
+    options += ["--chosen", "cycada", "--methods", "APL, paper settings", "--peers", "threshold"]
     text = example("headline").main(options)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/runs/*")}
-    assert len(files) == 3 + 2 * 2, "three bases, two refinements with their networks"
+    assert len(files) == 4 + 2 * 2, "four bases, two refinements with their networks"
     assert text in capsys.readouterr().out
     assert (tmp_path / "out/headline.png").stat().st_size > 1000
     assert example("headline").main(options) == text
@@ -180,6 +288,6 @@ def test_headline_of_known_runs(example: Any) -> None:
     assert "| source only | 30.0 | 30.0 |  | 2.0 | 58.2 |" in lines
     assert "| ADVENT + APL, defaults | 66.0 | 66.0 | 6.0 | 2.0 | 85.4 (+2.6) |" in lines
     assert "| SIFA-v2 | 71.0 ± 1.4 | 71.0 ± 1.4 |  | 2.0 ± 0.0 | 83.7 |" in lines
-    assert "| mean gain of 2, APL, defaults |  |  | +4.0 (+2.0 to +6.0) |  | +2.9 |" in lines
-    assert "| SIFA-v2 + CBST | 69.0 | 69.0 | -1.0 | 2.0 | 84.1 |" in lines
+    assert "| APL, defaults: mean gain of 2 system(s) |  |  | +4.0 (+2.0 to +6.0) |  | +3.0 |" in lines
+    assert "| SIFA-v2 + CBST | 69.0 | 69.0 | -1.0 | 2.0 | 84.1 (from SIFA-v1) |" in lines
     assert json.dumps(lines).count("SynSeg-Net") == 0, "no row without runs"

@@ -2,16 +2,18 @@
 
     python examples/benchmarks/headline.py --data ABDOMEN
 
-Adapts a network with each system of `examples/uda` (labelled source images, unlabelled target images), saves it in the
-system's own format, loads it with `apl_lightning.checkpoints.load` and refines it on the unlabelled target images.
-Other pseudo-label methods refine the system with the highest Dice, as in the paper. Target labels only evaluate; all
-runs have a fixed number of steps. An interrupted benchmark continues with the missing runs. Writes `headline.md` and,
-as `headline.png`, a slice with the labels of all systems before and after.
+Adapts a network with each system of `examples/uda` (labelled source images, unlabelled target images), saves it with
+the keys of the system's own code, loads it with `apl_lightning.checkpoints.load` and refines it on the unlabelled
+target images. Other pseudo-label methods refine the system with the highest Dice on the validation patients. Only the
+oracle trains on target labels. An interrupted benchmark continues with the missing runs. Writes `headline.md` and, as
+`headline.png`, a slice with the labels of all systems before and after.
 
 On a GPU the defaults are the official networks at 256 x 256.
 """
 
 import argparse
+import copy
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import mean
@@ -19,9 +21,8 @@ from statistics import mean
 import torch
 from bases import SYSTEMS, base_network, images_for
 from evaluation import main_logits
-from methods import Task, add_arguments, budget_of, run_all, train_bases
+from methods import Task, add_arguments, budget_of, run_all, save_budget, train_bases
 from panel import save_panel
-from recipes import RECIPES
 from report import Run, average, distance, gain_of, read_runs, spread
 from settings import Setting, settings_of
 
@@ -45,9 +46,9 @@ PAPER = {
     "sifa-v2": (83.7, 87.11),
 }
 PAPER_BOUNDS = {"plain": 58.2, "oracle": 88.7}
-PAPER_PEERS = {"threshold": 77.59, "CBST": 84.11, "MRNet": 84.88}  # from SIFA-v1
+PAPER_PEERS = {"threshold": 77.59, "CBST": 84.11, "MRNet": 84.88}  # from SIFA-v1, whatever the best system is here
 METHODS = ("APL, defaults", "APL, paper settings")
-PEERS = tuple(name + suffix for name in PAPER_PEERS for suffix in ("", " + extras"))
+PEERS = tuple(name + suffix for suffix in ("", " + extras") for name in PAPER_PEERS)
 BOUNDS = {"plain": "source only", "oracle": "oracle (trained on target labels)"}
 
 
@@ -61,20 +62,19 @@ def table(runs: list[Run]) -> str:
     for system in SYSTEMS:
         before, after = PAPER[system]
         lines += _row(TITLES[system], _found(runs, system, "none"), names, f"{before:.1f}")
-        for method, paper in zip(METHODS, (f"{after:.1f} (+{after - before:.1f})", ""), strict=True):
+        for method, paper in zip(METHODS, (f"{after:.1f} ({after - before:+.1f})", ""), strict=True):
             lines += _row(f"{TITLES[system]} + {method}", _found(runs, system, method), names, paper)
     lines += [line for method in METHODS for line in _mean_gain(runs, method, len(names))]
-    if found := best(runs):
-        for method in PEERS:
-            paper = f"{PAPER_PEERS[method]:.1f}" if method in PAPER_PEERS else ""
-            lines += _row(f"{TITLES[found]} + {method}", _found(runs, found, method), names, paper)
+    for method in PEERS:
+        paper = f"{PAPER_PEERS[method]:.1f} (from SIFA-v1)" if method in PAPER_PEERS else ""
+        lines += _row(f"{TITLES[best(runs)]} + {method}", _found(runs, best(runs), method), names, paper)
     return "\n".join(lines)
 
 
-def best(runs: list[Run]) -> str | None:
+def best(runs: list[Run]) -> str:
     """The system with the highest mean Dice before refinement, on which the other methods run."""
     scores = {system: mean(map(average, found)) for system in SYSTEMS if (found := _found(runs, system, "none"))}
-    return max(scores, key=lambda system: scores[system], default=None)
+    return max(scores, key=lambda system: scores[system])
 
 
 def _row(title: str, runs: list[Run], names: list[str], paper: str) -> list[str]:
@@ -87,23 +87,22 @@ def _row(title: str, runs: list[Run], names: list[str], paper: str) -> list[str]
 
 
 def _mean_gain(runs: list[Run], method: str, columns: int) -> list[str]:
-    """A row with the mean gain over the systems, and the smallest and the largest."""
-    gains = [mean(map(gain_of, found)) for system in SYSTEMS if (found := _found(runs, system, method))]
+    """A row with the mean gain over the systems, the smallest and the largest, and the paper's for the same systems."""
+    gains = {system: mean(map(gain_of, found)) for system in SYSTEMS if (found := _found(runs, system, method))}
     if not gains:
         return []
-    cell = f"{mean(gains):+.1f} ({min(gains):+.1f} to {max(gains):+.1f})"
-    paper = mean(after - before for before, after in PAPER.values()) if method == METHODS[0] else None
-    empty = [""] * columns
-    title = f"mean gain of {len(gains)}, {method}"
-    return [f"| {' | '.join([title, *empty, cell, '', '' if paper is None else f'{paper:+.1f}'])} |"]
+    cell = f"{mean(gains.values()):+.1f} ({min(gains.values()):+.1f} to {max(gains.values()):+.1f})"
+    paper = f"{mean(PAPER[system][1] - PAPER[system][0] for system in gains):+.1f}" if method == METHODS[0] else ""
+    title = f"{method}: mean gain of {len(gains)} system(s)"
+    return [f"| {' | '.join([title, *[''] * columns, cell, '', paper])} |"]
 
 
 def _found(runs: list[Run], base: str, method: str) -> list[Run]:
     return [run for run in runs if (run["base"], run["method"]) == (base, method)]
 
 
-def picture(setting: Setting, systems: list[str], seed: int, path: Path) -> None:
-    """Draw one slice of a held-out patient: before and after in one row per system, then the reference.
+def picture(setting: Setting, systems: list[str], method: str, seed: int, path: Path) -> None:
+    """Draw one slice of a validation patient with one row per system: before and after a method, and the reference.
 
     The slice is the one in which the smallest organ has most pixels.
     """
@@ -111,18 +110,17 @@ def picture(setting: Setting, systems: list[str], seed: int, path: Path) -> None
     classes = len(setting.class_names)
     sizes = [torch.bincount(label.flatten(), minlength=classes)[1:].min() for label in held_out.labels]
     shown = max(range(len(sizes)), key=lambda index: sizes[index])
-    rows: dict[str, list[torch.Tensor]] = {"before": [], "after APL": [], "reference": []}
+    columns: dict[str, list[torch.Tensor]] = {"before": [], f"after {method}": []}
     for system in systems:
         network = base_network(system, setting, seed)
         image = images_for(network, setting, "target_val").images[shown][None]
-        refined = torch.load(Task(setting, system, METHODS[0], seed).network, weights_only=True)
-        for column in ("before", "after APL"):
+        refined = copy.deepcopy(network)
+        refined.load_state_dict(torch.load(Task(setting, system, method, seed).network, weights_only=True))
+        for found, column in zip((network, refined), columns.values(), strict=True):
             with torch.no_grad():
-                rows[column].append(main_logits(network, image)[0].argmax(0))
-            network.load_state_dict(refined)
-        rows["reference"].append(held_out.labels[shown])
-    titles = [TITLES[system] for system in systems]
-    save_panel(path, [held_out.images[shown]] * len(systems), rows, titles)
+                column.append(main_logits(found, image)[0].argmax(0))
+    columns["reference"] = [held_out.labels[shown]] * len(systems)
+    save_panel(path, [held_out.images[shown]] * len(systems), columns, [TITLES[system] for system in systems])
 
 
 def main(argv: list[str] | None = None) -> str:
@@ -132,20 +130,27 @@ def main(argv: list[str] | None = None) -> str:
     parser.add_argument("--out", type=Path, default=Path("runs/headline"))
     parser.add_argument("--chosen", choices=SYSTEMS, nargs="+", default=list(SYSTEMS), help="systems to run")
     parser.add_argument("--methods", choices=METHODS, nargs="+", default=list(METHODS))
-    parser.add_argument("--peers", choices=RECIPES, nargs="*", default=list(PEERS), help="methods on the best system")
+    parser.add_argument("--peers", choices=PEERS, nargs="*", default=list(PEERS), help="methods on the best system")
     add_arguments(parser)
     arguments = parser.parse_args(argv)
-    setting = settings_of(arguments.data, arguments.out, budget_of(arguments))[0]
+    budget = budget_of(arguments)
+    save_budget(arguments.out, budget)
+    setting = settings_of(arguments.data, arguments.out, budget)[0]
     seeds, jobs = arguments.seeds, arguments.jobs
     train_bases([setting], [*BOUNDS, *arguments.chosen], seeds, jobs)
     run_all([Task(setting, *run) for run in product(arguments.chosen, arguments.methods, seeds)], jobs)
-    system = best(read_runs(arguments.out))
-    run_all([Task(setting, system, *run) for run in product(arguments.peers, seeds)], jobs)
-    text = table(read_runs(arguments.out))
+    # The folder may hold runs of other settings and seeds.
+    of_these = partial(_runs_of, arguments.out, setting, seeds)
+    run_all([Task(setting, best(of_these()), *run) for run in product(arguments.peers, seeds)], jobs)
+    text = table(of_these())
     (arguments.out / "headline.md").write_text(text + "\n")
-    picture(setting, arguments.chosen, seeds[0], arguments.out / "headline.png")
-    print(f"\nDice (%) on held-out patients, {len(seeds)} seed(s):\n\n{text}")
+    picture(setting, arguments.chosen, arguments.methods[0], seeds[0], arguments.out / "headline.png")
+    print(f"\nDice (%) on the validation patients, {len(seeds)} seed(s):\n\n{text}")
     return text
+
+
+def _runs_of(out: Path, setting: Setting, seeds: list[int]) -> list[Run]:
+    return [run for run in read_runs(out) if run["setting"] == setting.name and run["seed"] in seeds]
 
 
 if __name__ == "__main__":

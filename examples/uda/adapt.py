@@ -4,8 +4,8 @@
 
 Adaptation, before refinement, needs the source data. The files have the keys of each system's official code (SIFA: of
 its PyTorch port), and `apl_lightning.checkpoints.load` reads them. No target label trains anything, and the number of
-steps is fixed. CyCADA needs the generator that `cyclegan` has saved in the same folder. `SIZES` has the official networks and
-smaller ones for a CPU; docs/table.md lists what differs from the official training.
+steps is fixed. CyCADA needs the generator that `cyclegan` has saved in the same folder. `SIZES` has the official
+networks and smaller ones for a CPU; docs/table.md lists what differs from the official training.
 """
 
 import argparse
@@ -116,6 +116,8 @@ def build(system: str, size: Size, classes: int, folder: Path) -> pl.LightningMo
             # The affine parameters of BatchNorm are fixed in pretrained networks, and this one is not pretrained.
             return kind(network.requires_grad_(True), classes, width)
         case "cycada":
+            if not (folder / TO_TARGET).exists():
+                raise FileNotFoundError(f"Expected {folder / TO_TARGET}, but there is none: run `cyclegan` first.")
             network = DRN(classes, DRN26, size.drn)
             return CyCADAModule(network, load("cyclegan", folder / TO_TARGET), classes, 8 * width)
         case "sifa-v1":

@@ -3,9 +3,9 @@
 A discriminator D learns to distinguish the predictions on target images from those on source images. The segmentation
 network learns the source labels and to deceive D on target images, at two levels (main and aux):
 
-    L = L_seg(main) + 0.1 L_seg(aux) + 0.001 BCE(D(p_main), "source") + 0.0002 BCE(D_aux(p_aux), "source")
+    L = L_seg(main) + 0.1 L_seg(aux) + 0.01 BCE(D(p_main), "source") + 0.002 BCE(D_aux(p_aux), "source")
 
-The paper's table calls it AdaOutput.
+The adversarial weights are ten times the paper's, whose networks are pretrained. The paper's table calls it AdaOutput.
 """
 
 from typing import Any

@@ -274,7 +274,7 @@ def test_damaged_file_is_not_a_smaller_network(tmp_path: Path) -> None:
     """Widths and numbers of blocks are read from the file only where the whole file agrees."""
     with torch.device("meta"):
         official = DeepLabV2(5, 4)
-    shapes = {name: torch.empty(1).expand(tensor.shape) for name, tensor in official.state_dict().items()}
+    shapes = {name: torch.empty(()).expand(tensor.shape) for name, tensor in official.state_dict().items()}
     cut = {name: tensor for name, tensor in shapes.items() if "layer4.2." not in name}
     assert matches(cut, "advent")[0].faults["missing"][0] == "layer4.2.conv1.weight"
     wrong = {**shapes, "conv1.weight": torch.zeros(32, 3, 7, 7)}

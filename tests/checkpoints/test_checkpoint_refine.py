@@ -52,7 +52,7 @@ def pretrained(row: str, folder: Path) -> nn.Module:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_two_epochs(row: str, tmp_path: Path, trainer: Callable[..., pl.Trainer]) -> None:
-    torch.manual_seed(2)
+    torch.manual_seed(2)  # with other seeds, the untrained DRN may be sure of nothing
     network = pretrained(row, tmp_path)
     raw = torch.rand(2, 1, 32, 32)
     images: Any = list(network.preprocess(raw))
