@@ -149,7 +149,7 @@ def test_step_of_adaptsegnet(example: Any) -> None:
             nn.init.zeros_(parameter)
         nn.init.constant_(discriminator[-1].bias, math.log(3))
     moved, logged = take_step(module)
-    assert logged["adapt/deception"] == pytest.approx((0.01 + 0.002) * -math.log(3 / 4), rel=1e-4)
+    assert logged["adapt/deception"] == pytest.approx((0.1 + 0.02) * -math.log(3 / 4), rel=1e-4)
     assert "network" in moved[0]
     assert moved[1] == {"discriminators"}
 

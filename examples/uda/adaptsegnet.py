@@ -3,9 +3,9 @@
 A discriminator D learns to distinguish the predictions on target images from those on source images. The segmentation
 network learns the source labels and to deceive D on target images, at two levels (main and aux):
 
-    L = L_seg(main) + 0.1 L_seg(aux) + 0.01 BCE(D(p_main), "source") + 0.002 BCE(D_aux(p_aux), "source")
+    L = L_seg(main) + 0.1 L_seg(aux) + 0.1 BCE(D(p_main), "source") + 0.02 BCE(D_aux(p_aux), "source")
 
-The adversarial weights are ten times the paper's, whose networks are pretrained. The paper's table calls it AdaOutput.
+The adversarial weights are a hundred times those of the paper, whose networks are pretrained. The paper's table calls it AdaOutput.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from source_training import random_affine
 from torch import Tensor, nn
 
 # Segmentation and adversarial weight of each level.
-MAIN, AUX = (1.0, 0.01), (0.1, 0.002)
+MAIN, AUX = (1.0, 0.1), (0.1, 0.02)
 
 
 class AdaptSegNetModule(pl.LightningModule):
