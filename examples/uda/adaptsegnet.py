@@ -5,7 +5,8 @@ network learns the source labels and to deceive D on target images, at two level
 
     L = L_seg(main) + 0.1 L_seg(aux) + 0.1 BCE(D(p_main), "source") + 0.02 BCE(D_aux(p_aux), "source")
 
-The adversarial weights are a hundred times those of the paper, whose networks are pretrained. The paper's table calls it AdaOutput.
+The adversarial weights are a hundred times those of the paper, whose networks are pretrained. The paper's table calls
+the method AdaOutput.
 """
 
 from typing import Any
