@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ALIGNMENT = 0.1  # weight of the loss that aligns translations of target images
+SHARE_OF_ENCODER = 0.1  # how much of the gradient of the images' losses the encoder gets
 
 
 class _Residual(nn.Module):
@@ -116,6 +117,8 @@ class SIFAv1Module(pl.LightningModule):
         images = self._image_losses(source, target, fake_target, fake_source, reconstructed)
         labels = self._segmentation_losses(levels, label) | {"alignment": self._alignment_loss(fake_source)}
         self.manual_backward(_sum(images), retain_graph=True)
+        for parameter in self.segmenter.enc.parameters():
+            parameter.grad.mul_(SHARE_OF_ENCODER)
         # Segmentation and alignment train the encoder and the segmenter, not the generator and the decoder.
         self.manual_backward(_sum(labels), inputs=list(self.segmenter.parameters()))
         network_optimizer.step()
