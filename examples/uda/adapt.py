@@ -77,7 +77,7 @@ SIZES = {
         drn=8,
         sifa=4,
         sifa_generator=8,
-        source_steps={**dict.fromkeys(FILES, 600), "adaptsegnet": 1000, "advent": 1000, "synseg": 400},
+        source_steps={**dict.fromkeys(FILES, 1000), "cycada": 600, "synseg": 400},
         steps={
             "synseg": 1500,
             "adaptsegnet": 1000,

@@ -12,7 +12,7 @@ ENCODER_BLOCKS = "c1 r1 pool1 r2 pool2 r3 r4 pool3 r5 r6 r7 r8 r9 r10 r11 r12 d1
 _WIDTHS = {"c1": 1, "r1": 1, "r2": 2, "r3": 4, "r4": 4, "r5": 8, "r6": 8}
 _WIDTHS |= dict.fromkeys(("r7", "r8", "r9", "r10"), 16)
 _WIDEST = 32
-_DROPOUT = 0.25
+_WIDTH, _DROPOUT = 16, 0.25
 
 
 def _conv(channels: int, width: int, bias: bool, eps: float, kernel: int = 3, dilation: int = 1) -> list[nn.Module]:
@@ -100,7 +100,8 @@ class SIFA(ZScorePreprocess, nn.Module):
             1e-3, `legacy_resize`).
         bounds: The z-scores that `preprocess` maps to -1 and 1. SIFA's data set uses (-1.8, 4.4) for MR and
             (-2.8, 3.2) for CT.
-        width: Channels of the first convolution, 16 in SIFA; the last blocks have 32 times as many.
+        width: Channels of the first convolution, 16 in SIFA; the last blocks have 32 times as many. Narrower networks
+            have less dropout.
 
     Raises:
         ValueError: If `bounds` are not two increasing numbers.
@@ -113,12 +114,15 @@ class SIFA(ZScorePreprocess, nn.Module):
         lower: bool = False,
         port: bool = False,
         bounds: tuple[float, float] = (-2.8, 3.2),
-        width: int = 16,
+        width: int = _WIDTH,
     ) -> None:
         super().__init__()
         self.set_bounds(bounds)
         self.in_channels = in_channels
         self.enc = _Encoder(in_channels, width, bias=port, eps=1e-5 if port else 1e-3)
+        for module in self.enc.modules():
+            if isinstance(module, nn.Dropout):
+                module.p *= min(1.0, width / _WIDTH)
         self.seg = _Segmenter(_WIDEST * width, num_classes, bias=port, legacy=not port)
         self.seg_ll = _Segmenter(_WIDEST * width, num_classes, bias=port, legacy=not port) if lower else None
 
