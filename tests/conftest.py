@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ torch.set_num_threads(1)
 
 
 # These tests leave gigabytes in the process. Forking it then takes a second, and the tests of killed runs fork often.
-LARGE = ("test_architectures", "test_checkpoint_loading", "test_checkpoint_golden", "test_checkpoint_refine")
+LARGE = ("test_architectures", "test_checkpoint_loading", "test_checkpoint_golden")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,3 +74,13 @@ def trainer(tmp_path: Any) -> Callable[..., pl.Trainer]:
         return pl.Trainer(**{**defaults, **options})
 
     return make
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Import an example by name; the working directory is a temporary folder."""
+    for folder in ("", "uda", "benchmarks"):
+        monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / folder))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    return importlib.import_module

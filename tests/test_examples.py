@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import difflib
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,6 @@ from apl_lightning import checkpoints
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-
-
-@pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Import an example by name; the working directory is a temporary folder."""
-    for folder in (EXAMPLES, EXAMPLES / "uda", EXAMPLES / "benchmarks"):
-        monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    return importlib.import_module
 
 
 def test_quickstart(example: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from pathlib import Path
@@ -16,17 +15,6 @@ from torch import nn
 from apl_lightning import checkpoints
 
 SYSTEMS = ("synseg", "adaptsegnet", "cyclegan", "cycada", "advent", "sifa-v1", "sifa-v2")
-EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-@pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Import an example by name; the working directory is a temporary folder."""
-    for folder in (EXAMPLES, EXAMPLES / "uda", EXAMPLES / "benchmarks"):
-        monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    return importlib.import_module
 
 
 class Plus(nn.Module):
