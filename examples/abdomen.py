@@ -19,7 +19,7 @@ import pytorch_lightning as pl
 import torch
 from evaluation import organ_dice, patient_dice, predict, table
 from networks import NETWORKS, build_network
-from panel import save_panel
+from panel import fullest_slice, save_panel
 from slices import Slices, class_names
 from source_training import SourceModule
 from torch import Tensor, nn
@@ -105,12 +105,7 @@ def save_picture(path: Path, predictions: dict[str, list[Tensor]], held_out: Sli
     gains = {patient: dice["after"][patient] - before for patient, before in dice["before"].items()}
     typical = mean(gains.values())
     patient = min(gains, key=lambda patient: abs(gains[patient] - typical))
-    sizes = {
-        index: torch.bincount(held_out[index]["label"].flatten(), minlength=len(names))[1:].min()
-        for index, case in enumerate(held_out.cases)
-        if case == patient
-    }
-    shown = max(sizes, key=lambda index: sizes[index])
+    shown = fullest_slice(held_out, patient)
     columns = {f"{name}: Dice {dice[name][patient]:.1f}": [labels[shown]] for name, labels in predictions.items()}
     save_panel(path, [held_out[shown]["image"]], {**columns, "reference": [held_out[shown]["label"]]})
 

@@ -1,7 +1,11 @@
-"""Networks of the examples, by name."""
+"""Networks of the examples, by name, and their files."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
 from monai.networks.nets import UNet
-from torch import nn
+from torch import Tensor, nn
 
 NETWORKS = ("monai-unet", "smp-unet", "smp-deeplabv3plus")
 
@@ -14,3 +18,11 @@ def build_network(name: str, classes: int) -> nn.Module:
 
     kind, encoder = {"smp-unet": (smp.Unet, "resnet18"), "smp-deeplabv3plus": (smp.DeepLabV3Plus, "resnet50")}[name]
     return kind(encoder, encoder_weights=None, in_channels=1, classes=classes)
+
+
+def save_weights(state: Mapping[str, Tensor], path: Path) -> None:
+    """Save a state dict; an interrupted run leaves no file that looks finished."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.tmp")
+    torch.save(state, unfinished)
+    unfinished.replace(path)

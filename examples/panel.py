@@ -1,11 +1,24 @@
 """A figure with one row per image and one column per network."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
+import torch
 from torch import Tensor
 
 from apl_lightning.visualize import overlay
+
+
+def fullest_slice(dataset: Any, patient: str | None = None) -> int:
+    """The index of the slice, of a patient or of all, in which the smallest organ has most pixels."""
+    classes = len(dataset.class_names)
+    sizes = {
+        index: torch.bincount(dataset[index]["label"].flatten(), minlength=classes)[1:].min()
+        for index, case in enumerate(dataset.cases)
+        if patient in (None, case)
+    }
+    return max(sizes, key=lambda index: sizes[index])
 
 
 def save_panel(

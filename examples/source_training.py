@@ -56,6 +56,18 @@ def unit_range(image: Tensor) -> Tensor:
     return (image - low) / (high - low).clamp_min(1e-6)
 
 
+def moved(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """`random_affine` of images (B, 1, *S) whose black is not 0; what comes into view is black."""
+    black = image.amin((1, 2, 3), keepdim=True)
+    image, label = random_affine(image - black, label)
+    return image + black, label
+
+
+def segmentation_loss() -> DiceCELoss:
+    """Dice and cross-entropy of logits (B, C, *S) and labels (B, 1, *S)."""
+    return DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
+
+
 class SourceModule(pl.LightningModule):
     """Supervised training with Dice and cross-entropy on batches of `{"image", "label"}`.
 
@@ -70,7 +82,7 @@ class SourceModule(pl.LightningModule):
         self.model = model
         self.remap = remap
         self.learning_rate = learning_rate
-        self.criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
+        self.criterion = segmentation_loss()
 
     def forward(self, image: Tensor) -> Tensor:
         logits: Tensor = self.model(image)

@@ -50,7 +50,7 @@ def _kernel(shapes: Shapes, name: str, default: tuple[int, ...]) -> tuple[int, .
 
 
 def _width(shapes: Shapes, first: str, head: str, official: int) -> int:
-    """The output channels of the first kernel in a file, if the classifier reads 32 times as many as it should."""
+    """The output channels of the first kernel if the classifier reads 32 times as many, else the official number."""
     width, _ = _kernel(shapes, first, (official, 0))
     _, features = _kernel(shapes, head, (0, 0))
     return width if features == 32 * width else official

@@ -20,7 +20,7 @@ for folder in (".", "uda"):
     sys.path.append(str(Path(__file__).resolve().parents[1] / folder))
 
 from adapt import FILES, SIZES, adapt, load_adapted, prepared
-from networks import build_network
+from networks import build_network, save_weights
 from settings import Setting, trainer
 from slices import Slices
 from source_training import SourceModule
@@ -51,10 +51,7 @@ def _trained(kind: str, setting: Setting, seed: int) -> nn.Module:
         data = setting.read("target_adapt" if kind == "oracle" else "source_train")
         loader = DataLoader(data, batch_size=8, shuffle=True, drop_last=True)
         trainer(budget, max_steps=budget.source_steps).fit(SourceModule(network, remap=kind == "remapped"), loader)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".tmp")
-        torch.save(network.state_dict(), unfinished)
-        unfinished.replace(path)
+        save_weights(network.state_dict(), path)
     network.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
     return network
 

@@ -22,7 +22,7 @@ import torch
 from bases import SYSTEMS, base_network, images_for
 from evaluation import main_logits
 from methods import Task, add_arguments, budget_of, run_all, save_budget, train_bases
-from panel import save_panel
+from panel import fullest_slice, save_panel
 from report import Run, average, distance, gain_of, read_runs, spread
 from settings import Setting, settings_of
 
@@ -65,9 +65,10 @@ def table(runs: list[Run]) -> str:
         for method, paper in zip(METHODS, (f"{after:.1f} ({after - before:+.1f})", ""), strict=True):
             lines += _row(f"{TITLES[system]} + {method}", _found(runs, system, method), names, paper)
     lines += [line for method in METHODS for line in _mean_gain(runs, method, len(names))]
+    system = best(runs)
     for method in PEERS:
         paper = f"{PAPER_PEERS[method]:.1f} (from SIFA-v1)" if method in PAPER_PEERS else ""
-        lines += _row(f"{TITLES[best(runs)]} + {method}", _found(runs, best(runs), method), names, paper)
+        lines += _row(f"{TITLES[system]} + {method}", _found(runs, system, method), names, paper)
     return "\n".join(lines)
 
 
@@ -107,9 +108,7 @@ def picture(setting: Setting, systems: list[str], method: str, seed: int, path: 
     The slice is the one in which the smallest organ has most pixels.
     """
     held_out = setting.read("target_val")
-    classes = len(setting.class_names)
-    sizes = [torch.bincount(label.flatten(), minlength=classes)[1:].min() for label in held_out.labels]
-    shown = max(range(len(sizes)), key=lambda index: sizes[index])
+    shown = fullest_slice(held_out)
     columns: dict[str, list[torch.Tensor]] = {"before": [], f"after {method}": []}
     for system in systems:
         network = base_network(system, setting, seed)

@@ -28,7 +28,7 @@ import pytorch_lightning as pl
 import torch
 from bases import BASES, SYSTEM_SIZES, SYSTEMS, base_network, images_for
 from evaluation import organ_dice, patient_dice, predict
-from networks import NETWORKS
+from networks import NETWORKS, save_weights
 from recipes import MORE, RECIPES
 from report import write_report
 from settings import Budget, Setting, settings_of, trainer
@@ -126,8 +126,7 @@ def refine(task: Task) -> dict[str, Any]:
         trainer(setting.budget, max_steps=setting.budget.steps, callbacks=callbacks).fit(module, data)
         seconds = time.perf_counter() - start - rounds.seconds
     refined = module.export()
-    task.network.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(refined.state_dict(), task.network)
+    save_weights(refined.state_dict(), task.network)
     after = evaluate(refined, held_out, names)
     return {"before": {"dice": before}, "after": after, "rounds": rounds.rows, "seconds": seconds}
 

@@ -28,10 +28,11 @@ from advent import AdventModule
 from cycada import CyCADAModule
 from cyclegan import CycleGANModule
 from evaluation import logits_of
-from sifa_v1 import SIFAv1Module, moved
+from networks import save_weights
+from sifa_v1 import SIFAv1Module
 from sifa_v2 import SIFAv2Module
 from slices import Slices, class_names
-from source_training import SourceModule
+from source_training import SourceModule, moved
 from synseg import SynSegModule
 
 from apl_lightning.checkpoints import DRN, SIFA, DeepLabV2, ResnetGenerator, SIFAGenerator, load
@@ -187,11 +188,8 @@ def adapt(
         for name, dataset in (("source", source), ("target", target))
     }
     trainer().fit(module, pl.utilities.CombinedLoader(batches, "min_size"))
-    folder.mkdir(parents=True, exist_ok=True)
     for name, state in state_dicts(system, module).items():
-        unfinished = folder / f"{name}.tmp"
-        torch.save(state, unfinished)
-        unfinished.replace(folder / name)
+        save_weights(state, folder / name)
 
 
 def _loader(dataset: Dataset[Any], steps: int, batch_size: int) -> DataLoader[Any]:

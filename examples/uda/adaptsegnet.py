@@ -13,10 +13,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from adversarial import FROM_SOURCE, FROM_TARGET, cross_entropy_to, output_discriminator, polynomial
+from adversarial import FROM_SOURCE, FROM_TARGET, cross_entropy_to, output_discriminator, polynomial, scheduled
 from evaluation import logits_of
-from monai.losses import DiceCELoss
-from source_training import random_affine
+from source_training import random_affine, segmentation_loss
 from torch import Tensor, nn
 
 # Segmentation and adversarial weight of each level.
@@ -39,7 +38,7 @@ class AdaptSegNetModule(pl.LightningModule):
         self.network = network
         self.discriminators = nn.ModuleList(output_discriminator(classes, width) for _ in (MAIN, AUX))
         self.learning_rate = learning_rate
-        self.criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
+        self.criterion = segmentation_loss()
         self.automatic_optimization = False
 
     def maps(self, logits: Tensor) -> Tensor:
@@ -77,5 +76,4 @@ class AdaptSegNetModule(pl.LightningModule):
             torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate, weight_decay=5e-4),
             torch.optim.Adam(self.discriminators.parameters(), lr=5e-4, betas=(0.9, 0.99)),
         ]
-        steps = int(self.trainer.estimated_stepping_batches)
-        return optimizers, [polynomial(optimizer, steps) for optimizer in optimizers]
+        return scheduled(self, optimizers, polynomial)

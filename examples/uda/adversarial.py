@@ -2,11 +2,14 @@
 
 import itertools
 import random
+from collections.abc import Callable
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, PolynomialLR
 
 # What a discriminator learns to say about its input.
@@ -66,6 +69,22 @@ class ImagePool:
         place = random.randrange(self.size)
         earlier, self.images[place] = self.images[place], image
         return earlier
+
+
+def adam_pair(module: nn.Module, learning_rate: float) -> list[Optimizer]:
+    """CycleGAN's two Adams: one for all networks of a module but its `judges`, one for these."""
+    parameters = dict(module.named_parameters())
+    judges = [parameter for name, parameter in parameters.items() if name.startswith("judges.")]
+    others = [parameter for name, parameter in parameters.items() if not name.startswith("judges.")]
+    return [Adam(group, lr=learning_rate, betas=(0.5, 0.999)) for group in (others, judges)]
+
+
+def scheduled(
+    module: pl.LightningModule, optimizers: list[Optimizer], schedule: Callable[[Optimizer, int], LRScheduler]
+) -> Any:
+    """The optimisers with a schedule over all steps, as `configure_optimizers` returns them."""
+    steps = int(module.trainer.estimated_stepping_batches)
+    return optimizers, [schedule(optimizer, steps) for optimizer in optimizers]
 
 
 def polynomial(optimizer: Optimizer, steps: int) -> LRScheduler:

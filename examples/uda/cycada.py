@@ -9,9 +9,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from adversarial import FROM_SOURCE, FROM_TARGET, cross_entropy_to, polynomial
-from monai.losses import DiceCELoss
-from source_training import random_affine
+from adversarial import FROM_SOURCE, FROM_TARGET, cross_entropy_to, polynomial, scheduled
+from source_training import random_affine, segmentation_loss
 from torch import Tensor, nn
 
 ADVERSARIAL = 0.1
@@ -53,7 +52,7 @@ class CyCADAModule(pl.LightningModule):
         self.to_target = to_target.requires_grad_(False)
         self.discriminator = score_discriminator(classes, width)
         self.learning_rate = learning_rate
-        self.criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
+        self.criterion = segmentation_loss()
         self.automatic_optimization = False
 
     def training_step(self, batch: dict[str, dict[str, Tensor]]) -> None:
@@ -86,5 +85,4 @@ class CyCADAModule(pl.LightningModule):
             torch.optim.AdamW(self.network.parameters(), lr=self.learning_rate, weight_decay=5e-4),
             torch.optim.Adam(self.discriminator.parameters(), lr=1e-4, betas=(0.5, 0.999)),
         ]
-        steps = int(self.trainer.estimated_stepping_batches)
-        return optimizers, [polynomial(optimizer, steps) for optimizer in optimizers]
+        return scheduled(self, optimizers, polynomial)

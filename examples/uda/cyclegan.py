@@ -10,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from adversarial import FAKE, REAL, ImagePool, least_squares, linear_after_half, patch_gan
+from adversarial import FAKE, REAL, ImagePool, adam_pair, least_squares, linear_after_half, patch_gan, scheduled
 from source_training import random_affine
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -87,8 +87,4 @@ class CycleGANModule(pl.LightningModule):
         return {}
 
     def configure_optimizers(self) -> Any:
-        judges = list(self.judges.parameters())
-        others = [p for p in self.parameters() if not any(p is judge for judge in judges)]
-        optimizers = [torch.optim.Adam(group, lr=self.learning_rate, betas=(0.5, 0.999)) for group in (others, judges)]
-        steps = int(self.trainer.estimated_stepping_batches)
-        return optimizers, [linear_after_half(optimizer, steps) for optimizer in optimizers]
+        return scheduled(self, adam_pair(self, self.learning_rate), linear_after_half)

@@ -14,10 +14,9 @@ from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
-from adversarial import FAKE, FROM_SOURCE, FROM_TARGET, REAL, least_squares, patch_gan
+from adversarial import FAKE, FROM_SOURCE, FROM_TARGET, REAL, adam_pair, least_squares, patch_gan
 from cyclegan import CYCLE
-from monai.losses import DiceCELoss
-from source_training import random_affine
+from source_training import moved, segmentation_loss
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -95,7 +94,7 @@ class SIFAv1Module(pl.LightningModule):
         self.judges = nn.ModuleDict({level: patch_gan(classes, width) for level in self.levels})
         self.judges.update({"target": patch_gan(1, width), "source": _SourceJudge(width)})
         self.learning_rate = learning_rate
-        self.criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
+        self.criterion = segmentation_loss()
         self.automatic_optimization = False
 
     def training_step(self, batch: dict[str, dict[str, Tensor]]) -> None:
@@ -130,9 +129,7 @@ class SIFAv1Module(pl.LightningModule):
         self.log_dict({f"adapt/{name}": loss for name, loss in (images | labels).items()}, prog_bar=True)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        judges = list(self.judges.parameters())
-        others = [parameter for name, parameter in self.named_parameters() if not name.startswith("judges.")]
-        return [torch.optim.Adam(group, lr=self.learning_rate, betas=(0.5, 0.999)) for group in (others, judges)]
+        return adam_pair(self, self.learning_rate)
 
     def _image_losses(
         self, source: Tensor, target: Tensor, fake_target: Tensor, fake_source: Tensor, reconstructed: Tensor
@@ -184,10 +181,3 @@ class SIFAv1Module(pl.LightningModule):
 
 def _sum(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(losses.values())).sum()
-
-
-def moved(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """`random_affine` of images (B, 1, *S) with any black; what comes into view is black."""
-    black = image.amin((1, 2, 3), keepdim=True)
-    image, label = random_affine(image - black, label)
-    return image + black, label

@@ -7,7 +7,7 @@ the paper.
 """
 
 from cyclegan import CycleGANModule
-from monai.losses import DiceCELoss
+from source_training import segmentation_loss
 from torch import Tensor, nn
 
 
@@ -32,7 +32,7 @@ class SynSegModule(CycleGANModule):
     ) -> None:
         super().__init__(to_target, to_source, width, identity=0.0, learning_rate=learning_rate)
         self.segmenter = segmenter
-        self.criterion = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
+        self.criterion = segmentation_loss()
 
     def segmentation_losses(self, fake_target: Tensor, label: Tensor) -> dict[str, Tensor]:
         """The segmentation loss on translated source images; its gradient reaches G_A too."""
