@@ -1,4 +1,4 @@
-"""The two losses of APL, as functions of logits, labels and weights."""
+"""The losses of APL, as functions of logits, labels and weights."""
 
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -109,17 +109,49 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
         >>> round(loss.item(), 4)  # log 2 for any weights
         0.6931
     """
-    soft = labels.is_floating_point() and labels.shape == logits.shape
-    if logits.shape[:1] + logits.shape[2:] != weights.shape or not (soft or labels.shape == weights.shape):
-        raise ValueError(
-            "Expected `logits` (B, C, *S), `labels` (B, *S) or (B, C, *S) and `weights` (B, *S), but got "
-            f"{tuple(logits.shape)}, {tuple(labels.shape)} and {tuple(weights.shape)}."
-        )
-    if not soft:
-        _check_labels(labels, logits.shape[1])
-        labels = labels.long()
-    logits = _at_least_float32(logits)
-    return joint_mean(F.cross_entropy(logits, labels, reduction="none"), weights)
+    labels = _checked(labels, logits, weights)
+    return joint_mean(F.cross_entropy(_at_least_float32(logits), labels, reduction="none"), weights)
+
+
+def weighted_dice_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    r"""One minus the weighted soft Dice, averaged over classes (V-Net, Milletari et al., 2016).
+
+    $$L_{Dice} = 1 - \frac{1}{|K|} \sum_{c \in K}
+    \frac{2 \sum_n \omega_n p_{nc} y_{nc}}{\sum_n \omega_n (p_{nc} + y_{nc})}$$
+
+    The sums run over the pixels of the batch, of all ranks; $K$ are the foreground classes with labels in it. Every
+    rank returns the same value, whose gradient is scaled as in `weighted_cross_entropy`. All ranks must call it.
+
+    Args:
+        logits: (B, C, *S).
+        labels: Class indices, (B, *S), or soft labels, (B, C, *S).
+        weights: Non-negative weights, (B, *S); 0 ignores a pixel.
+
+    Returns:
+        A scalar in float32 or float64; 0, with a graph, without labelled foreground.
+
+    Raises:
+        ValueError: As `weighted_cross_entropy`.
+
+    Examples:
+        >>> import torch
+        >>> from apl_lightning.losses import weighted_dice_loss
+        >>> logits = torch.zeros(1, 2, 3)  # p = 1/2 everywhere
+        >>> labels = torch.tensor([[0, 1, 1]])
+        >>> loss = weighted_dice_loss(logits, labels, torch.tensor([[1.0, 0.5, 0.0]]))
+        >>> round(loss.item(), 4)  # 1 - 2 * 0.25 / (0.75 + 0.5)
+        0.6
+    """
+    labels = _checked(labels, logits, weights)
+    p, w = _probabilities(logits).flatten(2), weights.flatten(1)[:, None]
+    soft = labels.is_floating_point()
+    y = labels.flatten(2) if soft else F.one_hot(labels.flatten(1), p.shape[1]).transpose(1, 2)
+    sums = torch.stack([(w * part).sum(dim=(0, 2)).to(p.dtype) for part in (p * y, p, y)])
+    both, predicted, labelled = _total_with_gradient(sums)
+    has_labels = (labelled > 0) & (torch.arange(p.shape[1], device=p.device) > 0)
+    dice = 2 * both / torch.where(has_labels, predicted + labelled, 1)
+    loss: Tensor = torch.where(has_labels, 1 - dice, 0 * dice).sum() / has_labels.sum().clamp_min(1)
+    return loss
 
 
 def joint_mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -127,6 +159,11 @@ def joint_mean(values: Tensor, weights: Tensor) -> Tensor:
     weights = weights.to(values.dtype)
     mean_weight = total(weights.sum().detach()) / world_size()
     return (weights * values).sum() / torch.where(mean_weight > 0, mean_weight, 1)
+
+
+def _total_with_gradient(sums: Tensor) -> Tensor:
+    """The sum over ranks; its gradient is that of this rank's share, scaled for the mean that DDP takes."""
+    return total(sums.detach()) + world_size() * (sums - sums.detach())
 
 
 def mean_over_heads(loss: Callable[[Tensor], Tensor], main: Tensor, aux: Tensor) -> Tensor:
@@ -138,6 +175,20 @@ def entropy(logits: Tensor) -> Tensor:
     r"""The entropy $-\sum_c p_c \log p_c$ of each pixel, (B, *S), from logits (B, C, *S)."""
     log_p = _at_least_float32(logits).log_softmax(dim=1)
     return -(log_p.exp() * log_p).sum(dim=1)
+
+
+def _checked(labels: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
+    """Labels whose shape fits: class indices in int64, or soft ones as they are."""
+    soft = labels.is_floating_point() and labels.shape == logits.shape
+    if logits.shape[:1] + logits.shape[2:] != weights.shape or not (soft or labels.shape == weights.shape):
+        raise ValueError(
+            "Expected `logits` (B, C, *S), `labels` (B, *S) or (B, C, *S) and `weights` (B, *S), but got "
+            f"{tuple(logits.shape)}, {tuple(labels.shape)} and {tuple(weights.shape)}."
+        )
+    if soft:
+        return labels
+    _check_labels(labels, logits.shape[1])
+    return labels.long()
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:

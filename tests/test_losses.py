@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from monai.losses import DiceLoss
 from torch import Tensor
 from torch.nn import functional as F
 
-from apl_lightning.losses import consistency_loss, weighted_cross_entropy
+from apl_lightning.losses import consistency_loss, weighted_cross_entropy, weighted_dice_loss
 
 SHAPES = [(2, 3, 7), (2, 5, 6, 5), (3, 2, 3, 4, 5)]
 
@@ -104,6 +107,7 @@ def test_half_precision_accumulates_in_float32(dtype: torch.dtype) -> None:
     for half, full in [
         (consistency_loss(main, aux), consistency_loss(main.float(), aux.float())),
         (weighted_cross_entropy(main, labels, weights), weighted_cross_entropy(main.float(), labels, weights)),
+        (weighted_dice_loss(main, labels, weights), weighted_dice_loss(main.float(), labels, weights)),
     ]:
         assert half.dtype == torch.float32
         torch.testing.assert_close(half, full)
@@ -123,9 +127,74 @@ def test_weighted_cross_entropy_is_a_weighted_mean(shape: tuple[int, ...]) -> No
     )
 
 
-def test_zero_weights_give_zero_loss_and_gradients() -> None:
+def naive_dice(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
+    """The equation of the weighted Dice loss in loops over pixels."""
+    flat = logits.softmax(1).movedim(1, -1).reshape(-1, logits.shape[1]).tolist()
+    losses = []
+    for c in range(1, logits.shape[1]):
+        both = size = found = 0.0
+        for p, label, weight in zip(flat, labels.flatten().tolist(), weights.flatten().tolist(), strict=True):
+            both += 2 * weight * p[c] * (label == c)
+            size += weight * (p[c] + (label == c))
+            found += weight * (label == c)
+        if found:
+            losses.append(1 - both / size)
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weighted_dice_loss_is_the_equation(shape: tuple[int, ...]) -> None:
+    logits = torch.randn(shape)
+    spatial = (shape[0], *shape[2:])
+    labels, weights = torch.randint(shape[1], spatial), torch.rand(spatial)
+    assert weighted_dice_loss(logits, labels, weights).item() == pytest.approx(naive_dice(logits, labels, weights))
+    soft = F.one_hot(labels, shape[1]).movedim(-1, 1).float()
+    torch.testing.assert_close(
+        weighted_dice_loss(logits, soft, weights), weighted_dice_loss(logits, labels, weights), msg="as soft labels"
+    )
+
+
+def test_classes_without_labels_do_not_count_in_the_dice_loss() -> None:
+    logits, weights = torch.randn(2, 4, 30), torch.rand(2, 30)
+    labels = torch.randint(3, (2, 30))  # never class 3
+    assert weighted_dice_loss(logits, labels, weights).item() == pytest.approx(naive_dice(logits, labels, weights))
+    weights[labels == 2] = 0  # nor class 2, for the loss
+    assert weighted_dice_loss(logits, labels, weights).item() == pytest.approx(naive_dice(logits, labels, weights))
+
+
+@pytest.mark.parametrize("shape", SHAPES[1:])
+def test_dice_loss_without_weights_is_that_of_monai(shape: tuple[int, ...]) -> None:
+    logits, labels = torch.randn(shape), torch.randint(shape[1], (shape[0], *shape[2:]))
+    options = {"include_background": False, "to_onehot_y": True, "softmax": True, "batch": True}
+    criterion = DiceLoss(**options, smooth_nr=0.0, smooth_dr=0.0)
+    ours = weighted_dice_loss(logits, labels, torch.ones(labels.shape))
+    torch.testing.assert_close(ours, criterion(logits, labels[:, None]))
+
+
+@pytest.mark.parametrize(("dice_weight", "found"), [(0.0, [False, False, True]), (1.0, [False, True, True])])
+def test_dice_loss_keeps_an_organ_that_is_often_missed(dice_weight: float, found: list[bool]) -> None:
+    """Pixels of three kinds: in 10, 40 and 60 % of 100, labels call them an organ; 9000 others are background.
+
+    Pixels that look alike get one prediction. Cross-entropy takes the majority. The Dice loss takes pixels in which the
+    organ is more probable than half the Dice that can be reached (here 2 (40 + 60) / (200 + 110) = 0.65).
+    """
+    labels = torch.cat([*(torch.arange(100) < count for count in (10, 40, 60)), torch.zeros(9000)])[None].long()
+    kinds = torch.arange(4).repeat_interleave(torch.tensor([100, 100, 100, 9000]))
+    logits = torch.zeros(1, 2, 4, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(300):
+        arguments = logits[:, :, kinds], labels, torch.ones(1, 9300)
+        loss = weighted_cross_entropy(*arguments) + dice_weight * weighted_dice_loss(*arguments)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (logits[0, 1] > logits[0, 0]).tolist() == [*found, False]
+
+
+@pytest.mark.parametrize("loss_of", [weighted_cross_entropy, weighted_dice_loss])
+def test_zero_weights_give_zero_loss_and_gradients(loss_of: Callable[..., Tensor]) -> None:
     logits = torch.randn(1, 3, 4, requires_grad=True)
-    loss = weighted_cross_entropy(logits, torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 4))
+    loss = loss_of(logits, torch.ones(1, 4, dtype=torch.long), torch.zeros(1, 4))
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None
@@ -142,3 +211,5 @@ def test_bad_input_is_an_error() -> None:
         weighted_cross_entropy(logits, torch.tensor([[0, 1, 2, 3]]), weights)
     with pytest.raises(ValueError, match=r"`labels` \(B, \*S\)"):
         weighted_cross_entropy(logits, labels[:, :2], weights[:, :2])
+    with pytest.raises(ValueError, match=r"`labels` \(B, \*S\)"):
+        weighted_dice_loss(logits, labels[:, :2], weights[:, :2])

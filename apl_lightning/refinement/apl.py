@@ -17,8 +17,9 @@ class APLModule(RefinementModule):
 
     $$L = \lambda_{con} L_{Con} + \lambda_{ssl} L_{SSL}$$
 
-    L_Con ([`consistency_loss`][apl_lightning.losses.consistency_loss]) trains only the heads; L_SSL (the mean of
-    [`weighted_cross_entropy`][apl_lightning.losses.weighted_cross_entropy] over both heads) trains only the encoder.
+    L_Con ([`consistency_loss`][apl_lightning.losses.consistency_loss]) trains only the heads. L_SSL (the mean over both
+    heads of [`weighted_cross_entropy`][apl_lightning.losses.weighted_cross_entropy], and beyond the paper of
+    [`weighted_dice_loss`][apl_lightning.losses.weighted_dice_loss]) trains only the encoder.
     One forward and one backward pass serve both, so automatic optimisation, mixed precision, accumulation, clipping
     and DDP work as in any LightningModule. The pseudo labels come with the batch: train on a
     [`TargetDataModule`][apl_lightning.data.TargetDataModule] with
@@ -28,6 +29,7 @@ class APLModule(RefinementModule):
     Args:
         consistency_weight: $\lambda_{con}$; 0 does not train the heads.
         refinement_weight: $\lambda_{ssl}$; 0 does not train the encoder.
+        dice_weight: The weight of the Dice loss in L_SSL beside the cross-entropy, which has 1; 0 as in the paper.
         weighting: The definition of W in L_Con.
         learning_rate: The learning rate of the encoder.
         head_rate: The learning rate of the heads, relative to `learning_rate`. The steps of Adam do not depend on the
@@ -60,6 +62,7 @@ class APLModule(RefinementModule):
         network: str | None = None,
         consistency_weight: float = 1.0,
         refinement_weight: float = 1.0,
+        dice_weight: float = 1.0,
         weighting: Weighting = "confusion",
         batch_norm: BatchNormMode = "auto",
         optimizer: Optimizer = torch.optim.Adam,
@@ -94,6 +97,7 @@ class APLModule(RefinementModule):
             batch_norm=batch_norm,
             optimizer=optimizer,
             learning_rate=learning_rate,
+            dice_weight=dice_weight,
             ema_decay=ema_decay,
             lr_scheduler=lr_scheduler,
             inferer=inferer,

@@ -15,6 +15,7 @@ from apl_lightning._support.resizing import resize_to
 from apl_lightning.data import Keys, RandomPatches, describe, sliding_window
 from apl_lightning.denoisers import APL, Denoiser
 from apl_lightning.heads import DualHeadModel, Inferer, Logits, add_dual_heads, warm_up_second_head
+from apl_lightning.losses import mean_over_heads, weighted_dice_loss
 from apl_lightning.metrics import CaseDice
 from apl_lightning.refinement.batchnorm import (
     BatchNormMode,
@@ -57,6 +58,8 @@ class RefinementModule(EvaluationSteps, ABC):
             less than a point; `"train"` updates them with the training batches.
         optimizer: Called with the parameters and `lr`: a class, or a `functools.partial` of one.
         learning_rate: The learning rate.
+        dice_weight: The weight of [`weighted_dice_loss`][apl_lightning.losses.weighted_dice_loss] beside the loss of
+            the denoiser. With cross-entropy alone, small organs fade.
         ema_decay: Labels, validation, test, prediction and `export` use an exponential moving average of the network
             with this decay (see [`Teacher`][apl_lightning.refinement.Teacher]); `None` uses the network itself.
         lr_scheduler: Called with the optimiser; steps once an epoch.
@@ -89,6 +92,7 @@ class RefinementModule(EvaluationSteps, ABC):
         batch_norm: BatchNormMode | None = None,
         optimizer: Optimizer = torch.optim.Adam,
         learning_rate: float = 3e-4,
+        dice_weight: float = 0.0,
         ema_decay: float | None = None,
         lr_scheduler: Scheduler | None = None,
         inferer: Inferer | None = None,
@@ -112,6 +116,9 @@ class RefinementModule(EvaluationSteps, ABC):
         num_classes = self.hparams["num_classes"] = self.model.num_classes
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(f"Expected {num_classes} `class_names`, background included, but got {list(class_names)}.")
+        if not dice_weight >= 0:
+            raise ValueError(f"Expected `dice_weight` to be at least 0, but got {dice_weight}.")
+        self.dice_weight = dice_weight
         self.teacher = None if ema_decay is None else Teacher(self.model, ema_decay)
         self.class_names = list(class_names) if class_names is not None else [str(c) for c in range(num_classes)]
         self.batch_norm: BatchNormMode = batch_norm or self.default_batch_norm
@@ -225,9 +232,14 @@ class RefinementModule(EvaluationSteps, ABC):
             )
 
     def label_loss(self, logits: Logits, batch: dict[str, Tensor]) -> Tensor:
-        """The denoiser's loss of the logits of both heads on `pseudo_label` and `weight`."""
-        main, aux = (resize_to(z, batch["weight"]) for z in logits)
-        return self._denoiser().loss(main, aux, batch["pseudo_label"], batch["weight"])
+        """The denoiser's loss of both heads on `pseudo_label` and `weight`, and `dice_weight` times the Dice loss."""
+        labels, weights = batch["pseudo_label"], batch["weight"]
+        main, aux = (resize_to(z, weights) for z in logits)
+        loss = self._denoiser().loss(main, aux, labels, weights)
+        if self.dice_weight:
+            dice = mean_over_heads(lambda z: weighted_dice_loss(z, labels, weights), main, aux)
+            loss = loss + self.dice_weight * dice
+        return loss
 
     def training_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Return the loss of a batch; logs all losses."""

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
-from apl_lightning.losses import consistency_loss
+from apl_lightning.losses import consistency_loss, weighted_dice_loss
 
 Make = Callable[..., pl.Trainer]
 
@@ -60,7 +60,9 @@ def test_both_losses_in_one_pass_equal_two_optimisers() -> None:
     for_heads = torch.autograd.grad(consistency_loss(main, aux), heads)
     main, aux = module.model(data["image"])
     w = data["weight"]
-    losses = [(w * F.cross_entropy(z, data["pseudo_label"], reduction="none")).sum() / w.sum() for z in (main, aux)]
+    labels = data["pseudo_label"]
+    losses = [(w * F.cross_entropy(z, labels, reduction="none")).sum() / w.sum() for z in (main, aux)]
+    losses += [weighted_dice_loss(z, labels, w) for z in (main, aux)]
     for_encoder = torch.autograd.grad(sum(losses) / 2, encoder)
     module.losses(data)["loss"].backward()
     for parameter, expected in zip(heads + encoder, for_heads + for_encoder, strict=True):

@@ -27,7 +27,7 @@ from apl_lightning.data.joint_transforms import TARGET_KEYS
 from apl_lightning.denoisers import APL, CBST, CRST, DPL, IAST, Predictor, Threshold
 from apl_lightning.labels.spool import Spool
 from apl_lightning.labels.target_images import ImageBatch
-from apl_lightning.losses import weighted_cross_entropy
+from apl_lightning.losses import weighted_cross_entropy, weighted_dice_loss
 
 Make = Callable[..., pl.Trainer]
 
@@ -56,13 +56,26 @@ def test_labels_train_all_parameters() -> None:
 
 @pytest.mark.parametrize("kind", [APLModule, SelfTrainingModule])
 def test_loss_of_the_denoiser_replaces_cross_entropy(kind: Any, trainer: Make, tmp_path: Path) -> None:
-    module = kind(TinyNet(), CLASSES, **({"consistency_weight": 0.0} if kind is APLModule else {}))
+    module = kind(TinyNet(), CLASSES, dice_weight=0.0, **({"consistency_weight": 0.0} if kind is APLModule else {}))
     given = batch()
     for denoiser, folder in ((IAST(), "labels"), (APL(), "more")):
         data = TargetDataModule(Images(4), store_dir=tmp_path / folder, transform=None)
         trainer(callbacks=[PseudoLabelCallback(denoiser)]).fit(module, data)
         expected = denoiser.loss(*module.model(given["image"]), given["pseudo_label"], given["weight"])
         torch.testing.assert_close(module.losses(given)["loss"], expected)
+
+
+def test_dice_loss_is_added_to_that_of_the_denoiser() -> None:
+    given, options = batch(), {"batch_norm": "frozen"}
+    torch.manual_seed(0)
+    alone = SelfTrainingModule(TinyNet(), CLASSES, **options)
+    torch.manual_seed(0)
+    module = SelfTrainingModule(TinyNet(), CLASSES, dice_weight=0.5, **options)
+    both = module(given["image"])
+    dice = sum(weighted_dice_loss(z, given["pseudo_label"], given["weight"]) for z in both) / 2
+    torch.testing.assert_close(module.losses(given)["loss"], alone.losses(given)["loss"] + 0.5 * dice)
+    with pytest.raises(ValueError, match="Expected `dice_weight` to be at least 0, but got -1"):
+        SelfTrainingModule(TinyNet(), CLASSES, dice_weight=-1.0)
 
 
 def soft_label(image: Tensor) -> Tensor:
