@@ -16,7 +16,7 @@ class Preset(NamedTuple):
 _LOSSES = {"weighting": "confusion", "consistency_weight": 1.0, "refinement_weight": 1.0}
 PAPER = Preset(
     module=MappingProxyType(
-        {"batch_norm": "frozen", **_LOSSES, "head_rate": 1.0, "dice_weight": 0.0, "ema_decay": None}
+        {"batch_norm": "frozen", **_LOSSES, "head_rate": 1.0, "dice_weight": 0.0, "dropout": True, "ema_decay": None}
     ),
     callback=MappingProxyType(
         {"every_n_epochs": 1, "patience": None, "ignore_small_components": False, "guard": "off"}

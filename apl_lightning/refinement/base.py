@@ -59,7 +59,9 @@ class RefinementModule(EvaluationSteps, ABC):
         optimizer: Called with the parameters and `lr`: a class, or a `functools.partial` of one.
         learning_rate: The learning rate.
         dice_weight: The weight of [`weighted_dice_loss`][apl_lightning.losses.weighted_dice_loss] beside the loss of
-            the denoiser. With cross-entropy alone, small organs fade.
+            the denoiser. With cross-entropy alone, small organs that are often missed fade.
+        dropout: Whether training uses the network's dropout, or runs the network as it is evaluated. BatchNorm
+            statistics that are fixed fit the activations without dropout.
         ema_decay: Labels, validation, test, prediction and `export` use an exponential moving average of the network
             with this decay (see [`Teacher`][apl_lightning.refinement.Teacher]); `None` uses the network itself.
         lr_scheduler: Called with the optimiser; steps once an epoch.
@@ -93,6 +95,7 @@ class RefinementModule(EvaluationSteps, ABC):
         optimizer: Optimizer = torch.optim.Adam,
         learning_rate: float = 3e-4,
         dice_weight: float = 0.0,
+        dropout: bool = True,
         ema_decay: float | None = None,
         lr_scheduler: Scheduler | None = None,
         inferer: Inferer | None = None,
@@ -119,6 +122,7 @@ class RefinementModule(EvaluationSteps, ABC):
         if not dice_weight >= 0:
             raise ValueError(f"Expected `dice_weight` to be at least 0, but got {dice_weight}.")
         self.dice_weight = dice_weight
+        self.dropout = dropout
         self.teacher = None if ema_decay is None else Teacher(self.model, ema_decay)
         self.class_names = list(class_names) if class_names is not None else [str(c) for c in range(num_classes)]
         self.batch_norm: BatchNormMode = batch_norm or self.default_batch_norm
@@ -179,9 +183,10 @@ class RefinementModule(EvaluationSteps, ABC):
         return Logits(resize_to(main, image), resize_to(aux, image))
 
     def train(self, mode: bool = True) -> "RefinementModule":
-        """Set training mode, with BatchNorm as in `batch_norm`."""
+        """Set training mode, with BatchNorm as in `batch_norm` and dropout as in `dropout`."""
         super().train(mode)
         if mode:
+            self.model.train(self.dropout)
             set_batch_norm_mode(self.model, self.batch_norm)
         return self
 

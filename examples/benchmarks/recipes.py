@@ -4,8 +4,8 @@ Optimiser, learning rate, batch size, number of steps and joint transform are th
 losses; the other methods train all parameters on their labels. Each of them has three rows:
 
 - with its published parameters and the statistics of BatchNorm that come with the base;
-- `+ extras`: with all other defaults of APL: Dice loss, choice of BatchNorm, moving average, small components ignored,
-  the number of rounds, and the guard;
+- `+ extras`: with all other defaults of APL: Dice loss, no dropout, choice of BatchNorm, moving average, small
+  components ignored, the number of rounds, and the guard;
 - `, own rate`: the first row with the optimiser and the learning rate of its published code.
 """
 
@@ -25,7 +25,7 @@ from apl_lightning.presets import PAPER
 COUNTED = {"ignore_small_components": False}
 ONCE = 10**6  # as `every_n_epochs`: labels only before the first epoch
 AS_PUBLISHED = {"guard": "warn", "patience": None}
-EXTRAS = {"batch_norm": "auto", "dice_weight": 1.0, "ema_decay": 0.95}
+EXTRAS = {"batch_norm": "auto", "dice_weight": 1.0, "dropout": False, "ema_decay": 0.95}
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ MORE = (
     | {
         "APL, small components counted": _apl(callback=COUNTED),
         "APL, no Dice loss": _apl({"dice_weight": 0.0}),
+        "APL, dropout": _apl({"dropout": True}),
         "APL, no teacher": _apl({"ema_decay": None}),
         "APL, heads at the full rate": _apl({"head_rate": 1.0}),
         "APL, no L_Con": _apl({"consistency_weight": 0.0}),

@@ -226,7 +226,7 @@ def test_measured_gain_is_that_in_evaluation_mode(tmp_path: Path, trainer: Make)
 
     measured: list[float] = []
     labels = PseudoLabelCallback()
-    module = APLModule(WithDropout(), CLASSES, learning_rate=0.0, ema_decay=None)
+    module = APLModule(WithDropout(), CLASSES, learning_rate=0.0, ema_decay=None, dropout=True)
     trainer(callbacks=[labels, Measure()]).fit(module, TargetDataModule(Images(4), batch_size=2, store_dir=tmp_path))
     assert measured == [0, 0]
 

@@ -69,6 +69,17 @@ def test_both_losses_in_one_pass_equal_two_optimisers() -> None:
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("dropout", [False, True])
+def test_training_uses_dropout_only_if_asked_for(dropout: bool) -> None:
+    network = TinyNet()
+    network.encoder.append(nn.Dropout(0.5))
+    module = APLModule(network, CLASSES, dropout=dropout, batch_norm="train").eval().train()
+    assert module.model.network.encoder[1].training, "BatchNorm has a mode of its own"
+    given = batch()
+    first, second = (module.losses(given)["refinement"] for _ in range(2))
+    assert torch.equal(first, second) != dropout
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> TargetDataModule:
     return TargetDataModule(Images(6), Images(4, labelled=True), batch_size=2, store_dir=tmp_path / "labels")

@@ -28,7 +28,7 @@ class DropoutNet(TinyNet):
 
 def fit(make: Make, folder: Path, *callbacks: Any, network: Any = None, val: Any = True, **options: Any) -> Any:
     torch.manual_seed(0)
-    settings = {"aux": options.pop("aux", "auto"), "learning_rate": 1e-2, "batch_norm": "adapt"}
+    settings = {"aux": options.pop("aux", "auto"), "learning_rate": 1e-2, "batch_norm": "adapt", "dropout": True}
     module = APLModule(network or DropoutNet(), CLASSES, **settings)
     labelled = Images(5, labelled=True) if val else None
     size = 4 // options.get("devices", 1)

@@ -109,7 +109,7 @@ class Record(pl.Callback):
 
 def fit(make: Make, folder: Path, devices: int, record: Record, every: int, workers: int, dropout: bool = True) -> None:
     torch.manual_seed(0)
-    module = APLModule(DropoutNet() if dropout else TinyNet(), CLASSES, learning_rate=1e-2)
+    module = APLModule(DropoutNet() if dropout else TinyNet(), CLASSES, dropout=dropout, learning_rate=1e-2)
     data = TargetDataModule(
         Slices(SAMPLES),
         Images(3, labelled=True),
