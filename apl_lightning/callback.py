@@ -36,15 +36,11 @@ class PseudoLabelCallback(Callback):
     `pseudo/changed` (share of labels that differ from the round before), `pseudo/class_ratio/<class>` (of the labels),
     `pseudo/estimated_gain` and `pseudo/estimated_gain/<class>` (see
     [`estimate_gain`][apl_lightning.guard.estimate_gain]; `pseudo/batch_norm_gain` is that of re-estimated BatchNorm
-    statistics, `pseudo/batch_norm_agreement` the foreground Dice between predictions with them and with those of the
-    source) and, if the data set has reference labels, `pseudo/dice`, which only the log reads.
+    statistics) and, if the data set has reference labels, `pseudo/dice`, which only the log reads.
 
     Args:
         denoiser: Turns predictions into labels and weights, `APL()` by default: another method of
-            [`denoisers`][apl_lightning.denoisers], or a function `(p_main, p_aux) -> (labels, weights)`. With `APL` or
-            a subclass, the labels of the first two rounds are those of [`CBST`][apl_lightning.denoisers.CBST], which
-            balances the classes, if the network hardly knows the target images: a class is scattered (see
-            `largest_component_share`), or `batch_norm="auto"` finds that `pseudo/batch_norm_agreement` is below 0.72.
+            [`denoisers`][apl_lightning.denoisers], or a function `(p_main, p_aux) -> (labels, weights)`.
         every_n_epochs: Make new labels before each n-th epoch.
         patience: Labels stay once their network's estimated gain has not risen by half a point for this many rounds:
             labels that are made again and again drift. `None`, or `guard="off"`, makes new ones up to the last epoch.
@@ -57,8 +53,8 @@ class PseudoLabelCallback(Callback):
             for classes whose largest components hold most of the weight; needs the patients (`case`) and the order of
             slices (see [`find_small_components`][apl_lightning.labels.find_small_components]). By default only with
             `APL`: other methods stay as published.
-        largest_component_share: The share of the weight of a class that its largest components must hold; otherwise
-            the class is scattered. For classes with many parts, such as lesions, pass `ignore_small_components=False`.
+        largest_component_share: The share of the weight of a class that its largest components must hold;
+            classes with many parts, such as lesions, are exempt.
 
     Raises:
         TypeError: If `denoiser` is neither a `Denoiser` nor a function.
@@ -130,7 +126,7 @@ class PseudoLabelCallback(Callback):
         chosen = self.selection.begin(labelling, pl_module, seed, node) if round == 0 else {}
         (share_state if round == 0 else share_buffers)(pl_module)
         share = self.largest_component_share if self.ignore_small_components else None
-        self.statistics, classes = label_round(labelling, self.denoiser, round, seed, share, self.selection.is_far)
+        self.statistics, classes = label_round(labelling, self.denoiser, round, seed, share)
         once_per_node(node, "Publishing the new pseudo labels", lambda: store.publish(round))
         once_per_node(node, "Deleting old pseudo labels", lambda: store.prune(keep={round, self._saved_round}))
         self.round, self._epoch = round, trainer.current_epoch

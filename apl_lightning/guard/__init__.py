@@ -2,5 +2,5 @@
 
 from apl_lightning.guard.gain import estimate_gain, second_opinion
 from apl_lightning.guard.guard import Guard, GuardMode
-from apl_lightning.guard.pixel_sample import Classes, PixelSample, agreement, joined
+from apl_lightning.guard.pixel_sample import Classes, PixelSample, joined
 from apl_lightning.guard.snapshot import Snapshot

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from apl_lightning._support.distributed import all_or_none, broadcast, gather, rank
 from apl_lightning._support.seeding import derived_seed
-from apl_lightning.guard.gain import FEWEST, class_dice, estimate_gain, second_opinion
+from apl_lightning.guard.gain import estimate_gain, second_opinion
 from apl_lightning.guard.pixel_features import pixel_features
 
 Classes = dict[int, Tensor]  # the predicted classes at the sampled pixels of each image, by its index
@@ -20,17 +20,6 @@ _FEWEST_PER_IMAGE = 16
 def joined(classes: Classes) -> Classes:
     """The classes of all ranks."""
     return {index: found for share in gather(classes) for index, found in share.items()}
-
-
-def agreement(before: Classes, after: Classes, num_classes: int) -> float:
-    """The mean foreground Dice between two predictions of all ranks, over classes that one of them has found.
-
-    A few stray pixels are no find. 1 without foreground.
-    """
-    first, second = (torch.cat([of[index] for index in sorted(before)]).long() for of in (before, after))
-    sizes = torch.stack([torch.bincount(labels, minlength=num_classes) for labels in (first, second)])
-    found = sizes.amax(dim=0) >= FEWEST
-    return float(class_dice(first, second, num_classes)[1:][found[1:]].mean().nan_to_num(1.0))
 
 
 class PixelSample:

@@ -16,7 +16,7 @@ from apl_lightning._support.progress import track
 from apl_lightning._support.seeding import derived_seed, seeded
 from apl_lightning.data import RandomPatches, TargetDataset
 from apl_lightning.denoisers import Denoiser, Predictor
-from apl_lightning.guard import Classes, PixelSample, agreement, joined
+from apl_lightning.guard import Classes, PixelSample
 from apl_lightning.heads import Inferer
 from apl_lightning.labels.label_pass import Predictions, Recorder, make_labels, predict
 from apl_lightning.labels.small_components import SmallComponents, find_small_components
@@ -107,10 +107,6 @@ class Labelling:
         named = zip(self._names[1:], gains, strict=True)
         by_class = {f"{GAIN}/{name}": gain for name, gain in named if not math.isnan(gain)}
         return {GAIN: fmean(by_class.values() or [0.0]), **by_class}
-
-    def agreement(self, before: Classes, after: Classes) -> float:
-        """The mean foreground Dice between classes `before` of all ranks and `after` of this one."""
-        return agreement(before, joined(after), len(self._names))
 
     def small_components(self, round: int, largest_component_share: float) -> SmallComponents:
         """The small components of the labels of a round, over all ranks."""

@@ -14,10 +14,6 @@ from apl_lightning._support.modes import not_finite
 from apl_lightning.guard import Classes, Guard, PixelSample, Snapshot, joined
 from apl_lightning.labels.labelling import GAIN, Labelling
 
-# Between domains, if predictions with both BatchNorm statistics agree less (foreground Dice). Networks whose first
-# rounds must be balanced have 0.53 to 0.68, others 0.79 to 0.97 (16 networks; the first 8 chose the limit).
-WIDE_GAP = 0.72
-
 
 class Selection:
     """Compares each candidate with the network as it came in, and keeps the best one on disk.
@@ -35,14 +31,8 @@ class Selection:
         self.guard.best = 0.0
         self.snapshot = Snapshot()
         self.first: Classes = {}  # what the network predicted as it came in
-        self.agreement = 1.0  # of the predictions with both BatchNorm statistics
         self.risen_in = 0  # the round whose estimated gain has last risen
         self.sample: PixelSample | None = None
-
-    @property
-    def is_far(self) -> bool:
-        """Whether the network hardly knows the target images: its predictions depend on the BatchNorm statistics."""
-        return self.agreement < WIDE_GAP
 
     def sample_of(self, length: int) -> PixelSample:
         """The sampled pixels of the run's images, made when it is first called."""
@@ -62,14 +52,13 @@ class Selection:
         return chosen
 
     def _choose_batch_norm(self, labelling: Labelling, module: LightningModule, seed: int) -> dict[str, float]:
-        classes = labelling.look(seed)
-        gain, self.agreement = labelling.gains(self.first, classes)[GAIN], labelling.agreement(self.first, classes)
+        gain = labelling.gains(self.first, labelling.look(seed))[GAIN]
         chosen = module.choose_batch_norm(gain)  # type: ignore[operator]
         rank_zero_info(
             f"batch_norm='auto': the statistics are {chosen}. By estimate, re-estimation changes the Dice by "
             f"{100 * gain:+.1f} points."
         )
-        return {"pseudo/batch_norm_gain": gain, "pseudo/batch_norm_agreement": self.agreement}
+        return {"pseudo/batch_norm_gain": gain}
 
     def judge(
         self, round: int, classes: Classes, labelling: Labelling, module: LightningModule, local_rank: int
@@ -111,7 +100,6 @@ class Selection:
         classes = [self.first[index] for index in indices]
         return {
             "best": self.guard.best,
-            "agreement": self.agreement,
             "risen_in": self.risen_in,
             "snapshot": self.snapshot.state_dict(),
             "indices": torch.tensor(indices, dtype=torch.long),
@@ -124,7 +112,6 @@ class Selection:
         # A run that only warned has kept no file to restore.
         kept = self.guard.mode == "warn" or state_dict["snapshot"]["round"] >= 0
         self.guard.best = state_dict["best"] if kept else 0.0
-        self.agreement = state_dict["agreement"]
         self.risen_in = state_dict["risen_in"]
         self.snapshot.load_state_dict(state_dict["snapshot"])
         parts = state_dict["classes"].cpu().split(state_dict["sizes"].tolist())

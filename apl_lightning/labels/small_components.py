@@ -17,14 +17,10 @@ LARGEST_COMPONENT_SHARE = 0.75
 
 
 class SmallComponents(NamedTuple):
-    """The pixels of each sample to ignore (indices in C order) and their share of the foreground's confidence.
-
-    `scattered` are the classes with pixels in many components, which are exempt.
-    """
+    """The pixels of each sample to ignore (indices in C order) and their share of the foreground's confidence."""
 
     pixels: dict[int, NDArray[Any]]
     share: float
-    scattered: list[int]
 
 
 def find_small_components(
@@ -60,7 +56,7 @@ def find_small_components(
         ...     writer.add(0, torch.tensor([[1, 1, 1, 0, 1]]), torch.ones(1, 5), case="patient")
         >>> store.join(round=0)
         >>> find_small_components(store.reader(round=0), num_classes=2)
-        SmallComponents(pixels={0: array([4])}, share=0.25, scattered=[])
+        SmallComponents(pixels={0: array([4])}, share=0.25)
     """
     sizes = np.zeros((2, num_classes), dtype=np.int64)  # of the largest components, of all
     found: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {}  # sample: pixels, and their classes
@@ -75,8 +71,7 @@ def find_small_components(
     everywhere = {index: entry for part in distributed.gather(found) for index, entry in part.items()}
     ignored = {index: pixels[treated[classes]] for index, (pixels, classes) in everywhere.items()}
     lost = (sizes[1] - sizes[0])[treated].sum()
-    scattered = np.flatnonzero(~treated).tolist()
-    return SmallComponents(ignored, float(lost / max(1, sizes[1].sum())), scattered)
+    return SmallComponents(ignored, float(lost / max(1, sizes[1].sum())))
 
 
 def _volumes(reader: RoundReader) -> Iterator[list[int]]:

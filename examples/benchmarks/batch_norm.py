@@ -4,7 +4,7 @@
 
 Reads the bases and the budget of a folder in which `methods.py` has run. Dice in %, on the images that are refined
 (their labels are read only here) and on held-out patients, before any refinement. *Below the better*: how much the
-chosen statistics lose against the better ones. *Agreement* is the foreground Dice between both predictions.
+chosen statistics lose against the better ones.
 """
 
 import argparse
@@ -32,7 +32,6 @@ COLUMNS = (
     "re-estimated",
     "chosen",
     "estimate",
-    "agreement",
     "below the better: refined",
     "held out",
 )
@@ -59,10 +58,9 @@ def row(setting: Setting, base: str, seed: int) -> list[str]:
         [organ_dice(predict(network, images), images, setting.class_names)["average"] for network in networks]
         for images in (refined, held_out)
     ]
-    gain, agreement = found["pseudo/batch_norm_gain"], found["pseudo/batch_norm_agreement"]
-    figures = [f"{value:.1f}" for value in (*dice[0], *dice[1], 100 * gain)]
+    figures = [f"{value:.1f}" for value in (*dice[0], *dice[1], 100 * found["pseudo/batch_norm_gain"])]
     below = [f"{round(max(source, other) - of_chosen, 1) + 0.0:.1f}" for source, other, of_chosen in dice]  # no -0.0
-    return [setting.name, base, str(seed), *figures, f"{agreement:.2f}", *below]
+    return [setting.name, base, str(seed), *figures, *below]
 
 
 def main(argv: list[str] | None = None) -> list[list[str]]:

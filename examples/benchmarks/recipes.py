@@ -97,8 +97,7 @@ MORE = (
     | _rows("CRST", CRST, _sgd(5e-5))
     | _rows("UPL", UPL, _adam(1e-5))
     | _rows("Chebyshev", Chebyshev, _adam(1e-4))
-    # The defaults of APL without one of their parts. Other labels and weights begin after balanced rounds; with
-    # fixed BatchNorm statistics, only scattered classes balance them.
+    # The defaults of APL without one of their parts.
     | {
         "APL, small components counted": _apl(callback=COUNTED),
         "APL, no Dice loss": _apl({"dice_weight": 0.0}),

@@ -11,7 +11,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from apl_lightning.guard import PixelSample, agreement, estimate_gain, second_opinion
+from apl_lightning.guard import PixelSample, estimate_gain, second_opinion
 from apl_lightning.guard.pixel_features import pixel_features
 
 
@@ -28,15 +28,6 @@ def naive_gain(opinion: list[list[float]], before: list[int], after: list[int], 
         return 2 * both / sizes if sizes else 0.0
 
     return dice(after) - dice(before)
-
-
-def test_agreement_of_two_predictions() -> None:
-    """Class 1 shares 20 of its 30 and 20 pixels; class 2 is in one prediction, class 3 in none, and class 4 strays."""
-    first = {0: torch.tensor([1] * 20 + [0] * 20), 1: torch.tensor([1] * 10 + [2] * 25 + [4] * 3 + [0] * 2)}
-    second = {1: torch.tensor([0] * 40), 0: torch.tensor([1] * 20 + [0] * 20)}
-    assert agreement(first, second, num_classes=5) == pytest.approx((2 * 20 / (30 + 20) + 0) / 2)
-    nothing = {0: torch.zeros(4)}
-    assert agreement(nothing, nothing, num_classes=4) == 1
 
 
 def test_gain_of_known_opinions() -> None:

@@ -97,7 +97,6 @@ def test_logged_names(trainer: Make, data: TargetDataModule) -> None:
         "pseudo/estimated_gain",
         "pseudo/estimated_gain/spleen",
         "pseudo/batch_norm_gain",
-        "pseudo/batch_norm_agreement",
     }
     expected |= {f"pseudo/class_ratio/{name}" for name in ("background", "liver", "spleen")}
     assert set(fit.callback_metrics) == expected

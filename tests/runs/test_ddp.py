@@ -89,11 +89,10 @@ def labels(folder: Path) -> bytes:
 
 @pytest.mark.parametrize(("samples", "batch_norm"), [(64, "adapt"), (37, "adapt"), (1, "adapt"), (37, "auto")])
 def test_labels_are_those_of_one_process(tmp_path: Path, trainer: Make, samples: int, batch_norm: str) -> None:
-    """Even shares, uneven shares, and a rank without samples; and labels that the agreement of predictions balances."""
+    """Even shares, uneven shares, and a rank without samples; and a choice of BatchNorm statistics."""
     module = {"batch_norm": batch_norm}
     (one,) = run(tmp_path / "one", trainer, 1, samples, max_steps=1, module=module)
     two = run(tmp_path / "two", trainer, 2, samples, max_steps=1, module=module)
-    assert (one["statistics"].get("pseudo/batch_norm_agreement", 1) < 0.72) == (batch_norm == "auto")
     assert labels(tmp_path / "one") == labels(tmp_path / "two")
     for rank in two:
         assert rank["statistics"] == pytest.approx(one["statistics"])
@@ -113,7 +112,7 @@ def test_labels_of_every_method_are_those_of_one_process(tmp_path: Path, trainer
 
 @pytest.mark.parametrize("share", [0.0, 0.75])
 def test_small_components_are_those_of_one_process(tmp_path: Path, trainer: Make, share: float) -> None:
-    """Nothing is scattered, or scattered classes are balanced."""
+    """Small components are treated in every class, or in those that are nearly one piece."""
     options = {"max_steps": 1, "train": Slices(9), "callback": {"largest_component_share": share}}
     options["module"] = {"batch_norm": "adapt"}
     found = [run(tmp_path / str(devices), trainer, devices, 9, **options) for devices in (1, 2)]
