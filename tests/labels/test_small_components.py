@@ -80,7 +80,7 @@ def test_slices_of_a_case_are_one_volume(tmp_path: Path) -> None:
 
 
 def test_slices_without_a_case_are_exempt(tmp_path: Path) -> None:
-    assert find(tmp_path, [rows("1110", "0001")], [torch.ones(2, 4)], [""]) == SmallComponents({}, 0.0, [])
+    assert find(tmp_path, [rows("1110", "0001")], [torch.ones(2, 4)], [""]) == SmallComponents({}, 0.0)
 
 
 def flood(mask: np.ndarray[Any, Any]) -> list[set[tuple[int, ...]]]:
