@@ -114,13 +114,14 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
 
 
 def weighted_dice_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    r"""One minus the weighted soft Dice, averaged over classes (V-Net, Milletari et al., 2016).
+    r"""One minus the weighted soft Dice, averaged over classes (Drozdzal et al., 2016; V-Net's without squares).
 
     $$L_{Dice} = 1 - \frac{1}{|K|} \sum_{c \in K}
     \frac{2 \sum_n \omega_n p_{nc} y_{nc}}{\sum_n \omega_n (p_{nc} + y_{nc})}$$
 
-    The sums run over the pixels of the batch, of all ranks; $K$ are the foreground classes with labels in it. Every
-    rank returns the same value, whose gradient is scaled as in `weighted_cross_entropy`. All ranks must call it.
+    The sums run over the pixels of the batch, of all ranks; $K$ are the foreground classes that have a label with a
+    positive weight there. Every rank returns the same value, whose gradient is scaled as in `weighted_cross_entropy`.
+    All ranks must call it.
 
     Args:
         logits: (B, C, *S).
@@ -144,11 +145,11 @@ def weighted_dice_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tenso
     """
     labels = _checked(labels, logits, weights)
     p, w = _probabilities(logits).flatten(2), weights.flatten(1)[:, None]
-    soft = labels.is_floating_point()
-    y = labels.flatten(2) if soft else F.one_hot(labels.flatten(1), p.shape[1]).transpose(1, 2)
+    classes = torch.arange(p.shape[1], device=p.device)
+    y = labels.flatten(2) if labels.is_floating_point() else labels.flatten(1)[:, None] == classes[:, None]
     sums = torch.stack([(w * part).sum(dim=(0, 2)).to(p.dtype) for part in (p * y, p, y)])
     both, predicted, labelled = _total_with_gradient(sums)
-    has_labels = (labelled > 0) & (torch.arange(p.shape[1], device=p.device) > 0)
+    has_labels = (labelled > 0) & (classes > 0)
     dice = 2 * both / torch.where(has_labels, predicted + labelled, 1)
     loss: Tensor = torch.where(has_labels, 1 - dice, 0 * dice).sum() / has_labels.sum().clamp_min(1)
     return loss

@@ -25,8 +25,9 @@ PAPER = Preset(
 )
 """Paper settings.
 
-Only the equations of the paper are public. Everything else is off: re-estimated BatchNorm, the joint transform, a lower
-learning rate of the heads, the moving average, and the treatment of small components. Use it as
+Only the equations of the paper are public. Everything else is off: re-estimated BatchNorm, the joint transform, the
+Dice loss, a lower learning rate of the heads, the moving average, and the treatment of small components. Dropout is
+active, as in usual training. Use it as
 `APLModule(model, 5, **PAPER.module)`, `PseudoLabelCallback(**PAPER.callback)` and
 `TargetDataModule(images, **PAPER.data)`.
 """

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from monai.losses import DiceLoss
-from torch import Tensor
+from torch import Tensor, distributed, multiprocessing
 from torch.nn import functional as F
 
 from apl_lightning.losses import consistency_loss, weighted_cross_entropy, weighted_dice_loss
@@ -129,14 +130,16 @@ def test_weighted_cross_entropy_is_a_weighted_mean(shape: tuple[int, ...]) -> No
 
 def naive_dice(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
     """The equation of the weighted Dice loss in loops over pixels."""
-    flat = logits.softmax(1).movedim(1, -1).reshape(-1, logits.shape[1]).tolist()
+    classes = logits.shape[1]
+    soft = labels if labels.is_floating_point() else F.one_hot(labels, classes).movedim(-1, 1)
+    predicted, target = (maps.movedim(1, -1).reshape(-1, classes).tolist() for maps in (logits.softmax(1), soft))
     losses = []
-    for c in range(1, logits.shape[1]):
+    for c in range(1, classes):
         both = size = found = 0.0
-        for p, label, weight in zip(flat, labels.flatten().tolist(), weights.flatten().tolist(), strict=True):
-            both += 2 * weight * p[c] * (label == c)
-            size += weight * (p[c] + (label == c))
-            found += weight * (label == c)
+        for p, y, weight in zip(predicted, target, weights.flatten().tolist(), strict=True):
+            both += 2 * weight * p[c] * y[c]
+            size += weight * (p[c] + y[c])
+            found += weight * y[c]
         if found:
             losses.append(1 - both / size)
     return sum(losses) / len(losses)
@@ -148,10 +151,8 @@ def test_weighted_dice_loss_is_the_equation(shape: tuple[int, ...]) -> None:
     spatial = (shape[0], *shape[2:])
     labels, weights = torch.randint(shape[1], spatial), torch.rand(spatial)
     assert weighted_dice_loss(logits, labels, weights).item() == pytest.approx(naive_dice(logits, labels, weights))
-    soft = F.one_hot(labels, shape[1]).movedim(-1, 1).float()
-    torch.testing.assert_close(
-        weighted_dice_loss(logits, soft, weights), weighted_dice_loss(logits, labels, weights), msg="as soft labels"
-    )
+    soft = torch.randn(shape).softmax(1)
+    assert weighted_dice_loss(logits, soft, weights).item() == pytest.approx(naive_dice(logits, soft, weights))
 
 
 def test_classes_without_labels_do_not_count_in_the_dice_loss() -> None:
@@ -160,6 +161,35 @@ def test_classes_without_labels_do_not_count_in_the_dice_loss() -> None:
     assert weighted_dice_loss(logits, labels, weights).item() == pytest.approx(naive_dice(logits, labels, weights))
     weights[labels == 2] = 0  # nor class 2, for the loss
     assert weighted_dice_loss(logits, labels, weights).item() == pytest.approx(naive_dice(logits, labels, weights))
+    assert weighted_dice_loss(logits, torch.zeros_like(labels), weights).item() == 0
+
+
+def _dice_of_rank(rank: int, folder: Path) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=2)
+    logits, labels, weights = (tensor[rank : rank + 1] for tensor in torch.load(folder / "batch.pt"))
+    logits = logits.clone().requires_grad_()
+    loss = weighted_dice_loss(logits, labels, weights)
+    loss.backward()
+    torch.save((loss.detach(), logits.grad), folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("case", ["all classes", "a class on one rank", "no weight on one rank"])
+def test_dice_loss_of_two_processes_is_that_of_one(tmp_path: Path, case: str) -> None:
+    logits, labels, weights = torch.randn(2, 3, 20), torch.randint(3, (2, 20)), torch.rand(2, 20)
+    if case == "a class on one rank":
+        labels[1] = labels[1].clamp(max=1)
+    elif case == "no weight on one rank":
+        weights[1] = 0
+    torch.save((logits, labels, weights), tmp_path / "batch.pt")
+    multiprocessing.start_processes(_dice_of_rank, (tmp_path,), nprocs=2, start_method="fork")
+    logits.requires_grad_()
+    loss = weighted_dice_loss(logits, labels, weights)
+    loss.backward()
+    for rank in range(2):
+        found, gradient = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(found, loss.detach())
+        torch.testing.assert_close(gradient / 2, logits.grad[rank : rank + 1], msg="DDP takes the mean")
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:])

@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+_STOCHASTIC_DEPTH = ("DropPath", "StochasticDepth")  # of timm, Hugging Face and MONAI; of torchvision
 
 
 @contextmanager
@@ -18,6 +21,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def set_dropout_mode(model: nn.Module, active: bool) -> None:
+    """Put all layers of a network with dropout or stochastic depth in training or evaluation mode."""
+    for module in model.modules():
+        if isinstance(module, _DropoutNd) or type(module).__name__.endswith(_STOCHASTIC_DEPTH):
+            module.train(active)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ _PER_CLASS = 6000
 _BATCH = 1024
 _EPOCHS = 5
 _PRIOR = 0.4
-FEWEST = 20  # pixels of a class from which a classifier can learn it
+_FEWEST = 20  # pixels of a class from which a classifier can learn it
 
 
 def second_opinion(features: Tensor, folds: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -38,7 +38,7 @@ def second_opinion(features: Tensor, folds: Tensor, labels: Tensor, num_classes:
     for fold in (0, 1):
         learnt, judged = folds != fold, folds == fold
         counts = torch.bincount(labels[learnt].long(), minlength=num_classes)
-        known = (counts >= FEWEST).nonzero()[:, 0]
+        known = (counts >= _FEWEST).nonzero()[:, 0]
         if len(known):
             found = _classify(features[learnt], labels[learnt].long(), known, features[judged])
             prior = _PRIOR * (counts[known] / counts.sum()).log()
@@ -77,12 +77,12 @@ def estimate_gain(opinion: Tensor, before: Tensor, after: Tensor) -> Tensor:
     before, after = before.long(), after.long()
     sides_with_after = opinion.gather(1, after[:, None]) > opinion.gather(1, before[:, None])
     right = torch.where(sides_with_after[:, 0], after, before)
-    gains = class_dice(after, right, num_classes).nan_to_num(0) - class_dice(before, right, num_classes).nan_to_num(0)
+    gains = _class_dice(after, right, num_classes).nan_to_num(0) - _class_dice(before, right, num_classes).nan_to_num(0)
     is_predicted = torch.bincount(torch.cat([before, after]), minlength=num_classes) > 0
     return gains.where(is_predicted, torch.nan)[1:]
 
 
-def class_dice(labels: Tensor, others: Tensor, num_classes: int) -> Tensor:
+def _class_dice(labels: Tensor, others: Tensor, num_classes: int) -> Tensor:
     """The Dice of each class between two label maps of the same shape, (C,); NaN for a class that is in none."""
     both, size, other_size = (
         torch.bincount(found, minlength=num_classes) for found in (labels[labels == others], labels, others)

@@ -34,6 +34,7 @@ class APLModule(RefinementModule):
         learning_rate: The learning rate of the encoder.
         head_rate: The learning rate of the heads, relative to `learning_rate`. The steps of Adam do not depend on the
             size of a loss, so `consistency_weight` does not slow the heads down; `head_rate` does.
+        dropout: Whether dropout is active in training; `False` trains the network as it makes labels.
 
     Raises:
         ValueError: If the network is not suitable (see `add_dual_heads`), or an option is out of its range.

@@ -1,6 +1,7 @@
 """What APL, self-training and Tent have in common: the network, its optimiser, and its BatchNorm statistics."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, get_args
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from apl_lightning._support.class_only import class_only
 from apl_lightning._support.lightning import attached_callbacks, refuse_half_weights, require_lightning
-from apl_lightning._support.modes import not_finite
+from apl_lightning._support.modes import not_finite, set_dropout_mode
 from apl_lightning._support.resizing import resize_to
 from apl_lightning.data import Keys, RandomPatches, describe, sliding_window
 from apl_lightning.denoisers import APL, Denoiser
@@ -59,9 +60,8 @@ class RefinementModule(EvaluationSteps, ABC):
         optimizer: Called with the parameters and `lr`: a class, or a `functools.partial` of one.
         learning_rate: The learning rate.
         dice_weight: The weight of [`weighted_dice_loss`][apl_lightning.losses.weighted_dice_loss] beside the loss of
-            the denoiser. With cross-entropy alone, small organs that are often missed fade.
-        dropout: Whether training uses the network's dropout, or runs the network as it is evaluated. BatchNorm
-            statistics that are fixed fit the activations without dropout.
+            the denoiser (not in `TentModule`, which has no labels).
+        dropout: Whether layers with dropout or stochastic depth are active in training.
         ema_decay: Labels, validation, test, prediction and `export` use an exponential moving average of the network
             with this decay (see [`Teacher`][apl_lightning.refinement.Teacher]); `None` uses the network itself.
         lr_scheduler: Called with the optimiser; steps once an epoch.
@@ -119,8 +119,14 @@ class RefinementModule(EvaluationSteps, ABC):
         num_classes = self.hparams["num_classes"] = self.model.num_classes
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(f"Expected {num_classes} `class_names`, background included, but got {list(class_names)}.")
-        if not dice_weight >= 0:
-            raise ValueError(f"Expected `dice_weight` to be at least 0, but got {dice_weight}.")
+        if not 0 <= dice_weight < math.inf:
+            raise ValueError(
+                f"Expected `dice_weight` to be at least 0 and finite, but got {dice_weight}: 0 is cross-entropy alone."
+            )
+        if not isinstance(dropout, bool):
+            raise TypeError(
+                f"Expected `dropout` to be True or False, but got {dropout!r}: set rates in the layers of the network."
+            )
         self.dice_weight = dice_weight
         self.dropout = dropout
         self.teacher = None if ema_decay is None else Teacher(self.model, ema_decay)
@@ -186,7 +192,7 @@ class RefinementModule(EvaluationSteps, ABC):
         """Set training mode, with BatchNorm as in `batch_norm` and dropout as in `dropout`."""
         super().train(mode)
         if mode:
-            self.model.train(self.dropout)
+            set_dropout_mode(self.model, self.dropout)
             set_batch_norm_mode(self.model, self.batch_norm)
         return self
 

@@ -11,8 +11,8 @@ class SelfTrainingModule(RefinementModule):
     """Train the whole network on the loss of the pseudo labels, without consistency and without gradient routing.
 
     Thresholds, CBST, MRNet and the like are defined in this setting; use it to compare them with APL. The loss is that
-    of the denoiser: by default the weighted cross-entropy, averaged over both heads. The arguments are those of
-    [`RefinementModule`][apl_lightning.refinement.RefinementModule].
+    of the denoiser (by default the weighted cross-entropy, averaged over both heads) plus `dice_weight`, by default 0,
+    times the Dice loss. The arguments are those of [`RefinementModule`][apl_lightning.refinement.RefinementModule].
 
     Examples:
         >>> import torch

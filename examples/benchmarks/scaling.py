@@ -29,7 +29,7 @@ from apl_lightning.labels import predicted_at_once
 from apl_lightning.losses import weighted_cross_entropy
 
 CLASSES = 5
-# An untrained network scatters its classes, which would be balanced in the rounds that are measured.
+# Every class of an untrained network has many components: a share of 0 treats them all the same.
 PLAIN: dict[str, Any] = {"guard": "off", "largest_component_share": 0.0}
 
 

@@ -11,8 +11,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import CLASSES, Images, TinyNet
+from monai.networks.layers import DropPath
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 from apl_lightning.losses import consistency_loss, weighted_dice_loss
@@ -69,15 +71,25 @@ def test_both_losses_in_one_pass_equal_two_optimisers() -> None:
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), DropPath(0.5), StochasticDepth(0.5, "row")], ids=type)
 @pytest.mark.parametrize("dropout", [False, True])
-def test_training_uses_dropout_only_if_asked_for(dropout: bool) -> None:
+@pytest.mark.parametrize("place", ["encoder", "classifier"])
+def test_training_uses_dropout_only_if_asked_for(place: str, dropout: bool, layer: nn.Module) -> None:
     network = TinyNet()
-    network.encoder.append(nn.Dropout(0.5))
-    module = APLModule(network, CLASSES, dropout=dropout, batch_norm="train").eval().train()
-    assert module.model.network.encoder[1].training, "BatchNorm has a mode of its own"
-    given = batch()
-    first, second = (module.losses(given)["refinement"] for _ in range(2))
+    if place == "classifier":
+        network.classifier = nn.Sequential(layer, network.classifier)
+    else:
+        network.encoder.append(layer)
+    module = APLModule(network, CLASSES, head="classifier", dropout=dropout, batch_norm="frozen").eval().train()
+    given = batch(16)
+    first, second = (module.losses(given)["loss"] for _ in range(2))
     assert torch.equal(first, second) != dropout
+    assert not module.model.network.encoder[1].training, "BatchNorm has a mode of its own"
+
+
+def test_dropout_is_not_a_rate() -> None:
+    with pytest.raises(TypeError, match="Expected `dropout` to be True or False, but got 0.1: set rates in the layers"):
+        APLModule(TinyNet(), CLASSES, dropout=0.1)
 
 
 @pytest.fixture

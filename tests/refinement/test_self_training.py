@@ -74,7 +74,7 @@ def test_dice_loss_is_added_to_that_of_the_denoiser() -> None:
     both = module(given["image"])
     dice = sum(weighted_dice_loss(z, given["pseudo_label"], given["weight"]) for z in both) / 2
     torch.testing.assert_close(module.losses(given)["loss"], alone.losses(given)["loss"] + 0.5 * dice)
-    with pytest.raises(ValueError, match="Expected `dice_weight` to be at least 0, but got -1"):
+    with pytest.raises(ValueError, match="Expected `dice_weight` to be at least 0 and finite, but got -1"):
         SelfTrainingModule(TinyNet(), CLASSES, dice_weight=-1.0)
 
 

@@ -110,7 +110,7 @@ def test_labels_of_every_method_are_those_of_one_process(tmp_path: Path, trainer
     assert labels(tmp_path / "one") == labels(tmp_path / "two")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.75])
+@pytest.mark.parametrize("share", [0.0, 0.05])
 def test_small_components_are_those_of_one_process(tmp_path: Path, trainer: Make, share: float) -> None:
     """Small components are treated in every class, or in those that are nearly one piece."""
     options = {"max_steps": 1, "train": Slices(9), "callback": {"largest_component_share": share}}
@@ -118,7 +118,7 @@ def test_small_components_are_those_of_one_process(tmp_path: Path, trainer: Make
     found = [run(tmp_path / str(devices), trainer, devices, 9, **options) for devices in (1, 2)]
     assert labels(tmp_path / "1") == labels(tmp_path / "2")
     parts = [rank["statistics"]["pseudo/apart"] for ranks in found for rank in ranks]
-    assert share > 0 or parts[0] > 0.01
+    assert parts[0] > 0.001
     assert parts == [parts[0]] * 3
 
 

@@ -1,0 +1,44 @@
+"""Paper settings contain the equations alone, and the benchmark gives other methods all defaults of APL."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CLASSES, TinyNet
+
+from apl_lightning import PAPER, APLModule
+from apl_lightning.losses import consistency_loss, mean_over_heads, weighted_cross_entropy
+
+BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
+
+
+def test_paper_settings_have_the_losses_of_the_paper() -> None:
+    torch.manual_seed(0)
+    module = APLModule(TinyNet(), CLASSES, **PAPER.module)
+    image, labels, weights = torch.rand(2, 1, 8, 8), torch.randint(CLASSES, (2, 8, 8)), torch.rand(2, 8, 8)
+    main, aux = module.model(image)
+    expected = consistency_loss(main, aux) + mean_over_heads(
+        lambda logits: weighted_cross_entropy(logits, labels, weights), main, aux
+    )
+    found = module.losses({"image": image, "pseudo_label": labels, "weight": weights})["loss"]
+    torch.testing.assert_close(found, expected)
+    assert module.dropout
+    assert module.teacher is None
+    assert module.batch_norm == "frozen"
+
+
+def test_extras_of_the_benchmark_are_the_defaults_of_apl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    extras = importlib.import_module("recipes").EXTRAS
+    defaults = {name: parameter.default for name, parameter in inspect.signature(APLModule).parameters.items()}
+    assert extras == {name: defaults[name] for name in extras}
+    # The rest is the same in all modules, or about the losses of APL.
+    own = {"consistency_weight", "refinement_weight", "weighting", "head_rate"}
+    others = inspect.signature(importlib.import_module("apl_lightning").SelfTrainingModule).parameters
+    differ = {name for name in others if name in defaults and defaults[name] != others[name].default}
+    assert differ == set(extras)
+    assert set(defaults) - set(others) == own
