@@ -186,7 +186,7 @@ def test_batch_norm(example: Any, tmp_path: Path) -> None:
     for row in batch_norm.main(["--data", str(data), "--out", "out", "--bases", "plain"]):
         source, other, chosen, *held_out = (float(value) for value in row[3:9])
         below = [max(source, other) - chosen, max(held_out[:2]) - held_out[2]]
-        assert [float(value) for value in row[11:]] == pytest.approx(below, abs=0.11)
+        assert [float(value) for value in row[10:]] == pytest.approx(below, abs=0.11)
     budget = settings.read_budget(tmp_path / "out")
     setting = settings.settings_of(data, tmp_path / "out", budget)[0]
     network = example("bases").base_network("plain", setting, 0)
