@@ -109,7 +109,7 @@ def weighted_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> T
         >>> round(loss.item(), 4)  # log 2 for any weights
         0.6931
     """
-    labels = _checked(labels, logits, weights)
+    labels = _checked_labels(labels, logits, weights)
     return joint_mean(F.cross_entropy(_at_least_float32(logits), labels, reduction="none"), weights)
 
 
@@ -143,7 +143,7 @@ def weighted_dice_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tenso
         >>> round(loss.item(), 4)  # 1 - 2 * 0.25 / (0.75 + 0.5)
         0.6
     """
-    labels = _checked(labels, logits, weights)
+    labels = _checked_labels(labels, logits, weights)
     p, w = _probabilities(logits).flatten(2), weights.flatten(1)[:, None]
     classes = torch.arange(p.shape[1], device=p.device)
     y = labels.flatten(2) if labels.is_floating_point() else labels.flatten(1)[:, None] == classes[:, None]
@@ -178,7 +178,7 @@ def entropy(logits: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(dim=1)
 
 
-def _checked(labels: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
+def _checked_labels(labels: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
     """Labels whose shape fits: class indices in int64, or soft ones as they are."""
     soft = labels.is_floating_point() and labels.shape == logits.shape
     if logits.shape[:1] + logits.shape[2:] != weights.shape or not (soft or labels.shape == weights.shape):
@@ -188,11 +188,11 @@ def _checked(labels: Tensor, logits: Tensor, weights: Tensor) -> Tensor:
         )
     if soft:
         return labels
-    _check_labels(labels, logits.shape[1])
+    _check_range(labels, logits.shape[1])
     return labels.long()
 
 
-def _check_labels(labels: Tensor, classes: int) -> None:
+def _check_range(labels: Tensor, classes: int) -> None:
     # Reading values synchronises with a GPU and breaks a compiled graph.
     if labels.device.type != "cpu" or torch.compiler.is_compiling() or not labels.numel():
         return

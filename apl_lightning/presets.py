@@ -27,7 +27,6 @@ PAPER = Preset(
 
 Only the equations of the paper are public. Everything else is off: re-estimated BatchNorm, the joint transform, the
 Dice loss, a lower learning rate of the heads, the moving average, and the treatment of small components. Dropout is
-active, as in usual training. Use it as
-`APLModule(model, 5, **PAPER.module)`, `PseudoLabelCallback(**PAPER.callback)` and
-`TargetDataModule(images, **PAPER.data)`.
+active, as in usual training. Use it as `APLModule(model, 5, **PAPER.module)`, `PseudoLabelCallback(**PAPER.callback)`
+and `TargetDataModule(images, **PAPER.data)`.
 """

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from pathlib import Path
+from typing import Any
 
-import pytest
 import torch
 from conftest import CLASSES, TinyNet
 
-from apl_lightning import PAPER, APLModule
+from apl_lightning import PAPER, APLModule, SelfTrainingModule
 from apl_lightning.losses import consistency_loss, mean_over_heads, weighted_cross_entropy
-
-BENCHMARKS = Path(__file__).parent.parent / "examples" / "benchmarks"
 
 
 def test_paper_settings_have_the_losses_of_the_paper() -> None:
@@ -31,14 +27,13 @@ def test_paper_settings_have_the_losses_of_the_paper() -> None:
     assert module.batch_norm == "frozen"
 
 
-def test_extras_of_the_benchmark_are_the_defaults_of_apl(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    extras = importlib.import_module("recipes").EXTRAS
+def test_extras_of_the_benchmark_are_the_defaults_of_apl(example: Any) -> None:
+    extras = example("recipes").EXTRAS
     defaults = {name: parameter.default for name, parameter in inspect.signature(APLModule).parameters.items()}
     assert extras == {name: defaults[name] for name in extras}
     # The rest is the same in all modules, or about the losses of APL.
     own = {"consistency_weight", "refinement_weight", "weighting", "head_rate"}
-    others = inspect.signature(importlib.import_module("apl_lightning").SelfTrainingModule).parameters
+    others = inspect.signature(SelfTrainingModule).parameters
     differ = {name for name in others if name in defaults and defaults[name] != others[name].default}
     assert differ == set(extras)
     assert set(defaults) - set(others) == own

@@ -77,6 +77,6 @@ def mean_of_statistics(ones: list[dict[str, Tensor]], others: list[dict[str, Ten
 
 
 def set_batch_norm_mode(model: nn.Module, mode: BatchNormMode) -> None:
-    """Fix the statistics in training unless `mode` is `"train"`."""
+    """In a network in training mode, fix the statistics unless `mode` is `"train"`."""
     for layer in batch_norms(model):
         layer.train(mode == "train")

@@ -118,7 +118,7 @@ def test_small_components_are_those_of_one_process(tmp_path: Path, trainer: Make
     found = [run(tmp_path / str(devices), trainer, devices, 9, **options) for devices in (1, 2)]
     assert labels(tmp_path / "1") == labels(tmp_path / "2")
     parts = [rank["statistics"]["pseudo/apart"] for ranks in found for rank in ranks]
-    assert parts[0] > 0.001
+    assert parts[0] > 0.01
     assert parts == [parts[0]] * 3
 
 
