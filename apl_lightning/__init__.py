@@ -42,7 +42,7 @@ __all__ = [
     "TentModule",
     "add_dual_heads",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 
 def __dir__() -> list[str]:

@@ -19,7 +19,7 @@ from apl_lightning.labels import LARGEST_COMPONENT_SHARE, Labelling, Selection, 
 
 
 class PseudoLabelCallback(Callback):
-    """Makes new pseudo labels of all target images in each epoch, before its first batch is fetched.
+    """Makes pseudo labels of all target images before an epoch, again and again until they settle (`patience`).
 
     Every rank labels its share with the module in evaluation mode and the trainer's precision and writes it to the
     store; then all ranks see the new round at once. Before the first round the module may prepare itself on the

@@ -4,11 +4,12 @@
 
 `--images` is a folder of unlabelled target images of one size: 8-bit images (.png, .jpg) or .npy files. Each .npy file
 contains a slice (H, W) or a volume (S, H, W) of uint8 values or floats in [0, 1]. SIFA needs raw intensities and one
-volume per file.
+volume per file. A volume is one patient: small components of an organ are ignored in it.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -29,6 +30,13 @@ def raw_slices(path: Path) -> torch.Tensor:
     with Image.open(path) as picture:
         array = np.asarray(picture.convert("L" if picture.mode in ("1", "L", "LA", "P") else "RGB"))
     return torch.tensor(array)[None, None] if array.ndim == 2 else torch.tensor(array).permute(2, 0, 1)[None]
+
+
+def samples_of(files: dict[str, torch.Tensor]) -> list[Any]:
+    """One sample per slice, with the patient (`case`) if there are volumes."""
+    if all(len(slices) == 1 for slices in files.values()):
+        return [slices[0] for slices in files.values()]
+    return [{"image": image, "case": name} for name, slices in files.items() for image in slices]
 
 
 def read_network(arguments: argparse.Namespace) -> torch.nn.Module:
@@ -54,8 +62,7 @@ def main(argv: list[str] | None = None) -> torch.nn.Module:
         "--bounds", type=float, nargs=2, help="z-scores that SIFA maps to -1 and 1; by default those of its CT data"
     )
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     pl.seed_everything(arguments.seed, workers=True)
@@ -64,11 +71,11 @@ def main(argv: list[str] | None = None) -> torch.nn.Module:
     files = sorted(path for path in arguments.images.iterdir() if path.suffix.lower() in FORMATS)
     if not files:
         raise SystemExit(f"Expected {' or '.join(FORMATS)} files in {arguments.images}, but found none.")
-    images = torch.cat([network.preprocess(raw_slices(path)) for path in files])
-    print(f"{len(images)} images of {tuple(images.shape[1:])} from {len(files)} files")
+    samples = samples_of({path.stem: network.preprocess(raw_slices(path)) for path in files})
+    print(f"{len(samples)} images from {len(files)} files")
 
-    module = APLModule(network, arguments.classes, learning_rate=arguments.learning_rate)
-    data = TargetDataModule(list(images), batch_size=arguments.batch_size)
+    module = APLModule(network, arguments.classes)
+    data = TargetDataModule(samples, batch_size=arguments.batch_size)
     run = pl.Trainer(max_epochs=arguments.epochs, callbacks=[PseudoLabelCallback()], enable_checkpointing=False)
     run.fit(module, data)
     refined = module.export()

@@ -54,7 +54,7 @@ def refine_folder(
             [`sliding_window`][apl_lightning.data.sliding_window].
         patches_per_volume: Patches of each image that is read.
         steps_per_epoch: Training batches per epoch; by default one pass over the images.
-        max_epochs: Epochs, each with new labels.
+        max_epochs: Epochs; each begins with new labels until these settle (`patience` of `PseudoLabelCallback`).
         batch_size: Images of a training batch; by default 8 slices, 2 volumes with a `patch_size`, or 1 whole volume.
         num_workers: Worker processes that read images.
         seed: The seed of the run.

@@ -63,7 +63,7 @@ def refine(
         folds: The folds, numbers or `"all"`; by default those that have the checkpoint.
         checkpoint: The name of the checkpoints in each fold; `checkpoint_best.pth` is the other one that nnU-Net
             writes. The refined ones get the same name.
-        max_epochs: Rounds of pseudo labels.
+        max_epochs: Epochs; each begins with new labels until these settle (`patience` of `PseudoLabelCallback`).
         steps_per_epoch: Training steps per round.
         batch_size: Patches per step; by default as in the plan.
         learning_rate: The learning rate of the encoder (see [`APLModule`][apl_lightning.refinement.APLModule]).

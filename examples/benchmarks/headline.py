@@ -94,7 +94,7 @@ def _mean_gain(runs: list[Run], method: str, columns: int) -> list[str]:
         return []
     cell = f"{mean(gains.values()):+.1f} ({min(gains.values()):+.1f} to {max(gains.values()):+.1f})"
     paper = f"{mean(PAPER[system][1] - PAPER[system][0] for system in gains):+.1f}" if method == METHODS[0] else ""
-    title = f"{method}: mean gain of {len(gains)} system(s)"
+    title = f"{method}: mean gain of {len(gains)} systems"
     return [f"| {' | '.join([title, *[''] * columns, cell, '', paper])} |"]
 
 
