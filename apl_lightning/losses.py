@@ -64,7 +64,8 @@ def consistency_loss(
     if weighting not in get_args(Weighting):
         raise ValueError(f"Expected `weighting` to be one of {get_args(Weighting)}, but got {weighting!r}.")
     p_main, p_aux = (_probabilities(logits).flatten(2) for logits in (main_logits, aux_logits))
-    per_image = _disagreement(p_main, p_aux, weighting)
+    with torch.autocast(p_main.device.type, enabled=False):  # sums over pixels overflow in float16
+        per_image = _disagreement(p_main, p_aux, weighting)
     return per_image.mean() if image_weights is None else joint_mean(per_image, image_weights)
 
 

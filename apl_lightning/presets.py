@@ -13,11 +13,10 @@ class Preset(NamedTuple):
     data: Mapping[str, Any]
 
 
-_LOSSES = {"weighting": "confusion", "consistency_weight": 1.0, "refinement_weight": 1.0}
+_LOSSES = {"weighting": "confusion", "consistency_weight": 1.0, "refinement_weight": 1.0, "dice_weight": 0.0}
+_STEPS = {"learning_rate": 3e-4, "head_rate": 1.0, "dropout": True, "ema_decay": None}
 PAPER = Preset(
-    module=MappingProxyType(
-        {"batch_norm": "frozen", **_LOSSES, "head_rate": 1.0, "dice_weight": 0.0, "dropout": True, "ema_decay": None}
-    ),
+    module=MappingProxyType({"batch_norm": "frozen", **_LOSSES, **_STEPS}),
     callback=MappingProxyType(
         {"every_n_epochs": 1, "patience": None, "ignore_small_components": False, "guard": "off"}
     ),
@@ -27,6 +26,7 @@ PAPER = Preset(
 
 Only the equations of the paper are public. Everything else is off: re-estimated BatchNorm, the joint transform, the
 Dice loss, a lower learning rate of the heads, the moving average, and the treatment of small components. Dropout is
-active, as in usual training. Use it as `APLModule(model, 5, **PAPER.module)`, `PseudoLabelCallback(**PAPER.callback)`
+active, as in usual training. The paper has no learning rate; without a moving average, 3e-4 is safer than the default.
+Use it as `APLModule(model, 5, **PAPER.module)`, `PseudoLabelCallback(**PAPER.callback)`
 and `TargetDataModule(images, **PAPER.data)`.
 """

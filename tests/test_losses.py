@@ -114,6 +114,18 @@ def test_half_precision_accumulates_in_float32(dtype: torch.dtype) -> None:
         torch.testing.assert_close(half, full)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("weighting", ["confusion", "none", "inverse", "product"])
+def test_consistency_is_the_same_under_autocast(dtype: torch.dtype, weighting: str) -> None:
+    torch.manual_seed(0)
+    main = torch.full((1, 3, 320, 320), -4.0)  # a sum of 1 over all pixels is above the largest float16
+    main[:, 0] = 4.0
+    aux = main + torch.randn_like(main)
+    with torch.autocast("cpu", dtype):
+        found = consistency_loss(main, aux, weighting)
+    torch.testing.assert_close(found, consistency_loss(main, aux, weighting))
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_weighted_cross_entropy_is_a_weighted_mean(shape: tuple[int, ...]) -> None:
     logits = torch.randn(shape)

@@ -36,6 +36,8 @@ class TargetImages:
         training: Any = trainer.train_dataloader
         indices = range(len(dataset)) if order is None else order
         batches = [list(indices[start : start + batch_size]) for start in range(0, len(indices), batch_size)]
+        if order is not None and 1 == len(batches[-1]) < batch_size and len(batches) > 1:
+            batches[-2:] = [batches[-2] + batches[-1]]  # BatchNorm after global pooling needs two images to learn from
         self.batches = batches[trainer.global_rank :: trainer.world_size] if order is None else batches
         self._loader = DataLoader(
             _Untransformed(dataset),

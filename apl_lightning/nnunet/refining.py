@@ -34,7 +34,7 @@ def refine(
     max_epochs: int = 10,
     steps_per_epoch: int = 50,
     batch_size: int | None = None,
-    learning_rate: float = 3e-4,
+    learning_rate: float = 6e-4,
     mirroring: bool = False,
     num_workers: int = 0,
     seed: int = 0,

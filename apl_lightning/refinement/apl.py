@@ -67,7 +67,7 @@ class APLModule(RefinementModule):
         weighting: Weighting = "confusion",
         batch_norm: BatchNormMode = "auto",
         optimizer: Optimizer = torch.optim.Adam,
-        learning_rate: float = 3e-4,
+        learning_rate: float = 6e-4,
         head_rate: float = 0.1,
         dropout: bool = False,
         ema_decay: float | None = 0.95,

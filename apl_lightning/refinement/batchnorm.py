@@ -1,6 +1,7 @@
 """BatchNorm statistics on a new domain."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from types import MethodType
 from typing import Literal
 
@@ -22,8 +23,11 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], inferer: Inferer | None = None) -> None:
     """Re-estimate the running statistics of all BatchNorm layers on `images` (AdaBN, Li et al., 2016).
 
-    Each statistic becomes its mean over the batches (B, C, *S), which are best shuffled; the weights do not change. An
-    `inferer` runs the network on images, as MONAI's `SlidingWindowInferer`.
+    Each statistic becomes its mean over the batches (B, C, *S), which are best shuffled, weighted by B; the weights of
+    the network do not change. An `inferer` runs the network on images, as MONAI's `SlidingWindowInferer`.
+
+    Raises:
+        ValueError: If a layer sees one value per channel, as after global pooling of a single image.
 
     Examples:
         >>> import torch
@@ -37,20 +41,38 @@ def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], inferer: Infere
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), ExitStack() as hooks:
         for layer in layers:
             layer.reset_running_stats()
-            layer.momentum = None  # a cumulative mean
             layer.train()
-            # Every rank sees all images, so a SyncBatchNorm need not communicate.
-            layer.forward = MethodType(_BatchNorm.forward, layer)  # type: ignore[method-assign]
+            hooks.enter_context(layer.register_forward_pre_hook(_CumulativeMean()))
+            if type(layer) is nn.SyncBatchNorm:  # every rank sees all images, so it need not communicate
+                layer.forward = MethodType(_BatchNorm.forward, layer)  # type: ignore[method-assign]
         try:
             for batch in images:
                 model(batch) if inferer is None else inferer(batch, model)
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum
-                del layer.forward
+                if type(layer) is nn.SyncBatchNorm:
+                    del layer.forward
+
+
+class _CumulativeMean:
+    """Before a batch, sets the momentum with which a layer's statistics become the mean over all images so far."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, layer: _BatchNorm, inputs: tuple[Tensor]) -> None:
+        features = inputs[0]
+        if features.numel() == features.shape[1]:
+            raise ValueError(
+                "Expected more than one value per channel to re-estimate the statistics of a BatchNorm layer, but got "
+                f'features {tuple(features.shape)}: pass batch_norm="frozen".'
+            )
+        self.seen += len(features)
+        layer.momentum = len(features) / self.seen
 
 
 def batch_norm_statistics(model: nn.Module) -> list[dict[str, Tensor]]:

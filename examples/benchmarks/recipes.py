@@ -1,11 +1,12 @@
 """Recipes of the benchmark: module, callback and data of each method.
 
-Optimiser, learning rate, batch size, number of steps and joint transform are the same for all methods. APL has two
-losses; the other methods train all parameters on their labels. Each of them has three rows:
+Optimiser, batch size, number of steps and joint transform are the same for all methods. APL has two losses; the other
+methods train all parameters on their labels. Each of them has three rows:
 
-- with its published parameters and the statistics of BatchNorm that come with the base;
-- `+ extras`: with all other defaults of APL: Dice loss, no dropout, choice of BatchNorm, moving average, small
-  components ignored, the number of rounds, and the guard;
+- with its published parameters, the learning rate of the paper settings, and the statistics of BatchNorm that come with
+  the base;
+- `+ extras`: with all other defaults of APL: learning rate, Dice loss, no dropout, choice of BatchNorm, moving average,
+  small components ignored, the number of rounds, and the guard;
 - `, own rate`: the first row with the optimiser and the learning rate of its published code.
 """
 
@@ -25,7 +26,7 @@ from apl_lightning.presets import PAPER
 COUNTED = {"ignore_small_components": False}
 ONCE = 10**6  # as `every_n_epochs`: labels only before the first epoch
 AS_PUBLISHED = {"guard": "warn", "patience": None}
-EXTRAS = {"batch_norm": "auto", "dice_weight": 1.0, "dropout": False, "ema_decay": 0.95}
+EXTRAS = {"batch_norm": "auto", "dice_weight": 1.0, "dropout": False, "ema_decay": 0.95, "learning_rate": 6e-4}
 
 
 @dataclass(frozen=True)

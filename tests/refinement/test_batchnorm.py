@@ -27,6 +27,37 @@ def test_adapted_statistics_are_those_of_the_images() -> None:
     assert not layer.training
 
 
+def test_every_image_counts_the_same() -> None:
+    layer = nn.BatchNorm2d(1).eval()
+    adapt_batch_norm(layer, [torch.zeros(16, 1, 2, 2), torch.full((1, 1, 2, 2), 17.0)])
+    torch.testing.assert_close(layer.running_mean, torch.ones(1))
+
+
+class ActivatedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm and activation in one layer, as in timm's networks."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).relu()
+
+
+def test_a_layer_with_its_own_activation_keeps_it() -> None:
+    joined = nn.Sequential(ActivatedBatchNorm(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    apart = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    apart[2].load_state_dict(joined[1].state_dict())
+    images = [torch.randn(4, 3, 6, 6) for _ in range(3)]
+    for network in (joined, apart):
+        adapt_batch_norm(network.eval(), images)
+    torch.testing.assert_close(joined[2].running_mean, apart[3].running_mean)
+    torch.testing.assert_close(joined[2].running_var, apart[3].running_var)
+
+
+def test_one_value_per_channel_is_an_error_with_a_cure() -> None:
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3)).eval()
+    with pytest.raises(ValueError, match=r"got features \(1, 3, 1, 1\): pass batch_norm=\"frozen\""):
+        adapt_batch_norm(network, [torch.rand(1, 3, 8, 8)])
+    assert network[1].momentum == 0.1
+
+
 @pytest.mark.parametrize(("mode", "moves"), [("frozen", False), ("adapt", False), ("train", True)])
 def test_mode_in_training(mode: str, moves: bool) -> None:
     module = APLModule(TinyNet(), CLASSES, batch_norm=mode)
