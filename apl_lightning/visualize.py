@@ -112,7 +112,8 @@ def _rgb(plane: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def _slice(values: Tensor) -> Tensor:
-    """The plane (H, W) of an image, or the middle one of a volume."""
+    """The plane (H, W) of an image, or the middle one of a volume across its shortest axis, the last of equal ones."""
     while values.ndim > 2:
-        values = values.select(-1, values.shape[-1] // 2)
+        axis = min(reversed(range(values.ndim)), key=lambda axis: values.shape[axis])
+        values = values.select(axis, values.shape[axis] // 2)
     return values

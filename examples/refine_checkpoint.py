@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> torch.nn.Module:
     files = sorted(path for path in arguments.images.iterdir() if path.suffix.lower() in FORMATS)
     if not files:
         raise SystemExit(f"Expected {' or '.join(FORMATS)} files in {arguments.images}, but found none.")
-    samples = samples_of({path.stem: network.preprocess(raw_slices(path)) for path in files})
+    samples = samples_of({path.name: network.preprocess(raw_slices(path)) for path in files})
     print(f"{len(samples)} images from {len(files)} files")
 
     module = APLModule(network, arguments.classes)

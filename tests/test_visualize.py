@@ -63,6 +63,13 @@ def finished(path: Path) -> list[Any]:
     return found
 
 
+@pytest.mark.parametrize("shape", [(3, 6, 8), (6, 8, 3), (6, 3, 8)])
+def test_a_volume_is_cut_across_its_shortest_axis(shape: tuple[int, int, int]) -> None:
+    labels = torch.zeros(shape, dtype=torch.long)
+    labels.select(shape.index(3), 1)[:] = 1
+    assert overlay(torch.zeros(1, *shape), labels, 1.0).reshape(-1, 3).tolist() == [COLOURS[0].tolist()] * 48
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # from wandb
 def test_wandb_offline_run(tmp_path: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")

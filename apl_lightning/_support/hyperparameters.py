@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
+
 from apl_lightning._support.lightning import Trainer
 
 
@@ -29,6 +31,13 @@ def optimisation(trainer: Trainer) -> dict[str, Any]:
 def name_of(thing: object) -> str | None:
     """The name of a function, or of the class of another object."""
     return None if thing is None else getattr(thing, "__name__", type(thing).__name__)
+
+
+def without_numpy(value: Any) -> Any:
+    """A value, or a list of them, with scalars and arrays of NumPy as numbers, texts and lists."""
+    if isinstance(value, list | tuple):
+        return [without_numpy(each) for each in value]
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def _plain(value: Any) -> Any:

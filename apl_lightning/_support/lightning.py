@@ -222,11 +222,11 @@ def refuse_tuner(trainer: Trainer) -> None:
 
 
 def refuse_weight_averaging(trainer: Trainer) -> None:
-    """Raise a `ValueError` with `StochasticWeightAveraging`: it resets BatchNorm statistics that refinement fixes."""
-    if _names_of(trainer, "StochasticWeightAveraging"):
+    """Raise a `ValueError` with Lightning's averages of weights: they replace the network that the guard chooses."""
+    if found := _names_of(trainer, "StochasticWeightAveraging", "WeightAveraging"):
         raise ValueError(
-            "Expected no `StochasticWeightAveraging`, which resets the statistics of BatchNorm: use `ema_decay`, which "
-            "averages the weights already."
+            f"Expected no `{found[0]}`, which replaces the network at the end: use `ema_decay`, which averages the "
+            "weights already."
         )
 
 

@@ -26,7 +26,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def set_dropout_mode(model: nn.Module, active: bool) -> None:
     """Put all layers of a network with dropout or stochastic depth in training or evaluation mode."""
     for module in model.modules():
-        if isinstance(module, _DropoutNd) or type(module).__name__.endswith(_STOCHASTIC_DEPTH):
+        if isinstance(module, _DropoutNd | nn.MultiheadAttention) or type(module).__name__.endswith(_STOCHASTIC_DEPTH):
             module.train(active)
 
 

@@ -21,7 +21,7 @@ from apl_lightning._support.lightning import (
 from apl_lightning._support.seeding import run_seed
 from apl_lightning.data.dataset import EvaluationDataset, TargetDataset
 from apl_lightning.data.joint_transforms import Transform
-from apl_lightning.data.loader import LazyDataLoader, collate
+from apl_lightning.data.loader import LazyDataLoader, collate, collate_evaluated
 from apl_lightning.data.random_affine import RandomAffine
 from apl_lightning.data.random_patches import RandomPatches
 from apl_lightning.data.sample_format import Keys
@@ -43,7 +43,7 @@ class TargetDataModule(LightningDataModule):
         store_dir: Each run creates a folder for its labels here; by default in `pseudo_labels` below the trainer's
             root directory.
         val_batch_size: Samples per batch in validation, test and prediction, `batch_size` by default, or 1 with a
-            `patch_size`; 1 if these images differ in size.
+            `patch_size`. Pass 1 if these images differ in size.
         pin_memory: As in `DataLoader`.
         image_key: The key of the image in dictionaries; if they lack it, Hugging Face's `pixel_values` is found.
         label_key: The key of the label in dictionaries; likewise `labels`, beside `pixel_values`.
@@ -222,16 +222,12 @@ class TargetDataModule(LightningDataModule):
 
     def _evaluation_loader(self, dataset: Any, name: str) -> DataLoader[Any]:
         evaluated = EvaluationDataset(dataset, self.keys, labelled=name != "predict")
-        return DataLoader(evaluated, **self._options(name, self.val_batch_size))
+        return DataLoader(evaluated, collate_fn=collate_evaluated, **self._options(name, self.val_batch_size))
 
     def _options(self, name: str, batch_size: int) -> dict[str, Any]:
-        return {
-            **self._loader_options.get(name, {}),
-            "batch_size": batch_size,
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": self.pin_memory,
-        }
+        shared = {"num_workers": self.num_workers, "pin_memory": self.pin_memory}
+        options = {**shared, **self._loader_options.get(name, {}), "batch_size": batch_size}
+        return {**options, "persistent_workers": options["num_workers"] > 0}
 
     def _run_directory(self) -> Path:
         """A new folder for this run, the same on all ranks."""

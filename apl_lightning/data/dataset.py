@@ -121,10 +121,10 @@ class TargetDataset(Dataset[Any]):
 
 
 class EvaluationDataset(Dataset[dict[str, Any]]):
-    """Images for validation, test or prediction, as `{"image", "case", "index"}` with `"label"` if there is one.
+    """Images for validation, test or prediction, as `{"image", "case", "dataset_index"}` with `"label"` if labelled.
 
-    A sample without a case is its own case. With `index`, a sample that a distributed sampler gives to two ranks
-    counts once.
+    A sample without a case is its own case. With `dataset_index`, a sample that a distributed sampler gives to two
+    ranks counts once.
     """
 
     def __init__(self, dataset: Dataset[Any], keys: Keys, labelled: bool) -> None:
@@ -142,7 +142,9 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
             raise ValueError(
                 f"Expected evaluation samples to have a label, but sample {index} has none: pass `label_key`."
             )
-        return {"case": str(index), **sample, "index": index}
+        if not self.labelled:
+            sample.pop("label", None)  # of some samples only, it could not be stacked
+        return {"case": str(index), **sample, "dataset_index": index}
 
 
 def _probes(length: int) -> list[int]:

@@ -34,10 +34,17 @@ def collate(samples: list[Any]) -> Any:
     `ValueError`.
     """
     items = [item for sample in samples for item in (sample if isinstance(sample, list) else [sample])]
-    if len(shapes := {tuple(item["image"].shape) for item in items}) > 1:
-        raise ValueError(
-            f"Expected images of one size in a batch, but got {sorted(shapes)}: pass batch_size=1, or a `transform` "
-            f"that crops or pads {', '.join(TARGET_KEYS)}."
-        )
+    _check_sizes(items, f"pass batch_size=1, or a `transform` that crops or pads {', '.join(TARGET_KEYS)}")
     rounds = [item["round"] for item in items]
     return {**default_collate([{key: item[key] for key in item if key != "round"} for item in items]), "round": rounds}
+
+
+def collate_evaluated(samples: list[dict[str, Any]]) -> Any:
+    """Stack samples for validation, test or prediction; images of different sizes are a `ValueError`."""
+    _check_sizes(samples, "pass val_batch_size=1")
+    return default_collate(samples)
+
+
+def _check_sizes(samples: list[dict[str, Any]], cure: str) -> None:
+    if len(shapes := {tuple(sample["image"].shape) for sample in samples}) > 1:
+        raise ValueError(f"Expected images of one size in a batch, but got {sorted(shapes)}: {cure}.")

@@ -31,7 +31,7 @@ def read_sample(sample: object, keys: Keys, index: int) -> dict[str, Any]:
 
     Raises:
         TypeError: If the sample has another form, or its image is not a floating point tensor.
-        ValueError: If image and label do not match, or the image contains NaN or infinity.
+        ValueError: If image and label do not match, the image contains NaN or infinity, or the label fractions.
     """
     parts = parts_of(sample, keys, index)
     image = as_tensor(parts["image"])
@@ -48,8 +48,8 @@ def read_sample(sample: object, keys: Keys, index: int) -> dict[str, Any]:
     result: dict[str, Any] = {"image": image.float()}
     if parts.get("label") is not None:
         result["label"] = _label(parts["label"], image, index)
-    if (case := parts.get("case")) is not None and str(case):
-        result["case"] = str(case)
+    if (case := _name(parts.get("case"))) is not None:
+        result["case"] = case
     return result
 
 
@@ -59,9 +59,8 @@ def split_batch(batch: object, keys: Keys) -> tuple[Tensor, Tensor | None, list[
     image, label, cases = parts["image"], parts.get("label"), parts.get("case")
     if isinstance(label, Tensor) and label.ndim == image.ndim and label.shape[1] == 1:
         label = label[:, 0]
-    label = label.long() if isinstance(label, Tensor) else label
-    named = None if cases is None else [None if case is None else str(case) or None for case in cases]
-    return image, label, named
+    label = _class_indices(label, "a batch") if isinstance(label, Tensor) else label
+    return image, label, None if cases is None else [_name(case) for case in cases]
 
 
 def parts_of(sample: object, keys: Keys, index: int | None = None) -> dict[str, Any]:
@@ -85,7 +84,10 @@ def parts_of(sample: object, keys: Keys, index: int | None = None) -> dict[str, 
     if isinstance(sample, Tensor | np.ndarray):
         return {"image": sample}
     where = "a batch" if index is None else f"sample {index}"
-    raise TypeError(f"Expected {where} to be a tensor, (image, label) or a dictionary, but got {describe(sample)}.")
+    many = f" of {len(sample)}: return a dictionary" if isinstance(sample, tuple | list) else ""
+    raise TypeError(
+        f"Expected {where} to be a tensor, (image, label) or a dictionary, but got {describe(sample)}{many}."
+    )
 
 
 def _label(value: object, image: Tensor, index: int) -> Tensor:
@@ -95,9 +97,24 @@ def _label(value: object, image: Tensor, index: int) -> Tensor:
     if label is None or label.shape != image.shape[1:]:
         raise ValueError(
             f"Expected the label of sample {index} to have shape {tuple(image.shape[1:])}, like its image, but got "
-            f"{describe(value)}."
+            f"{describe(value)}: return the image alone if it has no label map."
+        )
+    return _class_indices(label, f"sample {index}")
+
+
+def _class_indices(label: Tensor, where: str) -> Tensor:
+    if label.is_floating_point() and not bool((label == label.round()).all()):
+        raise ValueError(
+            f"Expected class indices in the label of {where}, but got fractions from {label.min():g} to "
+            f"{label.max():g}: do not scale labels (as `to_tensor` does), and resize them with the nearest neighbour."
         )
     return label.long()
+
+
+def _name(case: object) -> str | None:
+    """The name of a case; `None` if it is empty."""
+    plain = case.item() if isinstance(case, Tensor) else case
+    return None if plain is None else str(plain) or None
 
 
 def warn_of_unread_label(sample: object, image: Tensor, keys: Keys) -> None:

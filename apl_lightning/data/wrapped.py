@@ -61,13 +61,11 @@ class WrappedDataModule(TargetDataModule):
         loader = getattr(self._existing, method)()
         owner = f"`{method}` of {type(self._existing).__name__}"
         dataset, options = read_loader(loader, owner, self.keys, trains=name == "train")
-        for option in ("batch_size", "num_workers", "pin_memory"):
-            attribute = "val_batch_size" if option == "batch_size" and name != "train" else option
-            value = options.pop(option)
-            if attribute not in self._fixed:
-                setattr(self, attribute, value)
+        size, attribute = options.pop("batch_size"), "batch_size" if name == "train" else "val_batch_size"
+        if attribute not in self._fixed:
+            setattr(self, attribute, size)
         setattr(self, name, dataset)
-        self._loader_options[name] = options
+        self._loader_options[name] = {option: options[option] for option in options if option not in self._fixed}
         hooks = {hook: getattr(self._existing, hook) for hook in _HOOKS if overrides(self._existing, hook)}
         if hooks:
             self._hooks[name] = TransferHooks(hooks, loader.collate_fn([loader.dataset[0]]), self.keys)

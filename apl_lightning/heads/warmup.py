@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apl_lightning._support.modes import evaluating
+from apl_lightning._support.modes import evaluating, trainable
 from apl_lightning.heads.model import DualHeadModel
 
 
@@ -22,7 +22,7 @@ def warm_up_second_head(model: DualHeadModel, images: Iterable[Tensor], steps: i
     optimizer = torch.optim.Adam(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total_iters=steps)
     repeated = chain.from_iterable(repeat(images))
-    with evaluating(model), torch.enable_grad():
+    with evaluating(model), trainable(model.second):
         for batch in islice(repeated, steps):
             (main, aux), _ = model.routed(batch)
             loss = F.cross_entropy(aux.float(), main.detach().float().softmax(dim=1))

@@ -41,6 +41,7 @@ class Recorder:
 
     def add(self, batch: ImageBatch, labels: Tensor, weights: Tensor, writer: RoundWriter) -> None:
         """Write and count the labels and weights of a batch; a `ValueError` if they do not match the images."""
+        labels = labels.long() if labels.dtype == torch.bool else labels
         _check(labels, weights, batch, self._statistics.num_classes)
         labels, weights = labels.cpu(), weights.cpu()
         hard = hard_labels(labels, weights)

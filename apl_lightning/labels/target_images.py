@@ -55,20 +55,32 @@ class TargetImages:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        for samples in self._loader:
+        for number, samples in enumerate(self._loader):
             raise_if_stopped(self._trainer)
             while samples:
                 shape = samples[0][1]["image"].shape
                 alike = [sample for sample in samples if sample[1]["image"].shape == shape]
                 samples = [sample for sample in samples if sample[1]["image"].shape != shape]
                 images = torch.stack([sample["image"] for _, sample in alike])
+                moved = to_device(self._trainer, {"image": images})["image"]
+                if number == 0:
+                    self._check_deterministic(images, moved)
                 yield ImageBatch(
                     [index for index, _ in alike],
-                    to_device(self._trainer, {"image": images})["image"],
+                    moved,
                     [sample.get("label") for _, sample in alike],
                     [sample.get("case", "") for _, sample in alike],
                     [sample["fingerprint"] for _, sample in alike],
                 )
+
+    def _check_deterministic(self, images: Tensor, moved: Tensor) -> None:
+        """Raise a `ValueError` if a transfer hook of a subclass is random."""
+        if not torch.equal(moved, to_device(self._trainer, {"image": images})["image"]):
+            raise ValueError(
+                "Expected the transfer hooks of your module or data module to be deterministic, but two calls gave "
+                "different images, and pseudo labels would not fit: pass random transforms as `transform`, which "
+                "moves image, pseudo label and weight together."
+            )
 
 
 class _Untransformed(Dataset[Any]):

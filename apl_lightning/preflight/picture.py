@@ -36,11 +36,4 @@ def draw(rows: Mapping[str, Sequence[Shown]], path: Path) -> Path:
 
 def _show(axis: Any, image: Tensor, labels: Tensor) -> None:
     axis.axis("off")
-    axis.imshow(overlay(_plane(image.mean(dim=0))[None], _plane(labels)), interpolation="nearest")
-
-
-def _plane(values: Tensor) -> Tensor:
-    """The plane (H, W) of an image, or the middle one along the first axis of a volume."""
-    while values.ndim > 2:
-        values = values[len(values) // 2]
-    return values
+    axis.imshow(overlay(image, labels), interpolation="nearest")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from apl_lightning._support.modes import hooked
+from apl_lightning.losses import entropy
 
 _LEAST = 1e-8
 _FEW = 1e-3  # of the pixels: with less foreground a network is not sure of anything
@@ -41,11 +42,9 @@ def count_foreground(logits: Tensor) -> Tensor:
     Args:
         logits: (B, K + 1, *S), with the background at 0.
     """
-    log_p = logits.float().log_softmax(dim=1)
-    entropy = -(log_p.exp() * log_p).sum(dim=1)
-    labels = logits.argmax(dim=1)
+    uncertainty, labels = entropy(logits), logits.argmax(dim=1)
     of_class = [labels == label for label in range(1, logits.shape[1])]
-    entropies = torch.stack([entropy[mask].sum() for mask in of_class])
+    entropies = torch.stack([uncertainty[mask].sum() for mask in of_class])
     pixels = torch.stack([mask.sum() for mask in of_class])
     return torch.stack([entropies, pixels, torch.full_like(entropies, labels.numel())])
 
@@ -70,10 +69,10 @@ def sureness(counted: Tensor) -> Tensor:
         >>> sureness(torch.tensor([[19.0], [99.0], [1000.0]]))  # 0.2 nats a pixel, twice
         tensor(3.2189)
     """
-    entropy, found, pixels = counted
+    entropies, found, pixels = counted
     few = _FEW * pixels
-    whole = ((found.sum() + few[0]) / (entropy.sum() + few[0])).log()
-    each = ((found + few / len(few)) / (entropy + few / len(few))).log()
+    whole = ((found.sum() + few[0]) / (entropies.sum() + few[0])).log()
+    each = ((found + few / len(few)) / (entropies + few / len(few))).log()
     total: Tensor = whole + each.mean()
     return total
 

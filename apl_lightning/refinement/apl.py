@@ -113,7 +113,10 @@ class APLModule(RefinementModule):
         self.consistency_weight = consistency_weight
         self.refinement_weight = refinement_weight
         self.weighting: Weighting = weighting
-        self.head_rate = head_rate
+        self.head_rate = float(head_rate)
+        if not consistency_weight:  # no loss trains the heads, and DDP must not wait for their gradients
+            heads = {id(parameter) for parameter in self.model.head_parameters()}
+            self.model.hold_constant([name for name, value in self.model.named_parameters() if id(value) in heads])
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`consistency`, `refinement` and their weighted sum `loss` on a batch of `image`, `pseudo_label`, `weight`.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apl_lightning._support.class_only import class_only
+from apl_lightning._support.hyperparameters import without_numpy
 from apl_lightning._support.lightning import attached_callbacks, refuse_half_weights, require_lightning
 from apl_lightning._support.modes import not_finite, set_dropout_mode
 from apl_lightning._support.resizing import resize_to
@@ -108,6 +109,12 @@ class RefinementModule(EvaluationSteps, ABC):
         require_lightning(self)
         super().__init__()
         self.save_hyperparameters(ignore=["model", "example", "optimizer", "lr_scheduler", "inferer"])
+        # Scalars of NumPy in a checkpoint would not load with `weights_only`.
+        self.hparams.update({name: without_numpy(value) for name, value in self.hparams.items()})
+        if "lr" in (fixed := getattr(optimizer, "keywords", {})):
+            raise ValueError(
+                f"Expected `optimizer` without a learning rate, but got lr={fixed['lr']}: pass it as `learning_rate`."
+            )
         self.model = (
             model
             if isinstance(model, DualHeadModel)
@@ -115,8 +122,7 @@ class RefinementModule(EvaluationSteps, ABC):
         )
         if self.model.num_classes != num_classes:
             raise ValueError(f"Expected `num_classes` {self.model.num_classes}, as in `model`, but got {num_classes}.")
-        # An integer of NumPy in a checkpoint would not load with `weights_only`.
-        num_classes = self.hparams["num_classes"] = self.model.num_classes
+        num_classes = self.model.num_classes
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(f"Expected {num_classes} `class_names`, background included, but got {list(class_names)}.")
         if not 0 <= dice_weight < math.inf:
@@ -134,7 +140,7 @@ class RefinementModule(EvaluationSteps, ABC):
         self.batch_norm: BatchNormMode = batch_norm or self.default_batch_norm
         check_choice("batch_norm", self.batch_norm, BatchNormMode)
         self.optimizer = optimizer
-        self.learning_rate = learning_rate
+        self.learning_rate = float(learning_rate)
         self.lr_scheduler = lr_scheduler
         self.inferer = inferer
         self._window: Inferer | None = None  # made from the patches of a data module
@@ -150,6 +156,8 @@ class RefinementModule(EvaluationSteps, ABC):
         """Refuse to train weights in half precision; without an `inferer`, take one for the data module's patches."""
         if stage == "fit":
             refuse_half_weights(self.trainer)
+            if self.teacher is not None and self.teacher.n_averaged == 1:
+                self.teacher.copy(self.model)  # weights may have been loaded into `model` since
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         if datamodule is not None and self.inferer is self._window:  # no other one was passed
             patches = getattr(datamodule, "patches", None)

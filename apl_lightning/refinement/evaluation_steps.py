@@ -31,7 +31,7 @@ class EvaluationSteps(LightningModule):
         image, label, cases = self._split(batch)
         if label is None:
             raise ValueError("Expected labels in the batches, but got none: pass `label_key`, or images with labels.")
-        indices = batch.get("index") if isinstance(batch, dict) else None
+        indices = batch["dataset_index"] if _is_own(batch) else None
         self.dice.update(self._infer(image).max(dim=1).indices, label, cases, indices)
 
     test_step = validation_step
@@ -43,6 +43,12 @@ class EvaluationSteps(LightningModule):
         labels = logits.max(dim=1).indices
         return Prediction(labels, logits.float().softmax(dim=1)) if self.return_probabilities else labels
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an interrupted validation has counted."""
+        self.dice.reset()
+
+    on_test_epoch_start = on_validation_epoch_start
+
     def on_validation_epoch_end(self) -> None:
         """Log `val/dice/<class>` for each foreground class and their mean as `val/dice`."""
         self._log_dice("val")
@@ -53,8 +59,7 @@ class EvaluationSteps(LightningModule):
 
     def _split(self, batch: Any) -> tuple[Tensor, Tensor | None, list[str | None] | None]:
         """Image, label and cases of a batch; those of a `TargetDataModule` no longer have the project's keys."""
-        own = isinstance(batch, dict) and {*batch, "label"} == {"image", "label", "case", "index"}
-        return split_batch(batch, Keys() if own else self.keys)
+        return split_batch(batch, Keys() if _is_own(batch) else self.keys)
 
     def _infer(self, image: Tensor) -> Tensor:
         """Logits of the main head, (B, C, *S)."""
@@ -69,3 +74,8 @@ class EvaluationSteps(LightningModule):
         # The values are equal on all ranks; without `sync_dist` Lightning warns.
         self.log_dict(values, sync_dist=True)
         self.log(f"{stage}/dice", dice.nanmean(), prog_bar=True, sync_dist=True)
+
+
+def _is_own(batch: Any) -> bool:
+    """Whether a batch comes from a `TargetDataModule`."""
+    return isinstance(batch, dict) and {*batch, "label"} == {"image", "label", "case", "dataset_index"}

@@ -297,10 +297,13 @@ def test_on_root_device(trainer: Make) -> None:
     assert devices == [torch.device("cpu")]
 
 
-def test_refuse_weight_averaging(trainer: Make) -> None:
+@pytest.mark.parametrize(
+    "averaging", [pl.callbacks.StochasticWeightAveraging(0.1), pl.callbacks.EMAWeightAveraging(decay=0.9)]
+)
+def test_refuse_weight_averaging(trainer: Make, averaging: Any) -> None:
     door.refuse_weight_averaging(trainer())
-    with pytest.raises(ValueError, match="no `StochasticWeightAveraging`.*use `ema_decay`"):
-        door.refuse_weight_averaging(trainer(callbacks=[pl.callbacks.StochasticWeightAveraging(0.1)]))
+    with pytest.raises(ValueError, match=f"no `{type(averaging).__name__}`.*use `ema_decay`"):
+        door.refuse_weight_averaging(trainer(callbacks=[averaging]))
 
 
 @pytest.mark.parametrize("finder", [pl.callbacks.LearningRateFinder, pl.callbacks.BatchSizeFinder])

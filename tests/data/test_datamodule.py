@@ -48,10 +48,19 @@ def test_existing_data_module(tmp_path: Path, trainer: Any) -> None:
     fit = trainer(callbacks=[PseudoLabelCallback()])
     fit.fit(APLModule(TinyNet(), CLASSES), data)
     assert fit.global_step == 2
-    assert (data.batch_size, data.val_batch_size, data.num_workers) == (3, 2, 0)
+    assert (data.batch_size, data.val_batch_size) == (3, 2)
     assert {"prepare", "fit", "teardown"} <= set(project.calls)
     assert "val/dice" in fit.callback_metrics
     fit.validate(APLModule(TinyNet(), CLASSES), data, verbose=False)
+
+
+def test_each_loader_keeps_its_workers(tmp_path: Path) -> None:
+    data = TargetDataModule.from_datamodule(Project(workers=2), store_dir=tmp_path)
+    data.setup("fit")
+    assert (data.train_dataloader().num_workers, data.val_dataloader().num_workers) == (2, 0)
+    data = TargetDataModule.from_datamodule(Project(workers=2), store_dir=tmp_path, num_workers=1)
+    data.setup("fit")
+    assert (data.train_dataloader().num_workers, data.val_dataloader().num_workers) == (1, 1)
 
 
 def test_options_override_the_existing_data_module(tmp_path: Path) -> None:

@@ -44,3 +44,9 @@ def test_cases_of_a_batch() -> None:
     batch = {"image": torch.rand(3, 1, 2, 2), "case": ["a", "", None]}
     assert split_batch(batch, Keys())[2] == ["a", None, None]
     assert split_batch({"image": torch.rand(1, 1, 2, 2)}, Keys())[2] is None
+
+
+def test_numbers_of_cases() -> None:
+    batch = {"image": torch.rand(2, 1, 2, 2), "case": torch.tensor([1, 2])}
+    assert split_batch(batch, Keys())[2] == ["1", "2"]
+    assert EvaluationDataset([{"image": batch["image"][0], "case": batch["case"][0]}], Keys(), False)[0]["case"] == "1"

@@ -71,7 +71,20 @@ def test_both_losses_in_one_pass_equal_two_optimisers() -> None:
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("layer", [nn.Dropout(0.5), DropPath(0.5), StochasticDepth(0.5, "row")], ids=type)
+class Attention(nn.Module):
+    """Self-attention over pixels, with dropout of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, dropout=0.5, batch_first=True)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        pixels = features.flatten(2).transpose(1, 2)
+        attended: torch.Tensor = self.attention(pixels, pixels, pixels)[0]
+        return attended.transpose(1, 2).reshape(features.shape)
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), DropPath(0.5), StochasticDepth(0.5, "row"), Attention()], ids=type)
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("place", ["encoder", "classifier"])
 def test_training_uses_dropout_only_if_asked_for(place: str, dropout: bool, layer: nn.Module) -> None:

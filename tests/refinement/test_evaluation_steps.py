@@ -114,3 +114,42 @@ def test_test_without_labels_is_an_error(trainer: Make) -> None:
 def test_refinement_module_is_abstract() -> None:
     with pytest.raises(TypeError, match="losses"):
         RefinementModule(TinyNet(), CLASSES)  # type: ignore[abstract]
+
+
+def test_an_index_of_the_project_is_not_that_of_the_data_set(trainer: Make) -> None:
+    """Slice numbers repeat in each patient; all slices count."""
+    slices = [
+        {"image": image, "label": label, "case": f"patient {number // 2}", "index": number % 2}
+        for number, (image, label) in enumerate(Images(4, labelled=True))
+    ]
+    module, images = APLModule(TinyNet(), CLASSES), Images(4, labelled=True)
+    with torch.no_grad():
+        labels = module.eval()(torch.stack([image for image, _ in images])).main.argmax(1)
+    dice = CaseDice(CLASSES)
+    dice.update(labels, torch.stack([label for _, label in images]), [sample["case"] for sample in slices])
+    (found,) = trainer().validate(module, DataLoader(slices, 2), verbose=False)
+    assert found["val/dice"] == pytest.approx(dice.compute()[1:].mean().item())
+
+
+def test_a_failed_validation_does_not_count_in_the_next_one(trainer: Make) -> None:
+    module, good = APLModule(TinyNet(), CLASSES), DataLoader(Images(2, labelled=True))
+    (expected,) = trainer().validate(module, good, verbose=False)
+    other, (image, label) = (Images(3, labelled=True)[2], Images(1, labelled=True)[0])
+    with pytest.raises(ValueError, match="between 0 and 2"):
+        trainer().validate(module, DataLoader([other, (image, label + 9)]), verbose=False)
+    assert trainer().validate(module, good, verbose=False) == [expected]
+
+
+def test_prediction_of_images_some_of_which_have_labels(trainer: Make) -> None:
+    module = APLModule(TinyNet(), CLASSES)
+    mixed = [sample if number % 2 else sample[0] for number, sample in enumerate(Images(5, labelled=True))]
+    found: Any = trainer().predict(module, TargetDataModule(predict=mixed, batch_size=5))
+    assert torch.equal(torch.cat(found), expected_labels(module))
+
+
+def test_images_of_different_sizes_need_a_batch_size_of_1(trainer: Make) -> None:
+    sizes = [Images(1, size, labelled=True)[0] for size in ((16, 16), (8, 16))]
+    module = APLModule(TinyNet(), CLASSES)
+    with pytest.raises(ValueError, match="of one size in a batch, but got .*pass val_batch_size=1"):
+        trainer().validate(module, TargetDataModule(val=sizes), verbose=False)
+    trainer().validate(module, TargetDataModule(val=sizes, val_batch_size=1), verbose=False)

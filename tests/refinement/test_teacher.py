@@ -119,3 +119,11 @@ def test_integers_are_copied() -> None:
     for _ in range(50):
         teacher.update_parameters(student)
     assert torch.equal(teacher.module.index, torch.arange(1000))
+
+
+def test_weights_loaded_after_construction_are_refined(tmp_path: Path, trainer: Make) -> None:
+    module, weights = APLModule(TinyNet(), CLASSES), TinyNet().state_dict()
+    module.model.network.load_state_dict(weights)
+    trainer(max_epochs=0).fit(module, TargetDataModule(Images(2), store_dir=tmp_path))
+    exported = module.export().state_dict()
+    assert all(torch.equal(value, exported[name]) for name, value in weights.items())

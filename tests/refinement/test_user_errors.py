@@ -1,5 +1,6 @@
 """Errors name the mistake of the user and its solution."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,45 @@ def test_labels_deleted_during_the_run(tmp_path: Path, trainer: Any, workers: in
         fit(Delete())
     with pytest.warns(UserWarning, match="made anew"):
         fit(ckpt_path=tmp_path / "saved.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize("reads", ["data module", "loader"])
+def test_scaled_labels(trainer: Any, reads: str) -> None:
+    """As `to_tensor` makes them of a mask: 1 becomes 1/255, which would be background."""
+    scaled = [(image, label / 255) for image, label in Images(2, labelled=True)]
+    data: Any = TargetDataModule(val=scaled) if reads == "data module" else DataLoader(scaled)
+    with pytest.raises(ValueError, match="class indices in the label of .*, but got fractions from 0 to 0.0"):
+        trainer().validate(APLModule(TinyNet(), CLASSES), data, verbose=False)
+
+
+def test_samples_with_a_name_or_a_class(tmp_path: Path, trainer: Any) -> None:
+    for extra, message in (((0, "name"), "tuple of 3: return a dictionary"), ((0,), "return the image alone")):
+        data = TargetDataModule([(image, *extra) for image in Images(2)], store_dir=tmp_path)
+        with pytest.raises((TypeError, ValueError), match=message):
+            trainer(callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), data)
+
+
+@pytest.mark.filterwarnings("ignore:You have overridden `on_after_batch_transfer`")  # in the module: what is tested
+def test_random_transfer_hook_of_a_module(tmp_path: Path, trainer: Any) -> None:
+    class Noisy(APLModule):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return {**batch, "image": batch["image"] + torch.randn(())}
+
+    run = trainer(callbacks=[PseudoLabelCallback()])
+    with pytest.raises(ValueError, match="transfer hooks .* to be deterministic.*pass random transforms as"):
+        run.fit(Noisy(TinyNet(), CLASSES), TargetDataModule(Images(2), store_dir=tmp_path))
+
+
+def test_learning_rate_within_the_optimiser() -> None:
+    with pytest.raises(ValueError, match=r"without a learning rate, but got lr=0.01: pass it as `learning_rate`"):
+        APLModule(TinyNet(), CLASSES, optimizer=partial(torch.optim.SGD, lr=0.01))
+
+
+def test_boolean_labels_of_a_function(tmp_path: Path, trainer: Any) -> None:
+    def foreground(p_main: Any, p_aux: Any) -> Any:
+        return p_main[:, 1] > 0.5, torch.ones_like(p_main[:, 0])
+
+    callback = PseudoLabelCallback(foreground)
+    data = TargetDataModule(Images(2), store_dir=tmp_path)
+    trainer(callbacks=[callback]).fit(APLModule(TinyNet(classes=2), 2), data)
+    assert callback.statistics["pseudo/confidence"] == 1

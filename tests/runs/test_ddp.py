@@ -158,10 +158,13 @@ def test_synchronised_batch_norm(tmp_path: Path, trainer: Make, mode: str, monke
         torch.testing.assert_close(two[1]["state"][name], value, atol=1e-5, rtol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("kind", [SelfTrainingModule, TentModule])
-def test_other_modules_train_on_two_ranks(tmp_path: Path, trainer: Make, kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "module"),
+    [(SelfTrainingModule, {}), (TentModule, {}), (APLModule, {"consistency_weight": 0.0, "aux": "encoder.2"})],
+)
+def test_every_trained_parameter_has_a_gradient(tmp_path: Path, trainer: Make, kind: Any, module: Any) -> None:
     """DDP waits for the gradient of each parameter that requires one."""
-    first, second = run(tmp_path / "two", trainer, 2, 8, epochs=2, kind=kind)
+    first, second = run(tmp_path / "two", trainer, 2, 8, epochs=2, kind=kind, module=module)
     for name, value in first["state"].items():
         if "running" not in name and "num_batches" not in name:
             assert torch.equal(value, second["state"][name]), name

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -136,3 +137,19 @@ def test_other_modules_and_trainers_that_log_none(tmp_path: Path, trainer: Any) 
     found = yaml_of(CSVLogger(tmp_path, version="True"))
     assert found["optimizer/lr"] == 0.1
     assert "secret" not in found
+
+
+def test_scalars_of_numpy_load_again(tmp_path: Path, trainer: Any) -> None:
+    module = APLModule(
+        TinyNet(),
+        np.int64(CLASSES),
+        list(np.array(["background", "liver", "spleen"])),
+        learning_rate=np.float64(1e-3),
+        head_rate=np.float32(0.5),
+        ignore_index=np.int64(255),
+    )
+    fit(trainer, tmp_path, module, PseudoLabelCallback())
+    module.trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    again = APLModule.load_from_checkpoint(tmp_path / "saved.ckpt", model=TinyNet(), weights_only=True)
+    assert (again.learning_rate, again.head_rate, again.ignore_index) == (1e-3, 0.5, 255)
+    assert again.class_names == ["background", "liver", "spleen"]
