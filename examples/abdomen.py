@@ -18,7 +18,7 @@ from statistics import mean
 import pytorch_lightning as pl
 import torch
 from evaluation import organ_dice, patient_dice, predict, table
-from networks import NETWORKS, build_network
+from networks import NETWORKS, build_network, save_weights
 from panel import fullest_slice, save_panel
 from slices import Slices, class_names
 from source_training import SourceModule
@@ -55,7 +55,7 @@ def source_network(arguments: argparse.Namespace, seed: int) -> nn.Module:
     loader = DataLoader(data, batch_size=8, shuffle=True, drop_last=True)
     trainer = make_trainer(arguments.out / f"source-{seed}", max_epochs=arguments.source_epochs)
     trainer.fit(SourceModule(network), loader)
-    torch.save(network.state_dict(), path)
+    save_weights(network.state_dict(), path)
     return network
 
 
@@ -75,7 +75,7 @@ def refined_network(arguments: argparse.Namespace, seed: int, source: nn.Module)
     callbacks = [PseudoLabelCallback(**preset.callback), PseudoLabelOverlay()]
     make_trainer(arguments.out / f"refined-{seed}", callbacks, max_epochs=arguments.epochs).fit(module, data)
     refined = module.export()
-    torch.save(refined.state_dict(), path)
+    save_weights(refined.state_dict(), path)
     return refined
 
 

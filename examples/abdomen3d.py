@@ -20,6 +20,7 @@ from evaluation import organ_dice, table
 from monai.data import CacheDataset, DataLoader
 from monai.networks.nets import UNet
 from monai.transforms import Compose, RandCropByPosNegLabeld, SpatialPadd
+from networks import save_weights
 from slices import class_names, read_meta
 from source_training import SourceModule
 from torch import Tensor, nn
@@ -64,7 +65,8 @@ def build_network(classes: int) -> nn.Module:
 def source_network(arguments: argparse.Namespace, seed: int) -> nn.Module:
     """Train on patches of MR volumes, or load the network that an earlier run with the same options saved."""
     network = build_network(len(class_names(arguments.data)))
-    path = arguments.out / f"source-{arguments.size}-{arguments.source_steps}-{arguments.fraction}-{seed}.pt"
+    patch = "x".join(map(str, arguments.patch_size))
+    path = arguments.out / f"source-{arguments.size}-{patch}-{arguments.source_steps}-{arguments.fraction}-{seed}.pt"
     if path.exists():
         network.load_state_dict(torch.load(path, weights_only=True))
         return network
@@ -82,7 +84,7 @@ def source_network(arguments: argparse.Namespace, seed: int) -> nn.Module:
     loader = DataLoader(data, batch_size=1, shuffle=True)
     trainer = make_trainer(arguments.out / f"source-{seed}", max_steps=arguments.source_steps, max_epochs=-1)
     trainer.fit(SourceOnVolumes(network), loader)
-    torch.save(network.state_dict(), path)
+    save_weights(network.state_dict(), path)
     return network
 
 
@@ -110,7 +112,7 @@ def refined_network(arguments: argparse.Namespace, seed: int, source: nn.Module)
     folder, callbacks = arguments.out / f"refined-{seed}", [PseudoLabelCallback()]
     make_trainer(folder, callbacks, max_steps=arguments.steps, max_epochs=-1).fit(module, data)
     refined = module.export()
-    torch.save(refined.state_dict(), arguments.out / f"refined-{seed}.pt")
+    save_weights(refined.state_dict(), arguments.out / f"refined-{seed}.pt")
     return refined
 
 
@@ -126,7 +128,7 @@ def evaluate(network: nn.Module, held_out: list[dict[str, Any]], arguments: argp
 
 def run(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
     """Run one seed, or read what an earlier run has saved; the Dice before and after refinement."""
-    path = arguments.out / f"result-{arguments.steps}-{arguments.report}-{seed}.json"
+    path = arguments.out / f"result-{arguments.report}-{_options(arguments)}-{seed}.json"
     if not path.exists():
         arguments.out.mkdir(parents=True, exist_ok=True)
         pl.seed_everything(seed, workers=True)
@@ -137,6 +139,12 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]
         path.write_text(json.dumps({"before": before, "after": after}, indent=1))
     result: dict[str, dict[str, float]] = json.loads(path.read_text())
     return result
+
+
+def _options(arguments: argparse.Namespace) -> str:
+    patch = "x".join(map(str, arguments.patch_size))
+    steps = f"{arguments.source_steps}-{arguments.steps}-{arguments.round_steps}"
+    return f"{arguments.size}-{patch}-{steps}-{arguments.fraction}"
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:

@@ -28,6 +28,8 @@ def raw_slices(path: Path) -> torch.Tensor:
         array = np.load(path, allow_pickle=False)
         return torch.from_numpy(array.reshape(-1, 1, *array.shape[-2:]))
     with Image.open(path) as picture:
+        if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+            raise SystemExit(f"Expected an image of 8 bits, but {path} has mode {picture.mode}: save it as .npy.")
         array = np.asarray(picture.convert("L" if picture.mode in ("1", "L", "LA", "P") else "RGB"))
     return torch.tensor(array)[None, None] if array.ndim == 2 else torch.tensor(array).permute(2, 0, 1)[None]
 
@@ -65,6 +67,8 @@ def main(argv: list[str] | None = None) -> torch.nn.Module:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
+    if arguments.out.exists():
+        raise SystemExit(f"Expected --out to be a new file, but {arguments.out} exists.")
     pl.seed_everything(arguments.seed, workers=True)
 
     network = read_network(arguments)

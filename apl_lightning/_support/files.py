@@ -23,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def new_folder(path: str | Path) -> Path:
     """The path of a folder for results, which is not made here; a `ValueError` if there is something."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"Expected `out` to be a new or an empty folder, but {path} has content: name another one.")
     return path

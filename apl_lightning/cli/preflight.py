@@ -6,8 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
-from apl_lightning.data import NiftiFolder, sliding_window
-from apl_lightning.folders import as_folder, as_network
+from apl_lightning._support.device import device_of
+from apl_lightning.data import NiftiFolder
+from apl_lightning.folders import as_folder_and_network, as_module
 from apl_lightning.preflight import preflight as check
 
 
@@ -18,6 +19,7 @@ def preflight(
     system: str | None = None,
     patch_size: Sequence[int] | None = None,
     picture: str | Path | None = None,
+    accelerator: str = "auto",
 ) -> None:
     """Ask a network whether the images of a folder look turned, inverted, resized or out of range to it.
 
@@ -28,10 +30,11 @@ def preflight(
         system: The system of a checkpoint.
         patch_size: Predict by a sliding window of this size.
         picture: A new file for a picture of the images, as they are and as the network would like them.
+        accelerator: `"cpu"`, `"gpu"`, or `"auto"` for a GPU if there is one.
     """
-    folder = as_folder(images)
-    inferer = None if patch_size is None else sliding_window(patch_size)
-    report = check(as_network(network, num_classes, system), folder, num_classes=num_classes, inferer=inferer)
+    folder, network = as_folder_and_network(images, network, num_classes, system)
+    module = as_module(network, folder, num_classes, None, patch_size).to(device_of(accelerator))
+    report = check(module, folder, num_classes=num_classes, inferer=module.inferer)
     sys.stdout.write(f"{report}\n")
     if picture is not None:
         report.picture(picture)

@@ -32,6 +32,7 @@ def evaluate_folder(
     references: str | Path,
     *,
     class_names: Sequence[str] | None = None,
+    ignore_index: int | None = None,
     out: str | Path | None = None,
 ) -> list[Score]:
     r"""Compare the label maps of two folders by their file names, with MONAI's metrics.
@@ -48,6 +49,7 @@ def evaluate_folder(
         predictions: A folder of label maps.
         references: A folder of label maps with the same names.
         class_names: Names, background included; numbers by default. Labels above are an error.
+        ignore_index: The reference label of voxels that do not count, such as 255.
         out: A new file for the table, as CSV.
 
     Returns:
@@ -58,6 +60,8 @@ def evaluate_folder(
     """
     if out is not None and Path(out).exists():
         raise ValueError(f"Expected `out` to be a new file, but {out} exists: name another one.")
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[int, Score]] = {}
     refused: dict[str, str] = {}
     predicted, true = nifti_files(predictions), nifti_files(references)
@@ -67,11 +71,17 @@ def evaluate_folder(
             f"{references} has {next(iter(true))}: rename one of them."
         )
     for case in sorted(predicted.keys() | true.keys()):
-        scores = _scores_of_case(case, predicted.get(case), true.get(case))
-        if isinstance(scores, str):
-            refused[case] = scores
-        else:
-            found[case] = scores
+        try:
+            scores = _scores_of_case(case, predicted.get(case), true.get(case), ignore_index)
+        except ValueError as error:
+            refused[case] = str(error)
+            continue
+        if class_names is not None and (highest := max(scores, default=0)) >= len(class_names):
+            raise ValueError(
+                f"Expected labels below {len(class_names)}, as there are {len(class_names)} `class_names` with "
+                f"background, but got {highest} in case {case}: pass all names, or `ignore_index`."
+            )
+        found[case] = scores
     if refused:
         listed = "; ".join(f"{case}: {reason}" for case, reason in refused.items())
         warnings.warn(f"{len(refused)} of {len(refused) + len(found)} cases have no scores. {listed}", stacklevel=2)
@@ -94,13 +104,16 @@ def surface_scores(prediction: Array, reference: Array, spacing: Sequence[float]
     return float(dice), float(hd95), float(assd)
 
 
-def _scores_of_case(case: str, predicted: Path | None, true: Path | None) -> dict[int, Score] | str:
-    """The scores of each class that occurs, or why there are none."""
+def _scores_of_case(case: str, predicted: Path | None, true: Path | None, ignore_index: int | None) -> dict[int, Score]:
+    """The scores of each class that occurs; a `ValueError` says why there are none."""
     if predicted is None or true is None:
-        return "no prediction" if predicted is None else "no reference"
+        raise ValueError("no prediction" if predicted is None else "no reference")
     (prediction, grid), (reference, other) = read_labels(predicted), read_labels(true)
     if not grid.equals(other):
-        return f"different grids, {grid} and {other}"
+        raise ValueError(f"different grids, {grid} and {other}")
+    if ignore_index is not None:
+        ignored = reference == ignore_index
+        prediction, reference = (np.where(ignored, 0, labels) for labels in (prediction, reference))
     scores = {}
     for value in sorted({*np.unique(prediction).tolist(), *np.unique(reference).tolist()} - {0}):
         masks = prediction == value, reference == value
@@ -116,12 +129,6 @@ def _table(
     found: dict[str, dict[int, Score]], refused: dict[str, str], class_names: Sequence[str] | None
 ) -> list[Score]:
     occurring = {value for scores in found.values() for value in scores}
-    highest = max(occurring, default=0)
-    if class_names is not None and highest >= len(class_names):
-        raise ValueError(
-            f"Expected labels below {len(class_names)}, as there are {len(class_names)} `class_names` with background, "
-            f"but got {highest}."
-        )
     values = sorted(occurring) if class_names is None else range(1, len(class_names))
     names = {value: str(value) if class_names is None else class_names[value] for value in values}
     nothing = (math.nan, math.nan, math.nan)

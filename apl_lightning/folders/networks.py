@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -11,13 +12,12 @@ from apl_lightning.nifti import NiftiFolder
 from apl_lightning.pytorch_lightning import APLModule
 
 
-def as_folder(images: NiftiFolder | str | Path) -> NiftiFolder:
-    """The folder itself, or that of a path with default options."""
-    return images if isinstance(images, NiftiFolder) else NiftiFolder(images)
+def as_folder_and_network(
+    images: NiftiFolder | str | Path, network: nn.Module | str | Path, num_classes: int, system: str | None
+) -> tuple[NiftiFolder, nn.Module]:
+    """The folder, or that of a path with default options, and the network, or that of a checkpoint of a `system`.
 
-
-def as_network(network: nn.Module | str | Path, num_classes: int, system: str | None) -> nn.Module:
-    """The network itself, or the one in a checkpoint of one of the seven systems.
+    Unless the folder has a `preprocess`, its images get that of the system.
 
     Raises:
         ValueError: If `network` is a file and `system` is missing, or the other way round.
@@ -25,13 +25,15 @@ def as_network(network: nn.Module | str | Path, num_classes: int, system: str | 
     if isinstance(network, nn.Module):
         if system is not None:
             raise ValueError(f"Expected a checkpoint with system={system!r}, but got a network: leave out `system`.")
-        return network
+        return _as_folder(images), network
     if system is None:
         raise ValueError(
             f"Expected the system that saved {network}, but got none: pass `system` as to "
             "`apl_lightning.checkpoints.load`, or build your network and load its weights."
         )
-    return load(system, network, num_classes)
+    loaded: Any = load(system, network, num_classes)
+    folder = _as_folder(images)
+    return folder if folder.preprocess else folder.with_preprocess(loaded.preprocess), loaded
 
 
 def as_module(
@@ -54,3 +56,7 @@ def as_module(
         )
     inferer = None if patch_size is None else sliding_window(patch_size)
     return APLModule(network, num_classes, names, inferer=inferer)
+
+
+def _as_folder(images: NiftiFolder | str | Path) -> NiftiFolder:
+    return images if isinstance(images, NiftiFolder) else NiftiFolder(images)

@@ -38,12 +38,6 @@ def write_predictions(module: RefinementModule, folder: NiftiFolder, out: Path, 
     write_csv(out / "volumes.csv", ["case", *(f"{name}_ml" for name in names[1:])], rows)
 
 
-def device_of(accelerator: str) -> str:
-    """The device that a trainer with this accelerator computes on."""
-    found = None if accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if found is None else str(found)
-
-
 @torch.no_grad()
 def _predict(module: RefinementModule, folder: NiftiFolder, case: int, batch_size: int, device: str) -> list[Tensor]:
     """The label maps of all samples of a case."""

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from torch import nn
 
+from apl_lightning._support.device import device_of
 from apl_lightning._support.files import new_folder
-from apl_lightning.folders.networks import as_folder, as_module, as_network
-from apl_lightning.folders.output import device_of, write_predictions
+from apl_lightning.folders.networks import as_folder_and_network, as_module
+from apl_lightning.folders.output import write_predictions
 from apl_lightning.nifti import NiftiFolder
 
 
@@ -35,17 +36,18 @@ def predict_folder(
         out: A new or empty folder.
         num_classes: The number of classes, background included.
         class_names: Names for table and pictures, background included.
-        system: The system of a checkpoint (see [`load`][apl_lightning.checkpoints.load]).
+        system: The system of a checkpoint (see [`load`][apl_lightning.checkpoints.load]). Its `preprocess` prepares the
+            images unless the folder has one.
         patch_size: Predict by a [`sliding_window`][apl_lightning.data.sliding_window] of this size; by default whole
             slices or volumes.
         batch_size: Slices that are predicted at once.
-        accelerator: `"cpu"`, or `"auto"` for a GPU if there is one.
+        accelerator: `"cpu"`, `"gpu"`, or `"auto"` for a GPU if there is one.
 
     Raises:
         ValueError: If `out` has content, the folder has no images, or the network does not fit.
     """
     out = new_folder(out)
-    network = as_network(network, num_classes, system)
-    folder = as_folder(images)
+    device = device_of(accelerator)
+    folder, network = as_folder_and_network(images, network, num_classes, system)
     module = as_module(network, folder, num_classes, class_names, patch_size)
-    write_predictions(module, folder, out, batch_size, device_of(accelerator))
+    write_predictions(module, folder, out, batch_size, device)

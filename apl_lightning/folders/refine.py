@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from apl_lightning._support.device import device_of
 from apl_lightning._support.files import new_folder
 from apl_lightning._support.random_state import isolated_random_state
-from apl_lightning.folders.networks import as_folder, as_module, as_network
-from apl_lightning.folders.output import device_of, write_predictions
+from apl_lightning.folders.networks import as_folder_and_network, as_module
+from apl_lightning.folders.output import write_predictions
 from apl_lightning.nifti import NiftiFolder
 from apl_lightning.preflight import preflight
 from apl_lightning.pytorch_lightning import PseudoLabelCallback, TargetDataModule, Trainer
@@ -49,7 +50,8 @@ def refine_folder(
         out: A new or empty folder.
         num_classes: The number of classes, background included.
         class_names: Names for table and pictures, background included.
-        system: The system of a checkpoint (see [`load`][apl_lightning.checkpoints.load]).
+        system: The system of a checkpoint (see [`load`][apl_lightning.checkpoints.load]). Its `preprocess` prepares the
+            images unless the folder has one.
         patch_size: Train on random patches of this size, and predict by a
             [`sliding_window`][apl_lightning.data.sliding_window].
         patches_per_volume: Patches of each image that is read.
@@ -70,14 +72,15 @@ def refine_folder(
         ValueError: If `out` has content, the folder has no images, the network does not fit, or slices differ in size.
     """
     out = new_folder(out)
-    network = as_network(network, num_classes, system)
-    folder = as_folder(images)
+    device = device_of(accelerator)
+    folder, network = as_folder_and_network(images, network, num_classes, system)
     batch_size = _batch_size(folder, patch_size, batch_size)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix="run-") as root, isolated_random_state(cuda=True):
         torch.manual_seed(seed)
         module = as_module(network, folder, num_classes, class_names, patch_size)
         if check:
+            module.to(device)
             preflight(module, Unlabelled(folder), num_classes=num_classes, inferer=module.inferer).warn()
         data = TargetDataModule(
             Unlabelled(folder),
@@ -101,7 +104,7 @@ def refine_folder(
         trainer.fit(module, data)
     refined = module.export()
     torch.save(refined.state_dict(), out / "refined.pt")
-    write_predictions(module, folder, out, 8, device_of(accelerator))
+    write_predictions(module, folder, out, 8, device)
     return refined
 
 

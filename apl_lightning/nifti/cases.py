@@ -49,14 +49,16 @@ def nifti_files(folder: str | Path) -> dict[str, Path]:
     Raises:
         ValueError: If it is no folder, has no such files, or two of one name.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise ValueError(f"Expected a folder with .nii.gz files, but got {folder}, which is no folder: check the path.")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         suffix = next((suffix for suffix in _SUFFIXES if path.name.lower().endswith(suffix)), None)
-        if suffix is None or path.name.startswith(".") or not path.is_file():
+        if suffix is None or path.name.startswith(".") or path.is_dir():
             continue
+        if not path.exists():
+            raise ValueError(f"Expected a file, but {path} is a link to none: get its content first.")
         name = path.name[: -len(suffix)]
         if name in found:
             raise ValueError(

@@ -1,5 +1,6 @@
 """A folder of NIfTI files as a data set."""
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,8 +48,8 @@ class NiftiFolder(Dataset[dict[str, Any]]):
         window: Map intensities from this range to [0, 1] and clip, such as (-160, 240) HU for CT.
         percentiles: The same with the range between two percentiles of each volume and channel.
         normalize: Then subtract the mean and divide by the standard deviation of each volume and channel.
-        preprocess: Called last with each image (C, *S); it keeps the size. Networks of `apl_lightning.checkpoints.load`
-            have it as a method.
+        preprocess: Called last with the image of a case: a volume (C, *S), or with a `plane` all its slices
+            (B, C, H, W). It keeps the size. Networks of `apl_lightning.checkpoints.load` have it as a method.
         cache: Read all volumes once and keep them in memory; otherwise a sample reads its volume again.
 
     Attributes:
@@ -105,8 +106,14 @@ class NiftiFolder(Dataset[dict[str, Any]]):
             axis = self._axis(grid)
             image = image.select(axis + 1, place).contiguous()
             label = None if label is None else label.select(axis, place).contiguous()
-        sample: dict[str, Any] = {"image": self._prepared(image), "case": self.cases[case].name}
+        sample: dict[str, Any] = {"image": image, "case": self.cases[case].name}
         return sample if label is None else {**sample, "label": label}
+
+    def with_preprocess(self, preprocess: Callable[[Tensor], Tensor]) -> "NiftiFolder":
+        """The same folder with another `preprocess`."""
+        twin = copy.copy(self)
+        twin.preprocess, twin._volumes = preprocess, {}
+        return twin
 
     def volume(self, case: int) -> Volume:
         """The volume of a case, by its place in `cases`."""
@@ -154,15 +161,20 @@ class NiftiFolder(Dataset[dict[str, Any]]):
 
     def _read(self, case: Case) -> Volume:
         image, grid = self.preprocessing.read(case.images)
+        image = self._prepared(image, grid)
         if case.label is None:
             return Volume(image, None, grid)
         label = torch.from_numpy(labels_on_grid(*read_labels(case.label), grid))
-        return Volume(image, label.to(torch.int16), grid)
+        return Volume(image, label.to(torch.int32), grid)
 
-    def _prepared(self, image: Tensor) -> Tensor:
+    def _prepared(self, image: Tensor, grid: Grid) -> Tensor:
         if self.preprocess is None:
             return image
-        prepared = self.preprocess(image)
+        if self.preprocessing.plane is None:
+            prepared = self.preprocess(image)
+        else:
+            axis = self._axis(grid) + 1
+            prepared = self.preprocess(image.movedim(axis, 0)).movedim(0, axis)
         if prepared.shape[1:] != image.shape[1:]:
             raise ValueError(
                 f"Expected `preprocess` to keep the size {tuple(image.shape[1:])}, but got "

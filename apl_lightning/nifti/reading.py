@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,9 +13,9 @@ def read_image(files: Sequence[Path]) -> Array:
     """The image (C, X, Y, Z) in float32 in files that hold its channels, one or several each.
 
     Raises:
-        ValueError: If it has NaN or infinity.
+        ValueError: If it has NaN or infinity, or a file is damaged.
     """
-    arrays = [np.asarray(package("nibabel").load(path).dataobj, dtype=np.float32) for path in files]
+    arrays = [_values(path).astype(np.float32) for path in files]
     image = np.concatenate([array.reshape(*array.shape[:3], -1) for array in arrays], axis=-1)
     if not np.isfinite(image).all():
         raise ValueError(
@@ -32,11 +31,21 @@ def read_labels(path: Path) -> tuple[Array, Grid]:
         ValueError: If it has channels, or values that are no labels.
     """
     grid = read_grid(path)
-    values: Any = np.asanyarray(package("nibabel").load(path).dataobj)
+    values = _values(path)
     values = values.reshape(values.shape[:3]) if values.shape[3:] == (1,) else values
     if values.ndim != 3:
         raise ValueError(f"Expected one label map (X, Y, Z), but {path} has shape {values.shape}.")
-    labels = values.astype(np.int64)
-    if not np.array_equal(labels, values) or labels.min() < 0:
+    labels = np.rint(values).astype(np.int64)
+    # A scale factor in the header, which some tools leave there, gives values beside the integers.
+    if not np.allclose(labels, values, rtol=0, atol=0.01) or labels.min() < 0:
         raise ValueError(f"Expected labels 0, 1, ..., but {path} has other values: save class indices.")
     return labels, grid
+
+
+def _values(path: Path) -> Array:
+    """The voxels of a file, scaled as its header says."""
+    try:
+        values: Array = np.asanyarray(package("nibabel").load(path).dataobj)
+    except Exception as error:  # nibabel, gzip and the operating system raise their own
+        raise ValueError(f"Expected a whole NIfTI file, but {path} cannot be read ({error}): copy it again.") from error
+    return values

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from apl_lightning._support.device import device_of
 from apl_lightning._support.files import new_folder
 from apl_lightning._support.packages import package
 from apl_lightning._support.random_state import isolated_random_state
@@ -95,11 +96,11 @@ def refine(
         ValueError: Expected `results_folder` to be the results folder of a trained nnU-Net v2, ...
     """
     package("nnunetv2", "nnunet", "`apl_lightning.nnunet` needs nnU-Net v2")
-    source = Path(results_folder)
+    source = Path(results_folder).expanduser()
     names = find_folds(source, folds, checkpoint)
     target = new_folder(out)
     plan = read_plan(source, read_checkpoint(source / names[0] / checkpoint)["init_args"]["configuration"])
-    cases = find_cases(Path(images), plan)
+    cases = find_cases(Path(images).expanduser(), plan)
     load_network(source, names[0], checkpoint)  # fails here, and not after the preprocessing
     target.mkdir(parents=True, exist_ok=True)
     logged = {}
@@ -120,6 +121,7 @@ def refine(
                 torch.manual_seed(seed)
                 module = _module(network, plan, axes if mirroring else None, learning_rate)
                 if check:
+                    module.to(device_of(accelerator))
                     preflight(module, dataset, num_classes=len(plan.class_names), inferer=module.inferer).warn()
                 trainer = _trainer({**options, "default_root_dir": folder, **(trainer_options or {})})
                 trainer.fit(module, data)

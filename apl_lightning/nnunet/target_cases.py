@@ -41,8 +41,10 @@ class PreprocessedCases(Dataset[dict[str, Any]]):
 def find_cases(folder: Path, plan: Plan) -> dict[str, list[Path]]:
     """The image files of each case, one per channel, named as nnU-Net wants them: `case_0000.nii.gz`.
 
+    One file may hold all channels, such as the colours of a photograph.
+
     Raises:
-        ValueError: If there are none, or a case lacks a channel.
+        ValueError: If there are none, a case lacks a channel, or an image has another name.
     """
     ending = plan.dataset["file_ending"]
     pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
@@ -51,14 +53,20 @@ def find_cases(folder: Path, plan: Plan) -> dict[str, list[Path]]:
     if not matches:
         raise ValueError(
             f"Expected `images` to be a folder with files named as nnU-Net wants them, case_0000{ending} for the first "
-            f"channel, but {folder} has {found[:3] or 'no files'}: rename them."
+            f"channel, but {folder} has {found[:3] or 'no files'}: rename or convert them."
+        )
+    named = {match[0] for match in matches}
+    if others := [name for name in found if name not in named and name.endswith((ending, ".nii", ".nii.gz"))]:
+        raise ValueError(
+            f"Expected all images of {folder} to be named as nnU-Net wants them, case_0000{ending} for the first "
+            f"channel, but got {others[:3]}: rename, convert or remove them."
         )
     cases: dict[str, list[Path]] = {}
     for match in matches:
         cases.setdefault(match[1], []).append(folder / match[0])
     expected = [f"_{channel:04}{ending}" for channel in range(plan.channels)]
     for case, files in cases.items():
-        if [file.name.removeprefix(case) for file in files] != expected:
+        if [file.name.removeprefix(case) for file in files] not in (expected, expected[:1]):
             raise ValueError(
                 f"Expected {plan.channels} files for each case, one per channel, but {case} has "
                 f"{[file.name for file in files]}: add or remove files, so that they end in {', '.join(expected)}."
@@ -74,6 +82,11 @@ def preprocess(cases: dict[str, list[Path]], plan: Plan, folder: Path) -> Prepro
     for case, images in tqdm(cases.items(), desc="Preprocessing", leave=False, dynamic_ncols=True):
         names = [str(image) for image in images]
         volume, _, _ = preprocessor.run_case(names, None, plan.plans, plan.configuration, plan.dataset)
+        if len(volume) != plan.channels:
+            raise ValueError(
+                f"Expected {plan.channels} channels of each case, but {case} has {len(volume)} in "
+                f"{[image.name for image in images]}: add files, one per channel."
+            )
         files.append(folder / f"{case}.npy")
         np.save(files[-1], volume.astype(np.float32, copy=False))
     return PreprocessedCases(files, slices=len(plan.patch_size) == 2)

@@ -92,5 +92,32 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Expected files of the same names in both folders"):
         evaluate_folder(tmp_path / "p", tmp_path / "r")
     write(tmp_path / "r" / "a.nii.gz", mask((slice(2, 8),) * 3), affine())
-    with pytest.raises(ValueError, match="Expected labels below 2"), pytest.warns(UserWarning, match="no prediction"):
+    with pytest.raises(ValueError, match="Expected labels below 2"):
         evaluate_folder(tmp_path / "p", tmp_path / "r", class_names=["background", "liver"])
+
+
+def test_ignored_voxels_do_not_count(tmp_path: Path) -> None:
+    box = (slice(2, 8),) * 3
+    reference = mask(box)
+    reference[10:15] = 255
+    prediction = mask(box)
+    prediction[12:14, 2:8, 2:8] = 1  # all of it in the ignored part
+    write(tmp_path / "p" / "a.nii.gz", prediction, affine())
+    write(tmp_path / "r" / "a.nii.gz", reference, affine())
+    names, out = ["background", "liver"], tmp_path / "new" / "scores.csv"
+    (score, *_) = evaluate_folder(tmp_path / "p", tmp_path / "r", class_names=names, ignore_index=255, out=out)
+    assert score == ("a", "liver", 1.0, 0.0, 0.0, "")
+    assert out.exists()
+    with pytest.raises(ValueError, match="but got 255 in case a: pass all names, or `ignore_index`"):
+        evaluate_folder(tmp_path / "p", tmp_path / "r", class_names=names)
+
+
+def test_a_damaged_file_does_not_stop_the_others(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for folder in ("p", "r"):
+            write(tmp_path / folder / f"{name}.nii.gz", mask((slice(2, 8),) * 3), affine())
+    damaged = tmp_path / "p" / "b.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    with pytest.warns(UserWarning, match="1 of 2 cases have no scores. b: Expected a whole NIfTI file, but"):
+        table = evaluate_folder(tmp_path / "p", tmp_path / "r")
+    assert [score.dice for score in table if score.case == "a"] == [1.0]

@@ -14,6 +14,7 @@ from phantoms import AFFINES, Array, affine, blobs, write
 from torch import nn
 
 from apl_lightning import TargetDataModule
+from apl_lightning.checkpoints import ResnetGenerator
 from apl_lightning.data import NiftiFolder, sliding_window
 from apl_lightning.folders import evaluate_folder, predict_folder, refine_folder
 from apl_lightning.folders.refine import Unlabelled
@@ -189,3 +190,25 @@ def test_validation_takes_the_labels_of_a_folder(target: Path) -> None:
     assert batch["image"].shape == (8, 1, 48, 48)
     assert batch["label"].unique().tolist() == [0, 1, 2]
     assert set(batch["case"]) == {"LPS"}
+
+
+def test_images_are_prepared_as_the_system_needs_them(tmp_path: Path) -> None:
+    """SynSeg-Net takes [-1, 1]."""
+    torch.manual_seed(0)
+    network = ResnetGenerator(1, 3, width=8, blocks=6, tanh=False).eval()
+    torch.save(network.state_dict(), tmp_path / "segmenter.pth")
+    values = np.random.default_rng(0).random((16, 16, 2)).astype(np.float32)
+    write(tmp_path / "images" / "a.nii.gz", values, affine())
+    images = NiftiFolder(tmp_path / "images", plane="axial")
+    predict_folder(images, tmp_path / "segmenter.pth", tmp_path / "out", 3, system="synseg", accelerator="cpu")
+    found = nibabel.load(tmp_path / "out" / "labels" / "a.nii.gz").get_fdata()
+    with torch.no_grad():
+        expected = network(torch.from_numpy(values).movedim(2, 0)[:, None] * 2 - 1).argmax(1)
+    assert np.array_equal(found, expected.movedim(0, 2).numpy())
+
+
+@pytest.mark.parametrize("accelerator", ["CPU", "npu"])
+def test_unknown_accelerator(tmp_path: Path, accelerator: str) -> None:
+    write(tmp_path / "images" / "a.nii.gz", blobs((8, 8, 4), affine()), affine())
+    with pytest.raises(ValueError, match="'cpu' or a device of this machine"):
+        predict_folder(tmp_path / "images", network(3), tmp_path / "out", 3, accelerator=accelerator)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from phantoms import AFFINES, affine, write
 
 from apl_lightning.data import NiftiFolder
-from apl_lightning.nifti import find_cases
+from apl_lightning.nifti import find_cases, read_labels
 
 SMALL = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 
@@ -148,3 +149,38 @@ def test_without_cache_samples_are_the_same(tmp_path: Path, plane: Any) -> None:
         assert cached[index]["case"] == fresh[index]["case"]
         assert torch.equal(cached[index]["image"], fresh[index]["image"])
     assert len(fresh._volumes) == 1
+
+
+def test_a_link_without_its_file(tmp_path: Path) -> None:
+    write(tmp_path / "a.nii.gz", SMALL, AFFINES["RAS"])
+    (tmp_path / "b.nii.gz").symlink_to(tmp_path / "missing.nii.gz")
+    with pytest.raises(ValueError, match=r"b.nii.gz is a link to none: get its content first"):
+        find_cases(tmp_path)
+
+
+def test_labels_with_a_scale_factor(tmp_path: Path) -> None:
+    """nibabel scales floats when it saves them as integers; 3 is read as 3.0004."""
+    labels = np.array([0, 1, 2, 3, 70, 1], dtype=np.float64).reshape(1, 2, 3)
+    image = nibabel.Nifti1Image(labels, AFFINES["RAS"])
+    image.set_data_dtype(np.int16)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    assert not np.array_equal(nibabel.load(tmp_path / "a.nii.gz").get_fdata(), labels)
+    assert np.array_equal(read_labels(tmp_path / "a.nii.gz")[0], labels)
+
+
+@pytest.mark.parametrize("plane", [None, "axial", "sagittal"])
+def test_preprocess_sees_a_whole_case(tmp_path: Path, plane: Any) -> None:
+    """As SIFA needs it: the mean is that of all slices."""
+    values = np.random.default_rng(0).random((4, 5, 3)).astype(np.float32)
+    write(tmp_path / "a.nii.gz", values, AFFINES["RAS"])
+
+    def centred(image: torch.Tensor) -> torch.Tensor:
+        assert image.shape[-2:] == {None: (5, 3), "axial": (4, 5), "sagittal": (5, 3)}[plane]
+        return (image - image.mean()).expand(*(3 if size == 1 else -1 for size in image.shape))
+
+    folder = NiftiFolder(tmp_path, plane=plane).with_preprocess(centred)
+    expected = torch.from_numpy(values - values.mean())
+    axis = {None: None, "axial": 2, "sagittal": 0}[plane]
+    for index, sample in enumerate(folder):
+        wanted = expected if axis is None else expected.select(axis, index)
+        torch.testing.assert_close(sample["image"], wanted.expand(3, *wanted.shape), atol=1e-6, rtol=0)

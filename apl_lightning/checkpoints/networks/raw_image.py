@@ -31,8 +31,9 @@ def unit_image(image: Tensor, channels: int) -> Tensor:
         image = image.float() / 255
     elif not image.is_floating_point() or image.min() < 0 or image.max() > 1:
         raise ValueError(
-            f"Expected `image` to be uint8 or floats in [0, 1], but got {image.dtype} in [{image.min():g}, "
-            f"{image.max():g}]: apply the window and the scaling of the training images first."
+            f"Expected `image` to be uint8 or floats in [0, 1], but got {image.dtype} in "
+            f"[{image.float().min():g}, {image.float().max():g}]: apply the window and the scaling of the training "
+            "images first."
         )
     return repeat_channel(image.float(), channels)
 
