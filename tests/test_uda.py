@@ -276,6 +276,6 @@ def test_headline_of_known_runs(example: Any) -> None:
     assert "| source only | 30.0 | 30.0 |  | 2.0 | 58.2 |" in lines
     assert "| ADVENT + APL, defaults | 66.0 | 66.0 | 6.0 | 2.0 | 85.4 (+2.6) |" in lines
     assert "| SIFA-v2 | 71.0 ± 1.4 | 71.0 ± 1.4 |  | 2.0 ± 0.0 | 83.7 |" in lines
-    assert "| APL, defaults: mean gain of 2 system(s) |  |  | +4.0 (+2.0 to +6.0) |  | +3.0 |" in lines
+    assert "| APL, defaults: mean gain of 2 systems |  |  | +4.0 (+2.0 to +6.0) |  | +3.0 |" in lines
     assert "| SIFA-v2 + CBST | 69.0 | 69.0 | -1.0 | 2.0 | 84.1 (from SIFA-v1) |" in lines
     assert json.dumps(lines).count("SynSeg-Net") == 0, "no row without runs"

@@ -4,6 +4,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -111,9 +112,11 @@ class RefinementModule(EvaluationSteps, ABC):
         self.save_hyperparameters(ignore=["model", "example", "optimizer", "lr_scheduler", "inferer"])
         # Scalars of NumPy in a checkpoint would not load with `weights_only`.
         self.hparams.update({name: without_numpy(value) for name, value in self.hparams.items()})
-        if "lr" in (fixed := getattr(optimizer, "keywords", {})):
+        # The command line makes partials too, of a function, with the default of `lr`.
+        if isinstance(optimizer, partial) and isinstance(optimizer.func, type) and "lr" in optimizer.keywords:
             raise ValueError(
-                f"Expected `optimizer` without a learning rate, but got lr={fixed['lr']}: pass it as `learning_rate`."
+                f"Expected `optimizer` without a learning rate, but got lr={optimizer.keywords['lr']}: pass it as "
+                "`learning_rate`."
             )
         self.model = (
             model
