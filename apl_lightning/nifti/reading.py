@@ -15,7 +15,7 @@ def read_image(files: Sequence[Path]) -> Array:
     Raises:
         ValueError: If it has NaN or infinity, or a file is damaged.
     """
-    arrays = [_values(path).astype(np.float32) for path in files]
+    arrays = [_values(path, np.float32) for path in files]
     image = np.concatenate([array.reshape(*array.shape[:3], -1) for array in arrays], axis=-1)
     if not np.isfinite(image).all():
         raise ValueError(
@@ -42,10 +42,10 @@ def read_labels(path: Path) -> tuple[Array, Grid]:
     return labels, grid
 
 
-def _values(path: Path) -> Array:
-    """The voxels of a file, scaled as its header says."""
+def _values(path: Path, dtype: type[np.float32] | None = None) -> Array:
+    """The voxels of a file, scaled as its header says, in this type or the one that holds them."""
     try:
-        values: Array = np.asanyarray(package("nibabel").load(path).dataobj)
+        values: Array = np.asarray(package("nibabel").load(path).dataobj, dtype)
     except Exception as error:  # nibabel, gzip and the operating system raise their own
         raise ValueError(f"Expected a whole NIfTI file, but {path} cannot be read ({error}): copy it again.") from error
     return values
