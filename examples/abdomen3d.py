@@ -65,8 +65,7 @@ def build_network(classes: int) -> nn.Module:
 def source_network(arguments: argparse.Namespace, seed: int) -> nn.Module:
     """Train on patches of MR volumes, or load the network that an earlier run with the same options saved."""
     network = build_network(len(class_names(arguments.data)))
-    patch = "x".join(map(str, arguments.patch_size))
-    path = arguments.out / f"source-{arguments.size}-{patch}-{arguments.source_steps}-{arguments.fraction}-{seed}.pt"
+    path = arguments.out / f"source-{_source_options(arguments)}-{seed}.pt"
     if path.exists():
         network.load_state_dict(torch.load(path, weights_only=True))
         return network
@@ -128,7 +127,8 @@ def evaluate(network: nn.Module, held_out: list[dict[str, Any]], arguments: argp
 
 def run(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
     """Run one seed, or read what an earlier run has saved; the Dice before and after refinement."""
-    path = arguments.out / f"result-{arguments.report}-{_options(arguments)}-{seed}.json"
+    options = f"{_source_options(arguments)}-{arguments.steps}-{arguments.round_steps}"
+    path = arguments.out / f"result-{arguments.report}-{options}-{seed}.json"
     if not path.exists():
         arguments.out.mkdir(parents=True, exist_ok=True)
         pl.seed_everything(seed, workers=True)
@@ -141,10 +141,9 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]
     return result
 
 
-def _options(arguments: argparse.Namespace) -> str:
+def _source_options(arguments: argparse.Namespace) -> str:
     patch = "x".join(map(str, arguments.patch_size))
-    steps = f"{arguments.source_steps}-{arguments.steps}-{arguments.round_steps}"
-    return f"{arguments.size}-{patch}-{steps}-{arguments.fraction}"
+    return f"{arguments.size}-{patch}-{arguments.source_steps}-{arguments.fraction}"
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:

@@ -20,6 +20,7 @@ from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 from apl_lightning.checkpoints import Translated, load
 
 FORMATS = (".npy", ".png", ".jpg", ".jpeg")
+GREY = ("1", "L", "LA", "P")  # modes of images in one channel
 
 
 def raw_slices(path: Path) -> torch.Tensor:
@@ -28,9 +29,9 @@ def raw_slices(path: Path) -> torch.Tensor:
         array = np.load(path, allow_pickle=False)
         return torch.from_numpy(array.reshape(-1, 1, *array.shape[-2:]))
     with Image.open(path) as picture:
-        if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+        if picture.mode not in (*GREY, "RGB", "RGBA"):
             raise SystemExit(f"Expected an image of 8 bits, but {path} has mode {picture.mode}: save it as .npy.")
-        array = np.asarray(picture.convert("L" if picture.mode in ("1", "L", "LA", "P") else "RGB"))
+        array = np.asarray(picture.convert("L" if picture.mode in GREY else "RGB"))
     return torch.tensor(array)[None, None] if array.ndim == 2 else torch.tensor(array).permute(2, 0, 1)[None]
 
 

@@ -58,9 +58,9 @@ def evaluate_folder(
     Raises:
         ValueError: If the folders have no case in common, a file is no label map, or `out` exists.
     """
-    if out is not None and Path(out).exists():
-        raise ValueError(f"Expected `out` to be a new file, but {out} exists: name another one.")
     if out is not None:
+        if Path(out).exists():
+            raise ValueError(f"Expected `out` to be a new file, but {out} exists: name another one.")
         Path(out).parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[int, Score]] = {}
     refused: dict[str, str] = {}

@@ -1,6 +1,8 @@
 """Where the voxels of a file lie in the body."""
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,11 +60,8 @@ def read_grid(path: Path) -> Grid:
     Raises:
         ValueError: If it is no volume, is not in mm, or has no valid affine.
     """
-    nibabel = package("nibabel")
-    try:
-        image = nibabel.load(path)
-    except Exception as error:  # nibabel, gzip and the operating system raise their own
-        raise ValueError(f"Expected a NIfTI file, but {path} cannot be read ({error}): copy it again.") from error
+    with readable(path):
+        image = package("nibabel").load(path)
     if len(image.shape) not in (3, 4) or 0 in image.shape:
         raise ValueError(
             f"Expected a volume (X, Y, Z) or, with channels, (X, Y, Z, C), but {path} has shape {image.shape}: save a "
@@ -75,3 +74,13 @@ def read_grid(path: Path) -> Grid:
     if not np.isfinite(grid.affine).all() or not grid.voxel_volume > 0:
         raise ValueError(f"Expected an affine that can be inverted, but {path} has {grid.affine.tolist()}: repair it.")
     return grid
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raise a `ValueError` that names the file if reading it fails."""
+    package("nibabel")
+    try:
+        yield
+    except Exception as error:  # nibabel, gzip and the operating system raise their own
+        raise ValueError(f"Expected a whole NIfTI file, but {path} cannot be read ({error}): copy it again.") from error

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apl_lightning.nifti.grid import Array, Grid, read_grid
+from apl_lightning.nifti.grid import Array, Grid, read_grid, readable
 from apl_lightning.nifti.packages import package
 
 
@@ -44,8 +44,6 @@ def read_labels(path: Path) -> tuple[Array, Grid]:
 
 def _values(path: Path, dtype: type[np.float32] | None = None) -> Array:
     """The voxels of a file, scaled as its header says, in this type or the one that holds them."""
-    try:
+    with readable(path):
         values: Array = np.asarray(package("nibabel").load(path).dataobj, dtype)
-    except Exception as error:  # nibabel, gzip and the operating system raise their own
-        raise ValueError(f"Expected a whole NIfTI file, but {path} cannot be read ({error}): copy it again.") from error
     return values

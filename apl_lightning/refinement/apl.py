@@ -114,9 +114,12 @@ class APLModule(RefinementModule):
         self.refinement_weight = refinement_weight
         self.weighting: Weighting = weighting
         self.head_rate = float(head_rate)
-        if not consistency_weight:  # no loss trains the heads, and DDP must not wait for their gradients
+
+    def choose_parameters(self) -> None:
+        """Without L_Con no loss trains the heads, and DDP must not wait for their gradients."""
+        if not self.hparams["consistency_weight"]:
             heads = {id(parameter) for parameter in self.model.head_parameters()}
-            self.model.hold_constant([name for name, value in self.model.named_parameters() if id(value) in heads])
+            self.model.hold_constant(name for name, p in self.model.named_parameters() if id(p) in heads)
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`consistency`, `refinement` and their weighted sum `loss` on a batch of `image`, `pseudo_label`, `weight`.

@@ -1,7 +1,7 @@
 """BatchNorm statistics on a new domain."""
 
+from collections import Counter
 from collections.abc import Iterable
-from contextlib import ExitStack
 from types import MethodType
 from typing import Literal
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from apl_lightning._support.modes import evaluating
+from apl_lightning._support.modes import evaluating, hooked
 from apl_lightning.heads import Inferer
 
 BatchNormMode = Literal["auto", "adapt", "frozen", "train"]
@@ -41,11 +41,10 @@ def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], inferer: Infere
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
-    with evaluating(model), torch.no_grad(), ExitStack() as hooks:
+    with evaluating(model), torch.no_grad(), hooked(*layers, pre=_CumulativeMean()):
         for layer in layers:
             layer.reset_running_stats()
             layer.train()
-            hooks.enter_context(layer.register_forward_pre_hook(_CumulativeMean()))
             if type(layer) is nn.SyncBatchNorm:  # every rank sees all images, so it need not communicate
                 layer.forward = MethodType(_BatchNorm.forward, layer)  # type: ignore[method-assign]
         try:
@@ -62,7 +61,7 @@ class _CumulativeMean:
     """Before a batch, sets the momentum with which a layer's statistics become the mean over all images so far."""
 
     def __init__(self) -> None:
-        self.seen = 0
+        self._seen = Counter[_BatchNorm]()
 
     def __call__(self, layer: _BatchNorm, inputs: tuple[Tensor]) -> None:
         features = inputs[0]
@@ -71,8 +70,8 @@ class _CumulativeMean:
                 "Expected more than one value per channel to re-estimate the statistics of a BatchNorm layer, but got "
                 f'features {tuple(features.shape)}: pass batch_norm="frozen".'
             )
-        self.seen += len(features)
-        layer.momentum = len(features) / self.seen
+        self._seen[layer] += len(features)
+        layer.momentum = len(features) / self._seen[layer]
 
 
 def batch_norm_statistics(model: nn.Module) -> list[dict[str, Tensor]]:

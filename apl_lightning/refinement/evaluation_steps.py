@@ -44,7 +44,7 @@ class EvaluationSteps(LightningModule):
         return Prediction(labels, logits.float().softmax(dim=1)) if self.return_probabilities else labels
 
     def on_validation_epoch_start(self) -> None:
-        """Forget what an interrupted validation has counted."""
+        """Forget what an earlier validation has counted, also if it was interrupted."""
         self.dice.reset()
 
     on_test_epoch_start = on_validation_epoch_start
@@ -68,7 +68,6 @@ class EvaluationSteps(LightningModule):
 
     def _log_dice(self, stage: str) -> None:
         dice = self.dice.compute()[1:]
-        self.dice.reset()
         names = self.class_names[1:]
         values = {f"{stage}/dice/{name}": value for name, value in zip(names, dice, strict=True) if not value.isnan()}
         # The values are equal on all ranks; without `sync_dist` Lightning warns.

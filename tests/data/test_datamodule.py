@@ -48,7 +48,7 @@ def test_existing_data_module(tmp_path: Path, trainer: Any) -> None:
     fit = trainer(callbacks=[PseudoLabelCallback()])
     fit.fit(APLModule(TinyNet(), CLASSES), data)
     assert fit.global_step == 2
-    assert (data.batch_size, data.val_batch_size) == (3, 2)
+    assert (data.batch_size, data.val_batch_size, data.num_workers) == (3, 2, 0)
     assert {"prepare", "fit", "teardown"} <= set(project.calls)
     assert "val/dice" in fit.callback_metrics
     fit.validate(APLModule(TinyNet(), CLASSES), data, verbose=False)

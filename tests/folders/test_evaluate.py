@@ -94,6 +94,8 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     write(tmp_path / "r" / "a.nii.gz", mask((slice(2, 8),) * 3), affine())
     with pytest.raises(ValueError, match="Expected labels below 2"):
         evaluate_folder(tmp_path / "p", tmp_path / "r", class_names=["background", "liver"])
+    with pytest.warns(UserWarning, match="no prediction"):
+        evaluate_folder(tmp_path / "p", tmp_path / "r")
 
 
 def test_ignored_voxels_do_not_count(tmp_path: Path) -> None:
