@@ -60,8 +60,9 @@ def read_grid(path: Path) -> Grid:
     Raises:
         ValueError: If it is no volume, is not in mm, or has no valid affine.
     """
+    nibabel = package("nibabel")
     with readable(path):
-        image = package("nibabel").load(path)
+        image = nibabel.load(path)
     if len(image.shape) not in (3, 4) or 0 in image.shape:
         raise ValueError(
             f"Expected a volume (X, Y, Z) or, with channels, (X, Y, Z, C), but {path} has shape {image.shape}: save a "
@@ -79,7 +80,6 @@ def read_grid(path: Path) -> Grid:
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Raise a `ValueError` that names the file if reading it fails."""
-    package("nibabel")
     try:
         yield
     except Exception as error:  # nibabel, gzip and the operating system raise their own

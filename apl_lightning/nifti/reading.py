@@ -44,6 +44,7 @@ def read_labels(path: Path) -> tuple[Array, Grid]:
 
 def _values(path: Path, dtype: type[np.float32] | None = None) -> Array:
     """The voxels of a file, scaled as its header says, in this type or the one that holds them."""
+    nibabel = package("nibabel")
     with readable(path):
-        values: Array = np.asarray(package("nibabel").load(path).dataobj, dtype)
+        values: Array = np.asarray(nibabel.load(path).dataobj, dtype)
     return values
