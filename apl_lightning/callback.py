@@ -10,6 +10,7 @@ from apl_lightning._support import lightning as door
 from apl_lightning._support.distributed import all_or_none, gather, once_per_node, share_buffers, share_state
 from apl_lightning._support.hyperparameters import name_of, named, optimisation
 from apl_lightning._support.lightning import Callback, LightningModule, Trainer
+from apl_lightning._support.lightning_package import refuse_other_package, require_lightning
 from apl_lightning._support.preemption import end_as_terminated, stop_at_next_batch
 from apl_lightning._support.seeding import derived_seed, run_seed
 from apl_lightning.denoisers import APL, Denoiser, LabelsAndWeights, as_denoiser
@@ -58,7 +59,8 @@ class PseudoLabelCallback(Callback):
 
     Raises:
         TypeError: If `denoiser` is neither a `Denoiser` nor a function.
-        ValueError: If `every_n_epochs` or `batch_size` is below 1, or `guard` is unknown.
+        ValueError: If `every_n_epochs`, `patience` or `batch_size` is below 1, `largest_component_share` is not in
+            [0, 1], or `guard` is unknown.
 
     Examples:
         >>> from apl_lightning import PseudoLabelCallback
@@ -79,7 +81,7 @@ class PseudoLabelCallback(Callback):
         ignore_small_components: bool | None = None,
         largest_component_share: float = LARGEST_COMPONENT_SHARE,
     ) -> None:
-        door.require_lightning(self)
+        require_lightning(self)
         for name, value in (("every_n_epochs", every_n_epochs), ("patience", patience), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"Expected `{name}` to be at least 1, but got {value}.")
@@ -104,7 +106,7 @@ class PseudoLabelCallback(Callback):
     @property
     def state_key(self) -> str:
         """The name of this callback's state in checkpoints; read by a trainer when it is made."""
-        door.refuse_other_package(self)
+        refuse_other_package(self)
         return super().state_key
 
     def should_update(self, epoch: int) -> bool:
@@ -120,10 +122,10 @@ class PseudoLabelCallback(Callback):
 
     def update(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make, write and publish the labels of a new round."""
-        labelling, seed = self._labelling(trainer, pl_module), derived_seed(self._seed, self.round + 1)
+        labelling, seed = self._labelling(trainer, pl_module), self._next_seed
         store, round, node = labelling.dataset.store, self.round + 1, trainer.local_rank
         once_per_node(node, "Creating the folder of the pseudo labels", lambda: store.start(round))
-        chosen = self.selection.begin(labelling, pl_module, seed, node) if round == 0 else {}
+        chosen = self.selection.begin(labelling, seed) if round == 0 else {}
         (share_state if round == 0 else share_buffers)(pl_module)
         share = self.largest_component_share if self.ignore_small_components else None
         self.statistics, classes = label_round(labelling, self.denoiser, round, seed, share)
@@ -133,7 +135,7 @@ class PseudoLabelCallback(Callback):
         if self.guard.mode != "off":
             if type(self.denoiser).predict is not Denoiser.predict:
                 classes = labelling.look(seed)
-            chosen |= self.selection.judge(round, classes, labelling, pl_module, node)
+            chosen |= self.selection.judge(round, classes, labelling)
         else:
             self.selection.risen_in = round  # for a run that resumes with a guard
         self.statistics |= chosen
@@ -151,7 +153,7 @@ class PseudoLabelCallback(Callback):
             )
         share_state(pl_module)
         labelling = self._labelling(trainer, pl_module)
-        return labelling.gains(self.selection.first, labelling.look(derived_seed(self._seed, self.round + 1)))
+        return labelling.gains(self.selection.first, labelling.look(self._next_seed))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start with round 0, unless a checkpoint is loaded later; refuse what cannot work with rounds."""
@@ -164,7 +166,7 @@ class PseudoLabelCallback(Callback):
         self.round = self._epoch = self._saved_round = -1
         self._has_judged = False
         self.selection.reset()
-        self._seed = run_seed(trainer)
+        self._seed = run_seed()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the run depends on beside the module: denoiser, callback, optimiser and scheduler."""
@@ -194,16 +196,8 @@ class PseudoLabelCallback(Callback):
         # A run that was interrupted after its last step needs no more labels.
         if self.round < 0 or (self._is_due(trainer.current_epoch) and not has_finished):
             self.update(trainer, pl_module)
-        elif damage := max(gather("" if trainer.local_rank else store.damage(self.round))):
-            warnings.warn(
-                f"The labels of round {self.round} are made anew with the weights of the checkpoint, so this run does "
-                f"not continue exactly. {damage}",
-                stacklevel=2,
-            )
-            once_per_node(trainer.local_rank, "Deleting damaged pseudo labels", lambda: store.discard(self.round))
-            self.update(trainer, pl_module)
         else:
-            once_per_node(trainer.local_rank, "Publishing pseudo labels", lambda: store.publish(self.round))
+            self._find_labels(trainer, pl_module)
         with all_or_none("Comparing the target images with those that have pseudo labels"):
             dataset.check_labelled_images()
 
@@ -270,11 +264,29 @@ class PseudoLabelCallback(Callback):
         """What decides which network to end with."""
         return self.selection.guard
 
+    def _find_labels(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Publish the labels of the checkpoint's round; make them anew if their files are damaged."""
+        store, node = target_dataset(trainer).store, trainer.local_rank
+        if damage := max(gather("" if node else store.damage(self.round))):
+            warnings.warn(
+                f"The labels of round {self.round} are made anew with the weights of the checkpoint, so this run does "
+                f"not continue exactly. {damage}",
+                stacklevel=2,
+            )
+            once_per_node(node, "Deleting damaged pseudo labels", lambda: store.discard(self.round))
+            self.update(trainer, pl_module)
+        else:
+            once_per_node(node, "Publishing pseudo labels", lambda: store.publish(self.round))
+
+    @property
+    def _next_seed(self) -> int:
+        """The seed of the next pass over the target images."""
+        return derived_seed(self._seed, self.round + 1)
+
     def _judge(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._has_judged = True
         if self.guard.mode != "off" and self.round >= 0:
-            labelling, seed = self._labelling(trainer, pl_module), derived_seed(self._seed, self.round + 1)
-            self.selection.end(labelling, pl_module, seed, trainer.local_rank)
+            self.selection.end(self._labelling(trainer, pl_module), self._next_seed)
 
     def _labelling(self, trainer: Trainer, module: LightningModule) -> Labelling:
         compares = self.guard.mode != "off" or getattr(module, "batch_norm", None) == "auto"

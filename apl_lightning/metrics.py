@@ -30,6 +30,13 @@ def overlap_counts(predictions: Tensor, labels: Tensor, num_classes: int, ignore
     return torch.stack([matrix.diagonal(), matrix.sum(dim=0), matrix.sum(dim=1)])
 
 
+def dice_of(counts: Tensor) -> Tensor:
+    """Dice per class, (num_classes,), from `overlap_counts`; NaN for a class in neither prediction nor reference."""
+    both, predicted, reference = counts
+    dice: Tensor = 2 * both / (predicted + reference)
+    return dice
+
+
 class CaseDice:
     r"""The Dice coefficient per class, over all slices of a case together, averaged over cases.
 
@@ -98,7 +105,7 @@ class CaseDice:
         cases: dict[str, Tensor] = {}
         for case, counts in sorted(named, key=lambda item: item[0]):
             cases[case] = cases.get(case, 0) + counts
-        return {case: 2 * both / (predicted + true) for case, (both, predicted, true) in cases.items()}
+        return {case: dice_of(counts) for case, counts in cases.items()}
 
     def reset(self) -> None:
         """Forget all counts."""

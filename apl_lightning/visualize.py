@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from apl_lightning._support.lightning import Callback, LightningModule, Trainer, is_a, require_lightning
+from apl_lightning._support.lightning import Callback, LightningModule, Trainer
+from apl_lightning._support.lightning_package import is_a, require_lightning
 from apl_lightning.data import TargetDataset
 
 # The ten colours of Tableau; background stays transparent.

@@ -25,13 +25,12 @@ def rank() -> int:
     return distributed.get_rank() if is_distributed() else 0
 
 
-def broadcast(value: Any, source: int) -> Any:
+def broadcast(value: Any, source: int = 0) -> Any:
     """The value of the rank `source`, on all ranks."""
+    values = [value]
     if is_distributed():
-        values = [value]
         distributed.broadcast_object_list(values, src=source)
-        value = values[0]
-    return value
+    return values[0]
 
 
 def gather(value: Any) -> list[Any]:

@@ -29,6 +29,15 @@ def new_folder(path: str | Path) -> Path:
     return path
 
 
+def new_file(path: str | Path) -> Path:
+    """The path of a file for results, whose folder is made; a `FileExistsError` if it exists."""
+    path = Path(path).expanduser()
+    if path.exists():
+        raise FileExistsError(f"Expected a new file, but {path} exists: name another one.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def write_checked(path: Path, content: bytes) -> None:
     """Write a file with its checksum at the end."""
     with replacing(path) as unfinished:

@@ -7,15 +7,15 @@ class in `apl_lightning/pytorch_lightning.py` and `apl_lightning/lightning_pytor
 
 import copy
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from apl_lightning._support.lightning_package import is_a, package_of, refuse_pairing
 from apl_lightning._support.random_state import isolated_random_state
 
 if TYPE_CHECKING:
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 else:
     Callback = LightningDataModule = LightningModule = object
     Trainer = ProgressBar = Any
-
-T = TypeVar("T")
-
-# Where the classes of this package for each package of Lightning are.
-DOORS = {"pytorch_lightning": "apl_lightning", "lightning.pytorch": "apl_lightning.lightning_pytorch"}
 
 SIGTERM_EXIT_CODE = 128 + signal.SIGTERM  # what a shell reports of a process that dies of SIGTERM
 
@@ -68,11 +63,6 @@ def batches_started(trainer: Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
 
-def broadcast(trainer: Trainer, value: T) -> T:
-    """The value of rank 0, on all ranks."""
-    return trainer.strategy.broadcast(value)
-
-
 def continue_stopped_epoch(checkpoint: dict[str, Any]) -> None:
     """Let a run that `max_steps` has stopped within an epoch resume there; Lightning counts that epoch as done."""
     fit = checkpoint.get("loops", {}).get("fit_loop")
@@ -91,11 +81,6 @@ def copy_without_trainer(model: nn.Module, memo: dict[int, Any] | None = None) -
 def ends_after_sigterm(error: BaseException | None) -> bool:
     """Whether an exception is what ends a run after SIGTERM, Lightning's or ours."""
     return is_a(error, "SIGTERMException")
-
-
-def is_a(thing: object, *names: str) -> bool:
-    """Whether the class of an object, or one that it inherits from, has one of these names, in either package."""
-    return any(base.__name__ in names for base in type(thing).__mro__)
 
 
 def has_finished(trainer: Trainer) -> bool:
@@ -130,18 +115,6 @@ def loader_in_use(trainer: Trainer) -> str:
     return next((name for name, running in stages.items() if running), "val")
 
 
-def overrides(module: LightningDataModule, method: str) -> bool:
-    """Whether a data module has its own version of a method."""
-    owner = next(base for base in type(module).__mro__ if method in vars(base))
-    return not owner.__module__.startswith(tuple(f"{package}." for package in DOORS))
-
-
-def package_of(thing: object) -> str | None:
-    """The package of Lightning that an object's class inherits from."""
-    modules = [f"{base.__module__}." for base in type(thing).__mro__]
-    return next((package for module in modules for package in DOORS if module.startswith(f"{package}.")), None)
-
-
 def progress_bar(trainer: Trainer) -> ProgressBar | None:
     """The bar that is shown on this rank, if any."""
     bar: ProgressBar | None = trainer.progress_bar_callback
@@ -165,40 +138,9 @@ def refuse_half_weights(trainer: Trainer) -> None:
         )
 
 
-def refuse_other_package(callback: Callback) -> None:
-    """Raise a `TypeError` if the caller was called by the other package than that of `callback`.
-
-    Its trainer would later refuse the module as no `LightningModule`. When it is made, it reads the `state_key` of each
-    callback, and nothing else of this package before that error.
-    """
-    caller = f"{sys._getframe(2).f_globals.get('__name__')}."
-    for package in DOORS:
-        if caller.startswith(f"{package}."):
-            refuse_pairing(callback, package)
-
-
 def refuse_other_data(trainer: Trainer) -> None:
     """Raise a `TypeError` for a data module of the other package, which the trainer takes for a loader."""
     refuse_pairing(trainer.fit_loop._data_source.instance, package_of(trainer))
-
-
-def refuse_pairing(thing: object, package: str | None) -> None:
-    """Raise a `TypeError` if `thing` belongs to another package of Lightning than `package`, that of the trainer."""
-    own, name = package_of(thing), type(thing).__name__
-    if own and package and own != package:
-        raise TypeError(
-            f"Expected {name} to meet a trainer of `{own}`, but got one of `{package}`, which has its own classes: "
-            f"`from {DOORS[package]} import {name}`, and so for the module and its data."
-        )
-
-
-def require_lightning(thing: object) -> None:
-    """Raise a `TypeError` for a class without a Lightning base class, which is only the source of the two that have."""
-    if package_of(thing) is None:
-        base = next(base for base in type(thing).__mro__ if base.__module__.startswith("apl_lightning."))
-        name = base.__name__
-        doors = " or ".join(f"`from {door} import {name}` for `{package}`" for package, door in DOORS.items())
-        raise TypeError(f"Expected a class of Lightning, but got {base.__module__}.{name}: {doors}.")
 
 
 def refuse_sharded(trainer: Trainer) -> None:
@@ -254,15 +196,10 @@ def validate(trainer: Trainer) -> None:
             loop.run()
     finally:
         connected.callbacks = callbacks
-    _part(trainer, "loops.utilities")._reset_progress(loop)
+    import_module(f"{package_of(trainer)}.loops.utilities")._reset_progress(loop)
 
 
 def _names_of(trainer: Trainer, *kinds: str) -> list[str]:
     """The class names of the trainer's callbacks of these kinds."""
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     return [type(each).__name__ for each in callbacks if is_a(each, *kinds)]
-
-
-def _part(trainer: Trainer, module: str) -> Any:
-    """A module of the package of the trainer."""
-    return import_module(f"{package_of(trainer)}.{module}")

@@ -5,7 +5,8 @@ from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
-from apl_lightning._support.lightning import ProgressBar, Trainer, is_a, progress_bar
+from apl_lightning._support.lightning import ProgressBar, Trainer, progress_bar
+from apl_lightning._support.lightning_package import is_a
 
 T = TypeVar("T")
 

@@ -1,15 +1,7 @@
-"""Pixel values at another spatial size, in 1D, 2D and 3D."""
-
-from collections.abc import Sequence
+"""Logits at another spatial size, in 1D, 2D and 3D."""
 
 from torch import Tensor
 from torch.nn import functional as F
-
-
-def pool_to(values: Tensor, size: Sequence[int]) -> Tensor:
-    """Means of (B, C, *S) over the cells of a grid of `size`."""
-    pool = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}[values.ndim]
-    return pool(values, size)  # type: ignore[arg-type]
 
 
 def resize_to(logits: Tensor, reference: Tensor) -> Tensor:

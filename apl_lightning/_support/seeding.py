@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from apl_lightning._support.lightning import Trainer, broadcast
+from apl_lightning._support.distributed import broadcast
 from apl_lightning._support.random_state import isolated_random_state
 
 
@@ -21,10 +21,10 @@ def derived_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def run_seed(trainer: Trainer | None) -> int:
+def run_seed() -> int:
     """The seed of a run: torch's initial seed on rank 0, the same on all ranks."""
-    seed = torch.initial_seed() % 2**32
-    return seed if trainer is None else broadcast(trainer, seed)
+    seed: int = broadcast(torch.initial_seed() % 2**32)
+    return seed
 
 
 @contextmanager

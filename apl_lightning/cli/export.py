@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from apl_lightning._support.files import new_file
 from apl_lightning._support.packages import package
 from apl_lightning.checkpoints import load_weights
 from apl_lightning.heads import example_input
@@ -23,11 +24,10 @@ def export(network: nn.Module, checkpoint: str | Path, out: str | Path, size: Se
 
     Raises:
         ImportError: If `out` is an ONNX model, and onnx or onnxscript is missing.
-        ValueError: If `out` exists, or has another ending.
+        FileExistsError: If `out` exists.
+        ValueError: If it has another ending.
     """
-    out = Path(out)
-    if out.exists():
-        raise ValueError(f"Expected `out` to be a new file, but {out} exists: name another one.")
+    out = new_file(out)
     if out.suffix not in (".pt", ".onnx"):
         raise ValueError(f"Expected `out` to end with .pt or .onnx, but got {out.name}.")
     if out.suffix == ".onnx":

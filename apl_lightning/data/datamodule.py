@@ -9,15 +9,13 @@ from typing import Any, ClassVar, Literal
 
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from apl_lightning._support.distributed import broadcast
 from apl_lightning._support.lightning import (
     LightningDataModule,
     Trainer,
     batches_started,
-    broadcast,
-    package_of,
-    refuse_pairing,
-    require_lightning,
 )
+from apl_lightning._support.lightning_package import package_of, refuse_pairing, require_lightning
 from apl_lightning._support.seeding import run_seed
 from apl_lightning.data.dataset import EvaluationDataset, TargetDataset
 from apl_lightning.data.joint_transforms import Transform
@@ -156,7 +154,7 @@ class TargetDataModule(LightningDataModule):
         if stage == "fit":
             if self.train is None:
                 raise ValueError("Expected target images for a fit, but got none: pass `train`.")
-            directory, seed = self._run_directory(), run_seed(self.trainer)
+            directory, seed = self._run_directory(), run_seed()
             images = self._target_images()
             self._target = TargetDataset(images, directory, self.transform, self.keys, seed, self.patches)
             # Not in `train_dataloader`: Lightning changes `DataLoader` while it calls that, also if it fails.
@@ -193,7 +191,7 @@ class TargetDataModule(LightningDataModule):
                 f"Expected the batch size of the interrupted run, {saved} over all processes, but got {now}: change "
                 "`batch_size` or the number of processes."
             )
-        if (steps := state_dict.get("steps_per_epoch")) != self.steps_per_epoch:
+        if (steps := state_dict["steps_per_epoch"]) != self.steps_per_epoch:
             raise ValueError(
                 f"Expected the `steps_per_epoch` of the interrupted run, {steps}, but got {self.steps_per_epoch}: pass "
                 "the same number."
@@ -231,9 +229,6 @@ class TargetDataModule(LightningDataModule):
 
     def _run_directory(self) -> Path:
         """A new folder for this run, the same on all ranks."""
-        name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}"
-        root = self.store_dir
-        if self.trainer is not None:
-            name = broadcast(self.trainer, name)
-            root = root or Path(self.trainer.default_root_dir) / "pseudo_labels"
-        return Path(root or "pseudo_labels").absolute() / name
+        name: str = broadcast(f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}")
+        root = "." if self.trainer is None else self.trainer.default_root_dir
+        return Path(self.store_dir or Path(root, "pseudo_labels")).absolute() / name

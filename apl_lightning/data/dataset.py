@@ -59,7 +59,7 @@ class TargetDataset(Dataset[Any]):
         self.transform = transform
         self.patches = patches
         self.keys = keys
-        length = _length(dataset)
+        length = length_of(dataset)
         sample = dataset[0]
         image = read_sample(sample, keys, index=0)["image"]
         warn_of_unread_label(sample, image, keys)
@@ -80,7 +80,7 @@ class TargetDataset(Dataset[Any]):
         index = drawn.index
         labels, weights, round = self.store.read(index)
         weights = torch.zeros_like(weights) if drawn.repeated else weights
-        image = self.read_named(index)["image"]
+        image = self.read(index)["image"]
         check_fingerprint(fingerprint(image), self.store.fingerprint(index), index)
         sample = {"image": image, "pseudo_label": labels, "weight": weights}
         moved, seed = [sample], (self.seed, drawn.turn, index)
@@ -94,20 +94,20 @@ class TargetDataset(Dataset[Any]):
         return samples if len(samples) > 1 else samples[0]
 
     def read(self, index: int) -> dict[str, Any]:
-        """The untransformed sample, as `{"image"}` with `"label"` and `"case"` if the data set has them."""
-        return read_sample(self.dataset[index], self.keys, index)
+        """The untransformed sample, as `{"image"}` with `"label"` and `"case"` if the data set has them.
 
-    def read_named(self, index: int) -> dict[str, Any]:
-        """As `read`, with a `RuntimeError` that names the sample if the data set cannot read it."""
+        Raises:
+            RuntimeError: If the data set cannot read it; names the sample.
+        """
         try:
-            return self.read(index)
+            return read_sample(self.dataset[index], self.keys, index)
         except Exception as error:
             raise RuntimeError(f"sample {index}: {type(error).__name__}: {error}") from error
 
     def check_labelled_images(self) -> None:
         """Raise a `ValueError` if one of a few images is not the one that its pseudo label was made on."""
         for index in _probes(len(self)):
-            check_fingerprint(fingerprint(self.read_named(index)["image"]), self.store.fingerprint(index), index)
+            check_fingerprint(fingerprint(self.read(index)["image"]), self.store.fingerprint(index), index)
 
     def _check_deterministic(self, length: int) -> None:
         for index in _probes(length):
@@ -131,7 +131,7 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
         self.dataset = dataset
         self.keys = keys
         self.labelled = labelled
-        self._length = _length(dataset)
+        self._length = length_of(dataset)
 
     def __len__(self) -> int:
         return self._length
@@ -152,7 +152,8 @@ def _probes(length: int) -> list[int]:
     return sorted({step * (length - 1) // (_PROBES - 1) for step in range(_PROBES)})
 
 
-def _length(dataset: object) -> int:
+def length_of(dataset: object) -> int:
+    """The number of samples of a map-style data set; refuses anything else."""
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise TypeError(
             f"Expected a map-style data set with `__len__` and `__getitem__`, but got {type(dataset).__name__}: "

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from apl_lightning._support.lightning import LightningDataModule, as_validation, loader_in_use, overrides
+from apl_lightning._support.lightning import LightningDataModule, as_validation, loader_in_use
+from apl_lightning._support.lightning_package import overrides
 from apl_lightning.data.datamodule import TargetDataModule
 from apl_lightning.data.project import TransferHooks, read_loader
 

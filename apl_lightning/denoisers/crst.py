@@ -1,5 +1,6 @@
 """CRST (Zou et al., ICCV 2019): CBST with a regulariser against over-confidence."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
@@ -8,6 +9,7 @@ from apl_lightning.denoisers.cbst import CBST
 from apl_lightning.losses import joint_mean, mean_over_heads, weighted_cross_entropy
 
 
+@dataclass(eq=False)
 class CRST(CBST):
     r"""The thresholds of CBST with a regulariser on the model or on the label.
 
@@ -16,12 +18,12 @@ class CRST(CBST):
     - `"lrent"` (label regularised): soft labels $q_c \propto (p_c / \theta_c)^{1/\alpha}$ for the kept pixels.
 
     Args:
-        regulariser: Which of the two.
-        weight: $\lambda$ of MRKLD.
-        alpha: $\alpha$ of LRENT.
         portion: As in [`CBST`][apl_lightning.denoisers.CBST].
         step: As in `CBST`.
         largest: As in `CBST`.
+        regulariser: Which of the two.
+        weight: $\lambda$ of MRKLD.
+        alpha: $\alpha$ of LRENT.
 
     Raises:
         ValueError: If an option is unknown or out of its range.
@@ -30,28 +32,21 @@ class CRST(CBST):
         >>> import torch
         >>> from apl_lightning.denoisers import CRST, denoise
         >>> p = torch.tensor([[[0.6, 0.8], [0.4, 0.2]]])  # one image of two pixels
-        >>> [(labels, weights)] = denoise(CRST("lrent", portion=0.5), [(p, p)])
+        >>> [(labels, weights)] = denoise(CRST(portion=0.5, regulariser="lrent"), [(p, p)])
         >>> labels.shape, weights.tolist()
         (torch.Size([1, 2, 2]), [[0.0, 1.0]])
     """
 
-    def __init__(
-        self,
-        regulariser: Literal["mrkld", "lrent"] = "mrkld",
-        weight: float = 0.1,
-        alpha: float = 0.25,
-        portion: float = 0.2,
-        step: float = 0.05,
-        largest: float = 0.5,
-    ) -> None:
-        super().__init__(portion, step, largest)
-        if regulariser not in ("mrkld", "lrent"):
-            raise ValueError(f"Expected `regulariser` to be 'mrkld' or 'lrent', but got {regulariser!r}.")
-        if not (weight >= 0 and alpha > 0):
-            raise ValueError(f"Expected `weight` >= 0 and `alpha` > 0, but got {weight} and {alpha}.")
-        self.regulariser = regulariser
-        self.weight = weight
-        self.alpha = alpha
+    regulariser: Literal["mrkld", "lrent"] = "mrkld"
+    weight: float = 0.1
+    alpha: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.regulariser not in ("mrkld", "lrent"):
+            raise ValueError(f"Expected `regulariser` to be 'mrkld' or 'lrent', but got {self.regulariser!r}.")
+        if not (self.weight >= 0 and self.alpha > 0):
+            raise ValueError(f"Expected `weight` >= 0 and `alpha` > 0, but got {self.weight} and {self.alpha}.")
 
     def decide(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Labels, soft ones (B, C, *S) for LRENT, and weights of a batch."""

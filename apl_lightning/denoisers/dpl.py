@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apl_lightning._support.distributed import gather
-from apl_lightning._support.resizing import pool_to, resize_to
+from apl_lightning._support.resizing import resize_to
 from apl_lightning.denoisers.base import DatasetDenoiser
 from apl_lightning.denoisers.confidence import merge
 from apl_lightning.denoisers.predictor import Predictor
@@ -70,7 +70,7 @@ class DPL(DatasetDenoiser):
         confidence, labels = merge(p_main, p_aux).max(dim=1)
         stable = deviation < self.eta
         share = F.one_hot(labels, self._classes).movedim(-1, 1) * (stable * confidence)[:, None]
-        share = pool_to(share, features.shape[2:]).flatten(2)
+        share = F.interpolate(share, features.shape[2:], mode="area").flatten(2)
         flat = features.float().flatten(2).transpose(1, 2)
         sums = torch.cat([share @ flat, share.sum(dim=2, keepdim=True)], dim=2).sum(dim=0)
         self._sums = sums if self._sums is None else self._sums + sums

@@ -32,7 +32,7 @@ class IAST(DatasetDenoiser):
         ignored_weight: The weight of the entropy on ignored pixels.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If `alphas`, `beta` or `gamma` is out of its range.
 
     Examples:
         >>> import torch

@@ -13,6 +13,8 @@ from apl_lightning.denoisers.base import Denoiser
 from apl_lightning.denoisers.predictor import Predictor
 from apl_lightning.losses import joint_mean
 
+_STRIDE = 32  # at which most networks accept an image
+
 
 @dataclass(eq=False)
 class MRNet(Denoiser):
@@ -30,6 +32,9 @@ class MRNet(Denoiser):
         flips: Axes of (B, C, *S) along which the image is mirrored. The original mirrors left and right; pass `()` if
             classes differ by side (left and right kidney).
         aux_weight: The weight of the auxiliary head, in the label and in the loss.
+
+    Raises:
+        ValueError: If `scales` is empty, or one of them is not above 0.
 
     Examples:
         >>> import torch
@@ -81,6 +86,3 @@ def _rectified(log_p: Tensor, log_other: Tensor, labels: Tensor, weights: Tensor
 def _scaled(images: Tensor, scale: float) -> Tensor:
     size = [_STRIDE * max(1, round(extent * scale / _STRIDE)) for extent in images.shape[2:]]
     return resize_to(images, torch.empty(size, device="meta"))
-
-
-_STRIDE = 32

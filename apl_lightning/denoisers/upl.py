@@ -51,7 +51,8 @@ class UPL(Denoiser):
         for view in range(self.views):
             probabilities = predictor(torch.rot90(images, view, axes))[view % 2]
             total = total.to(probabilities) + torch.rot90(probabilities, -view, axes)
-        return total / self.views, total / self.views
+        mean = total / self.views
+        return mean, mean
 
     def __call__(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:
         confidence, labels = merge(p_main, p_aux).max(dim=1)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from apl_lightning._support.files import new_file
 from apl_lightning.folders.output import write_csv
 from apl_lightning.nifti import Array, nifti_files, package, read_labels
 
@@ -56,12 +57,11 @@ def evaluate_folder(
         The scores of each case and foreground class, then the means.
 
     Raises:
-        ValueError: If the folders have no case in common, a file is no label map, or `out` exists.
+        ValueError: If the folders have no case in common, or a file is no label map.
+        FileExistsError: If `out` exists.
     """
     if out is not None:
-        if Path(out).exists():
-            raise ValueError(f"Expected `out` to be a new file, but {out} exists: name another one.")
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        out = new_file(out)
     found: dict[str, dict[int, Score]] = {}
     refused: dict[str, str] = {}
     predicted, true = nifti_files(predictions), nifti_files(references)

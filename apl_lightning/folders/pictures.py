@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from apl_lightning.nifti import Array, Grid, Plane, package
+from apl_lightning.visualize import COLOURS, grey, overlay
 
 # Rows, columns and slices of a picture as radiologists look at it.
 _VIEWS: dict[Plane, str] = {"axial": "PLS", "coronal": "ILA", "sagittal": "IPR"}
@@ -24,18 +26,15 @@ def save_picture(
     place = int(foreground.argmax()) if foreground.any() else labels.shape[2] // 2
     image, labels = image[..., place], labels[..., place]
     low, high = np.nanpercentile(image, (1, 99))
+    shown = torch.from_numpy(np.nan_to_num(image, nan=low).clip(low, high))[None]
     figure = package("matplotlib.figure").Figure(figsize=(8, 4.4), layout="constrained")
     package("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
-    for axes in (panels := figure.subplots(1, 2)):
-        axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=rows / columns)
+    panels = figure.subplots(1, 2)
+    for axes, picture in zip(panels, (grey(shown), overlay(shown, torch.from_numpy(labels.copy()))), strict=True):
+        axes.imshow(picture, aspect=rows / columns)
         axes.set_axis_off()
-    colours = package("matplotlib").colormaps["tab10"].colors
     for value in np.unique(labels[labels > 0]):
-        colour = colours[(value - 1) % len(colours)]
-        layer = np.zeros((*labels.shape, 4))
-        layer[labels == value] = (*colour, 0.5)
-        panels[1].imshow(layer, aspect=rows / columns)
-        panels[1].plot([], [], "s", color=colour, label=names[value])
+        panels[1].plot([], [], "s", color=COLOURS[(value - 1) % len(COLOURS)] / 255, label=names[value])
     if (labels > 0).any():
         figure.legend(loc="outside lower center", ncols=5, frameon=False)
     figure.suptitle(f"{title}, {plane} slice {place + 1} of {len(foreground)}", fontsize=10)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apl_lightning._support.seeding import seeded
+from apl_lightning.metrics import dice_of, overlap_counts
 
 _HIDDEN = 64
 _PER_CLASS = 6000
@@ -77,17 +78,9 @@ def estimate_gain(opinion: Tensor, before: Tensor, after: Tensor) -> Tensor:
     before, after = before.long(), after.long()
     sides_with_after = opinion.gather(1, after[:, None]) > opinion.gather(1, before[:, None])
     right = torch.where(sides_with_after[:, 0], after, before)
-    gains = _class_dice(after, right, num_classes).nan_to_num(0) - _class_dice(before, right, num_classes).nan_to_num(0)
+    worth = [dice_of(overlap_counts(labels, right, num_classes)).nan_to_num(0) for labels in (before, after)]
     is_predicted = torch.bincount(torch.cat([before, after]), minlength=num_classes) > 0
-    return gains.where(is_predicted, torch.nan)[1:]
-
-
-def _class_dice(labels: Tensor, others: Tensor, num_classes: int) -> Tensor:
-    """The Dice of each class between two label maps of the same shape, (C,); NaN for a class that is in none."""
-    both, size, other_size = (
-        torch.bincount(found, minlength=num_classes) for found in (labels[labels == others], labels, others)
-    )
-    return 2 * both / (size + other_size)
+    return (worth[1] - worth[0]).where(is_predicted, torch.nan)[1:]
 
 
 def _standardised(features: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class PixelSample:
                 order = sorted(second)
                 classes = [torch.cat([of[index] for index in order]) for of in (before, second)]
                 gains = estimate_gain(self._opinion, *classes).tolist()
-        found: list[float] = broadcast(gains, 0)
+        found: list[float] = broadcast(gains)
         return found
 
     def _places(self, index: int, pixels: int) -> Tensor:

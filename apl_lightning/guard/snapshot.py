@@ -13,11 +13,7 @@ class Snapshot:
     """Keeps the state of a module. Each round has its own file, so a resumed run finds that of its checkpoint."""
 
     def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Start with the network as it came in, which counts as round -1."""
-        self.round = -1
+        self.round = -1  # the network as it came in
         self._saved: int | None = None  # the round that the newest checkpoint refers to
 
     def write(self, module: nn.Module, folder: Path) -> None:

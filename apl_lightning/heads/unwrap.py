@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apl_lightning._support.lightning_package import is_a
 from apl_lightning._support.modes import evaluating, hooked
 from apl_lightning.heads.find_classifier import example_input
 from apl_lightning.heads.outputs import channels_of, logit_maps
@@ -23,7 +24,7 @@ def plain_network(model: nn.Module, num_classes: int, name: str | None = None) -
     """
     if name is not None:
         network = _named(model, name)
-    elif any(base.__name__ == "LightningModule" for base in type(model).__mro__):
+    elif is_a(model, "LightningModule"):
         network = _found(model, num_classes)
     else:
         network = model

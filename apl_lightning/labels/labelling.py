@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apl_lightning._support.distributed import all_or_none, once_per_node
+from apl_lightning._support.distributed import all_or_none
 from apl_lightning._support.lightning import LightningModule, Trainer, autocast
 from apl_lightning._support.modes import evaluating
 from apl_lightning._support.progress import track
@@ -19,7 +19,6 @@ from apl_lightning.denoisers import Denoiser, Predictor
 from apl_lightning.guard import Classes, PixelSample
 from apl_lightning.heads import Inferer
 from apl_lightning.labels.label_pass import Predictions, Recorder, make_labels, predict
-from apl_lightning.labels.small_components import SmallComponents, find_small_components
 from apl_lightning.labels.spool import Spool
 from apl_lightning.labels.statistics import LabelStatistics
 from apl_lightning.labels.target_images import TargetImages
@@ -40,10 +39,11 @@ class Labelling:
     ) -> None:
         self.dataset = target_dataset(trainer)
         self.local_rank = trainer.local_rank
+        self.module = module
+        self.sample = sample
         self._trainer = trainer
-        self._module = module
-        self._sample = sample
-        self._names: Any = module.class_names
+        self._names: list[str] = module.class_names  # type: ignore[assignment]
+        self.num_classes = len(self._names)
         self._ignore_index = getattr(module, "ignore_index", None)
         inferer = inferer or getattr(module, "inferer", None)
         self._predictor = Predictor(module, inferer, partial(autocast, trainer))
@@ -53,11 +53,11 @@ class Labelling:
 
     def prepare(self) -> None:
         """Let the module prepare itself on all images, as by BatchNorm statistics."""
-        self._over_images(getattr(self._module, "prepare_refinement", None), patches=None)
+        self._over_images(getattr(self.module, "prepare_refinement", None), patches=None)
 
     def warm_up(self) -> None:
         """Let the module fit a new second head on all images or their patches, with the chosen BatchNorm statistics."""
-        self._over_images(getattr(self._module, "warm_up", None), self.dataset.patches)
+        self._over_images(getattr(self.module, "warm_up", None), self.dataset.patches)
 
     def _over_images(self, prepare: Callable[[Any], object] | None, patches: RandomPatches | None) -> None:
         if prepare is None:
@@ -72,51 +72,36 @@ class Labelling:
         """Label this rank's share; returns the statistics for the log over all ranks, and what the network predicts."""
         store, rank = self.dataset.store, self._trainer.global_rank
         statistics = LabelStatistics(self._names, self._ignore_index)
-        denoiser.begin(round, statistics.num_classes, self._module.device)
+        denoiser.begin(round, self.num_classes, self.module.device)
         classes: Classes = {}
-        with evaluating(self._module), torch.no_grad():
+        with evaluating(self.module), torch.no_grad():
             predictions = self._predictions(
                 partial(denoiser.predict, self._predictor), seed, f"Pseudo labels, round {round}"
             )
             make_labels(
                 self._watched(predictions, classes, statistics),
                 denoiser,
-                partial(store.write, round, statistics.num_classes, rank),
+                partial(store.write, round, self.num_classes, rank),
                 Recorder(store, statistics),
-                Spool(store.folder(round), rank, self._module.device),
+                Spool(store.folder(round), rank, self.module.device),
             )
-        return statistics.compute(self._module.device), classes
-
-    @property
-    def has_sample(self) -> bool:
-        """Whether there are sampled pixels, to compare networks."""
-        return self._sample is not None
+        return statistics.compute(self.module.device), classes
 
     def look(self, seed: int) -> Classes:
         """What the main head of the network, as it is, predicts at the sampled pixels of this rank's images."""
         classes: Classes = {}
-        with evaluating(self._module), torch.no_grad(), all_or_none("Predicting the target images"):
+        with evaluating(self.module), torch.no_grad(), all_or_none("Predicting the target images"):
             for _ in self._watched(self._predictions(self._predictor, seed, "Predicting"), classes):
                 pass
         return classes
 
     def gains(self, before: Classes, after: Classes) -> dict[str, float]:
         """The estimated gain of Dice, mean and by class, by their names in the log; over all ranks."""
-        assert self._sample is not None
-        gains = self._sample.gains(before, after, len(self._names))
+        assert self.sample is not None
+        gains = self.sample.gains(before, after, self.num_classes)
         named = zip(self._names[1:], gains, strict=True)
         by_class = {f"{GAIN}/{name}": gain for name, gain in named if not math.isnan(gain)}
         return {GAIN: fmean(by_class.values() or [0.0]), **by_class}
-
-    def small_components(self, round: int, largest_component_share: float) -> SmallComponents:
-        """The small components of the labels of a round, over all ranks."""
-        return find_small_components(self.dataset.store.reader(round), len(self._names), largest_component_share)
-
-    def ignore(self, round: int, small: SmallComponents) -> dict[str, float]:
-        """Set the weights of small components to 0; returns the share of the foreground's weight in them."""
-        reader = self.dataset.store.reader(round)
-        once_per_node(self.local_rank, "Ignoring small components", lambda: reader.ignore(small.pixels))
-        return {"pseudo/apart": small.share}
 
     def _predictions(self, run: Callable[[Tensor], tuple[Tensor, ...]], seed: int, description: str) -> Predictions:
         share = TargetImages(self._trainer, self.dataset, self._batch_size)
@@ -127,11 +112,11 @@ class Labelling:
     ) -> Predictions:
         """Keep what the main head predicts at the sampled pixels, and count the agreement of both heads."""
         for batch, made in predictions:
-            if self._sample is not None:
-                labels = made[0].argmax(dim=1)
-                classes |= self._sample.look(batch.indices, batch.cases, batch.images, labels)
+            labels = made[0].max(dim=1).indices
+            if self.sample is not None:
+                classes |= self.sample.look(batch.indices, batch.cases, batch.images, labels)
             if statistics is not None:
-                statistics.agree(made[0], made[1])
+                statistics.agree(labels, made[1].max(dim=1).indices)
             yield batch, made
 
 

@@ -4,6 +4,7 @@ from apl_lightning._support.distributed import once_per_node
 from apl_lightning.denoisers import Denoiser
 from apl_lightning.guard import Classes
 from apl_lightning.labels.labelling import Labelling
+from apl_lightning.labels.small_components import find_small_components
 from apl_lightning.store import complete_round
 
 
@@ -25,5 +26,7 @@ def label_round(
     once_per_node(node, "Joining the new pseudo labels", lambda: store.join(round))
     if largest_component_share is None:
         return statistics, classes
-    small = labelling.small_components(round, largest_component_share)
-    return statistics | labelling.ignore(round, small), classes
+    reader = store.reader(round)
+    small = find_small_components(reader, labelling.num_classes, largest_component_share)
+    once_per_node(node, "Ignoring small components", lambda: reader.ignore(small.pixels))
+    return {**statistics, "pseudo/apart": small.share}, classes

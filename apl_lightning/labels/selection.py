@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from apl_lightning._support.distributed import gather, once_per_node, rank, share_state
-from apl_lightning._support.lightning import LightningModule, rank_zero_info
+from apl_lightning._support.lightning import rank_zero_info
 from apl_lightning._support.modes import not_finite
 from apl_lightning.guard import Classes, Guard, PixelSample, Snapshot, joined
 from apl_lightning.labels.labelling import GAIN, Labelling
@@ -40,29 +40,28 @@ class Selection:
             self.sample = PixelSample(length)
         return self.sample
 
-    def begin(self, labelling: Labelling, module: LightningModule, seed: int, local_rank: int) -> dict[str, float]:
+    def begin(self, labelling: Labelling, seed: int) -> dict[str, float]:
         """Keep the network as it came in, let the module prepare itself, and choose its BatchNorm statistics."""
-        if labelling.has_sample:
+        if labelling.sample is not None:
             self.first = joined(labelling.look(seed))
         if self.guard.mode == "restore":
-            self._keep(-1, module, labelling.dataset.store.directory, local_rank)
+            self._keep(-1, labelling)
         labelling.prepare()
-        chosen = self._choose_batch_norm(labelling, module, seed) if getattr(module, "awaits_batch_norm", False) else {}
+        is_open = getattr(labelling.module, "awaits_batch_norm", False)
+        chosen = self._choose_batch_norm(labelling, seed) if is_open else {}
         labelling.warm_up()
         return chosen
 
-    def _choose_batch_norm(self, labelling: Labelling, module: LightningModule, seed: int) -> dict[str, float]:
+    def _choose_batch_norm(self, labelling: Labelling, seed: int) -> dict[str, float]:
         gain = labelling.gains(self.first, labelling.look(seed))[GAIN]
-        chosen = module.choose_batch_norm(gain)  # type: ignore[operator]
+        chosen = labelling.module.choose_batch_norm(gain)  # type: ignore[operator]
         rank_zero_info(
             f"batch_norm='auto': the statistics are {chosen}. By estimate, re-estimation changes the Dice by "
             f"{100 * gain:+.1f} points."
         )
         return {"pseudo/batch_norm_gain": gain}
 
-    def judge(
-        self, round: int, classes: Classes, labelling: Labelling, module: LightningModule, local_rank: int
-    ) -> dict[str, float]:
+    def judge(self, round: int, classes: Classes, labelling: Labelling) -> dict[str, float]:
         """Keep the network of a round if it is the best so far; returns its estimated gains, for the log."""
         if not self.first:  # a run that began without a guard
             self.risen_in = round
@@ -73,15 +72,16 @@ class Selection:
         if self.guard.is_best(gains[GAIN]):
             self.risen_in = round
             if self.guard.mode == "restore":
-                self._keep(round, module, labelling.dataset.store.directory, local_rank)
+                self._keep(round, labelling)
         return gains
 
-    def end(self, labelling: Labelling, module: LightningModule, seed: int, local_rank: int) -> None:
+    def end(self, labelling: Labelling, seed: int) -> None:
         """Return to the best candidate if the network of the last epoch is harmed; or only say so."""
         if not self.first:
             return
+        module, local_rank = labelling.module, labelling.local_rank
         share_state(module)
-        gain = self._last_gain(labelling, module, seed)
+        gain = self._last_gain(labelling, seed)
         if not self.guard.is_harmed(gain):
             return
         if self.guard.mode == "warn":
@@ -117,9 +117,9 @@ class Selection:
         parts = state_dict["classes"].cpu().split(state_dict["sizes"].tolist())
         self.first = dict(zip(state_dict["indices"].tolist(), parts, strict=True))
 
-    def _last_gain(self, labelling: Labelling, module: LightningModule, seed: int) -> float:
+    def _last_gain(self, labelling: Labelling, seed: int) -> float:
         """The estimated gain of the module; NaN if its weights or its predictions are not finite."""
-        if not_finite(module.state_dict()):
+        if not_finite(labelling.module.state_dict()):
             return math.nan
         try:
             return labelling.gains(self.first, labelling.look(seed))[GAIN]
@@ -128,9 +128,10 @@ class Selection:
                 return math.nan
             raise
 
-    def _keep(self, round: int, module: LightningModule, folder: Path, local_rank: int) -> None:
+    def _keep(self, round: int, labelling: Labelling) -> None:
         self.snapshot.round = round
-        once_per_node(local_rank, "Keeping a network", partial(self.snapshot.write, module, folder))
+        write = partial(self.snapshot.write, labelling.module, labelling.dataset.store.directory)
+        once_per_node(labelling.local_rank, "Keeping a network", write)
 
     def _outcome(self, exists: bool, folder: Path) -> str:
         round = self.snapshot.round

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from apl_lightning._support.distributed import total_of_counts
-from apl_lightning.metrics import overlap_counts
+from apl_lightning.metrics import dice_of, overlap_counts
 
 
 class LabelStatistics:
@@ -30,10 +30,9 @@ class LabelStatistics:
         """Count the pixels whose label differs from the round before."""
         self._sums[2:4] += torch.tensor([labels.numel(), int((labels != before).sum())])
 
-    def agree(self, p_main: Tensor, p_aux: Tensor) -> None:
-        """Count the pixels where both heads, (B, C, *S) each, predict the same class."""
-        alike = p_main.argmax(dim=1) == p_aux.argmax(dim=1)
-        self._sums[4:] += torch.tensor([alike.numel(), int(alike.sum())])
+    def agree(self, main: Tensor, aux: Tensor) -> None:
+        """Count the pixels where both heads predict the same class, from two label maps."""
+        self._sums[4:] += torch.tensor([main.numel(), int((main == aux).sum())])
 
     def diagnose(self, labels: Tensor, reference: Tensor) -> None:
         """Count the overlap with reference labels, for the log alone."""
@@ -50,7 +49,7 @@ class LabelStatistics:
             values["pseudo/changed"] = changed / compared
         ratios = flat[6 : 6 + classes] / pixels
         values |= {f"pseudo/class_ratio/{name}": float(ratio) for name, ratio in zip(self._names, ratios, strict=True)}
-        both, ours, reference = flat[6 + classes :].view(3, classes)[:, 1:]
-        if reference.any():
-            values["pseudo/dice"] = float((2 * both / (ours + reference)).nanmean())
+        overlap = flat[6 + classes :].view(3, classes)[:, 1:]
+        if overlap[2].any():  # there are reference labels
+            values["pseudo/dice"] = float(dice_of(overlap).nanmean())
         return values

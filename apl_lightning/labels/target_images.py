@@ -88,5 +88,5 @@ class _Untransformed(Dataset[Any]):
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
-        sample = self.dataset.read_named(index)
+        sample = self.dataset.read(index)
         return index, {**sample, "fingerprint": fingerprint(sample["image"])}

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apl_lightning._support.files import replacing
+from apl_lightning._support.files import new_file, replacing
 from apl_lightning.nifti.grid import Array, Grid
 from apl_lightning.nifti.packages import package
 
@@ -37,8 +37,7 @@ def save_labels(labels: Array, like: Path, path: Path) -> None:
         FileExistsError: If `path` exists.
         ValueError: If the shape is not that of the image, or a label is out of range.
     """
-    if path.exists():
-        raise FileExistsError(f"Expected a new file, but {path} exists: choose another folder.")
+    path = new_file(path)
     nibabel = package("nibabel")
     original = nibabel.load(like)
     if labels.shape != original.shape[:3]:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from apl_lightning._support.files import new_file
 from apl_lightning._support.packages import package
 from apl_lightning.visualize import overlay
 
@@ -20,8 +21,7 @@ class Shown(NamedTuple):
 def draw(rows: Mapping[str, Sequence[Shown]], path: Path) -> Path:
     """Write rows of images with their predictions; the key of a row is its title."""
     figures = package("matplotlib.figure", "examples", "a picture needs matplotlib")
-    if path.exists():
-        raise FileExistsError(f"Expected a new file for the picture, but got {path}: pass another path.")
+    path = new_file(path)
     columns = max(map(len, rows.values()))
     figure = figures.Figure(figsize=(3 * columns, 3.4 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -29,7 +29,6 @@ def draw(rows: Mapping[str, Sequence[Shown]], path: Path) -> Path:
         line[0].set_title(title, loc="left")
         for axis, one in zip(line, shown, strict=True):
             _show(axis, one.image, one.labels)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     return path
 

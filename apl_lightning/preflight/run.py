@@ -170,6 +170,6 @@ def _show(network: Network, view: View, images: Sequence[Tensor]) -> list[Shown]
     shown = []
     for image in images[:: -(-len(images) // _SHOWN)]:
         seen = view.change(image[None])
-        labels = resize_to(network.logits(view, image[None]).float(), seen).argmax(dim=1)
+        labels = resize_to(network.logits(view, image[None]).float(), seen).max(dim=1).indices
         shown.append(Shown(seen[0].cpu(), labels[0].cpu()))
     return shown

@@ -42,7 +42,7 @@ def count_foreground(logits: Tensor) -> Tensor:
     Args:
         logits: (B, K + 1, *S), with the background at 0.
     """
-    uncertainty, labels = entropy(logits), logits.argmax(dim=1)
+    uncertainty, labels = entropy(logits), logits.max(dim=1).indices
     of_class = [labels == label for label in range(1, logits.shape[1])]
     entropies = torch.stack([uncertainty[mask].sum() for mask in of_class])
     pixels = torch.stack([mask.sum() for mask in of_class])

@@ -10,6 +10,7 @@ from apl_lightning.heads import Inferer
 from apl_lightning.losses import Weighting, consistency_loss
 from apl_lightning.refinement.base import Optimizer, RefinementModule, Scheduler, check_choice
 from apl_lightning.refinement.batchnorm import BatchNormMode
+from apl_lightning.refinement.label_loss import check_labelled
 
 
 class APLModule(RefinementModule):
@@ -126,7 +127,7 @@ class APLModule(RefinementModule):
 
         Samples that only fill up the batch, marked in `repeated` (B,), do not count in L_Con; their `weight` is 0.
         """
-        self.check_labelled(batch)
+        check_labelled(batch)
         for_heads, for_encoder = self.model.routed(batch["image"])
         losses = {}
         if self.consistency_weight:

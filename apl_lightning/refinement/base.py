@@ -12,27 +12,18 @@ from torch import Tensor, nn
 
 from apl_lightning._support.class_only import class_only
 from apl_lightning._support.hyperparameters import without_numpy
-from apl_lightning._support.lightning import attached_callbacks, refuse_half_weights, require_lightning
+from apl_lightning._support.lightning import refuse_half_weights
+from apl_lightning._support.lightning_package import require_lightning
 from apl_lightning._support.modes import not_finite, set_dropout_mode
 from apl_lightning._support.resizing import resize_to
-from apl_lightning.data import Keys, RandomPatches, describe, sliding_window
-from apl_lightning.denoisers import APL, Denoiser
+from apl_lightning.data import Keys, RandomPatches, sliding_window
 from apl_lightning.heads import DualHeadModel, Inferer, Logits, add_dual_heads, warm_up_second_head
-from apl_lightning.losses import mean_over_heads, weighted_dice_loss
 from apl_lightning.metrics import CaseDice
-from apl_lightning.refinement.batchnorm import (
-    BatchNormMode,
-    adapt_batch_norm,
-    batch_norm_statistics,
-    load_batch_norm_statistics,
-    mean_of_statistics,
-    set_batch_norm_mode,
-)
+from apl_lightning.refinement.batchnorm import BatchNormMode, adapt_batch_norm, set_batch_norm_mode
+from apl_lightning.refinement.batchnorm_choice import BatchNormChoice
 from apl_lightning.refinement.evaluation_steps import EvaluationSteps
+from apl_lightning.refinement.label_loss import denoiser_of, label_loss
 from apl_lightning.refinement.teacher import Teacher
-
-# Below this estimated gain of Dice, either way, it is open which BatchNorm statistics are better.
-IN_DOUBT = 0.01
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 Scheduler = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -80,8 +71,6 @@ class RefinementModule(EvaluationSteps, ABC):
         ValueError: If the network is not suitable (see `add_dual_heads`), or an option is out of its range.
     """
 
-    default_batch_norm: BatchNormMode = "auto"
-
     def __init__(
         self,
         model: nn.Module,
@@ -93,7 +82,7 @@ class RefinementModule(EvaluationSteps, ABC):
         example: Tensor | None = None,
         main_output: int | None = None,
         network: str | None = None,
-        batch_norm: BatchNormMode | None = None,
+        batch_norm: BatchNormMode = "auto",
         optimizer: Optimizer = torch.optim.Adam,
         learning_rate: float = 3e-4,
         dice_weight: float = 0.0,
@@ -112,12 +101,8 @@ class RefinementModule(EvaluationSteps, ABC):
         self.save_hyperparameters(ignore=["model", "example", "optimizer", "lr_scheduler", "inferer"])
         # Scalars of NumPy in a checkpoint would not load with `weights_only`.
         self.hparams.update({name: without_numpy(value) for name, value in self.hparams.items()})
-        # The command line makes partials too, of a function, with the default of `lr`.
-        if isinstance(optimizer, partial) and isinstance(optimizer.func, type) and "lr" in optimizer.keywords:
-            raise ValueError(
-                f"Expected `optimizer` without a learning rate, but got lr={optimizer.keywords['lr']}: pass it as "
-                "`learning_rate`."
-            )
+        _check_options(optimizer, dice_weight, dropout)
+        check_choice("batch_norm", batch_norm, BatchNormMode)
         self.model = (
             model
             if isinstance(model, DualHeadModel)
@@ -128,20 +113,11 @@ class RefinementModule(EvaluationSteps, ABC):
         num_classes = self.model.num_classes
         if class_names is not None and len(class_names) != num_classes:
             raise ValueError(f"Expected {num_classes} `class_names`, background included, but got {list(class_names)}.")
-        if not 0 <= dice_weight < math.inf:
-            raise ValueError(
-                f"Expected `dice_weight` to be at least 0 and finite, but got {dice_weight}: 0 is cross-entropy alone."
-            )
-        if not isinstance(dropout, bool):
-            raise TypeError(
-                f"Expected `dropout` to be True or False, but got {dropout!r}: set rates in the layers of the network."
-            )
         self.dice_weight = dice_weight
         self.dropout = dropout
         self.teacher = None if ema_decay is None else Teacher(self.model, ema_decay)
         self.class_names = list(class_names) if class_names is not None else [str(c) for c in range(num_classes)]
-        self.batch_norm: BatchNormMode = batch_norm or self.default_batch_norm
-        check_choice("batch_norm", self.batch_norm, BatchNormMode)
+        self.batch_norm = batch_norm
         self.optimizer = optimizer
         self.learning_rate = float(learning_rate)
         self.lr_scheduler = lr_scheduler
@@ -151,7 +127,7 @@ class RefinementModule(EvaluationSteps, ABC):
         self.return_probabilities = return_probabilities
         self.ignore_index = ignore_index
         self.dice = CaseDice(num_classes, ignore_index)
-        self._source_statistics: list[dict[str, Tensor]] = []
+        self._batch_norm_choice: BatchNormChoice | None = None
         self.choose_parameters()
         self.train()
 
@@ -212,7 +188,7 @@ class RefinementModule(EvaluationSteps, ABC):
         if self.teacher is not None and self.teacher.n_averaged > 1:
             self.model.load_state_dict(self.teacher.module.state_dict())
         if self.batch_norm == "auto":
-            self._source_statistics = batch_norm_statistics(self.model)
+            self._batch_norm_choice = BatchNormChoice(self.model)
         if self.batch_norm in ("auto", "adapt"):
             adapt_batch_norm(self.model, images, self.inferer)
         if self.teacher is not None:
@@ -228,40 +204,17 @@ class RefinementModule(EvaluationSteps, ABC):
     @property
     def awaits_batch_norm(self) -> bool:
         """Whether `choose_batch_norm` is due: there are statistics of the source and re-estimated ones."""
-        return len(self._source_statistics) > 0
+        return self._batch_norm_choice is not None
 
     def choose_batch_norm(self, gain: float) -> str:
-        """Choose the statistics by the estimated gain of Dice of re-estimated ones; returns which, in words.
-
-        If it is below one point either way, the choice is in doubt and takes the mean of both.
-        """
-        source, self._source_statistics = self._source_statistics, []
-        if gain >= IN_DOUBT:
-            return "those re-estimated on the target images"
-        if gain > -IN_DOUBT:
-            mean = mean_of_statistics(source, batch_norm_statistics(self.model))
-            load_batch_norm_statistics(self.model, mean)
-            return "the mean of those of the source and those re-estimated on the target images"
-        load_batch_norm_statistics(self.model, source)
-        return "those of the source"
-
-    def check_labelled(self, batch: Any) -> None:
-        """Raise a `TypeError` unless a batch has pseudo labels."""
-        if not isinstance(batch, dict) or not {"image", "pseudo_label", "weight"} <= set(batch):
-            raise TypeError(
-                f"Expected batches with `image`, `pseudo_label` and `weight`, but got {describe(batch)}: train on a "
-                "`TargetDataModule`, with `PseudoLabelCallback`."
-            )
+        """Choose the statistics by the estimated gain of Dice of re-estimated ones; returns which, in words."""
+        choice, self._batch_norm_choice = self._batch_norm_choice, None
+        assert choice is not None
+        return choice.choose(self.model, gain)
 
     def label_loss(self, logits: Logits, batch: dict[str, Tensor]) -> Tensor:
         """The denoiser's loss of both heads on `pseudo_label` and `weight`, and `dice_weight` times the Dice loss."""
-        labels, weights = batch["pseudo_label"], batch["weight"]
-        main, aux = (resize_to(z, weights) for z in logits)
-        loss = self._denoiser().loss(main, aux, labels, weights)
-        if self.dice_weight:
-            dice = mean_over_heads(lambda z: weighted_dice_loss(z, labels, weights), main, aux)
-            loss = loss + self.dice_weight * dice
-        return loss
+        return label_loss(denoiser_of(self), logits, batch, self.dice_weight)
 
     def training_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Return the loss of a batch; logs all losses."""
@@ -292,11 +245,6 @@ class RefinementModule(EvaluationSteps, ABC):
             )
         return model.export(average).eval()
 
-    def _denoiser(self) -> Denoiser:
-        """The denoiser of the run's `PseudoLabelCallback`; `APL` outside a run."""
-        found = (getattr(callback, "denoiser", None) for callback in attached_callbacks(self))
-        return next((denoiser for denoiser in found if isinstance(denoiser, Denoiser)), APL())
-
     def _optimize(self, parameters: list[dict[str, Any]] | list[nn.Parameter]) -> Any:
         optimizer = self.optimizer(parameters, lr=self.learning_rate)
         return optimizer if self.lr_scheduler is None else ([optimizer], [self.lr_scheduler(optimizer)])
@@ -306,3 +254,20 @@ def check_choice(name: str, value: str, choices: Any) -> None:
     """Raise a `ValueError` unless a value is one of the choices of a `Literal` type."""
     if value not in get_args(choices):
         raise ValueError(f"Expected `{name}` to be one of {get_args(choices)}, but got {value!r}.")
+
+
+def _check_options(optimizer: Optimizer, dice_weight: float, dropout: bool) -> None:
+    # The command line makes partials too, of a function, with the default of `lr`.
+    if isinstance(optimizer, partial) and isinstance(optimizer.func, type) and "lr" in optimizer.keywords:
+        raise ValueError(
+            f"Expected `optimizer` without a learning rate, but got lr={optimizer.keywords['lr']}: pass it as "
+            "`learning_rate`."
+        )
+    if not 0 <= dice_weight < math.inf:
+        raise ValueError(
+            f"Expected `dice_weight` to be at least 0 and finite, but got {dice_weight}: 0 is cross-entropy alone."
+        )
+    if not isinstance(dropout, bool):
+        raise TypeError(
+            f"Expected `dropout` to be True or False, but got {dropout!r}: set rates in the layers of the network."
+        )

@@ -74,29 +74,6 @@ class _CumulativeMean:
         layer.momentum = len(features) / self._seen[layer]
 
 
-def batch_norm_statistics(model: nn.Module) -> list[dict[str, Tensor]]:
-    """A copy of the statistics of each BatchNorm layer of a network."""
-    return [{name: value.clone() for name, value in layer.named_buffers()} for layer in batch_norms(model)]
-
-
-def load_batch_norm_statistics(model: nn.Module, statistics: list[dict[str, Tensor]]) -> None:
-    """Load what `batch_norm_statistics` has returned."""
-    for layer, values in zip(batch_norms(model), statistics, strict=True):
-        layer.load_state_dict(values, strict=False)
-
-
-def mean_of_statistics(ones: list[dict[str, Tensor]], others: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """The mean of the running means and variances of two networks; the counts of batches are those of the first one."""
-
-    def mean(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            name: torch.lerp(value, other[name], 0.5) if value.is_floating_point() else value
-            for name, value in one.items()
-        }
-
-    return [mean(one, other) for one, other in zip(ones, others, strict=True)]
-
-
 def set_batch_norm_mode(model: nn.Module, mode: BatchNormMode) -> None:
     """In a network in training mode, fix the statistics unless `mode` is `"train"`."""
     for layer in batch_norms(model):

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from apl_lightning.refinement.base import RefinementModule
+from apl_lightning.refinement.label_loss import check_labelled
 
 
 class SelfTrainingModule(RefinementModule):
@@ -25,7 +26,7 @@ class SelfTrainingModule(RefinementModule):
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """`refinement`, which is the `loss`."""
-        self.check_labelled(batch)
+        check_labelled(batch)
         loss = self.label_loss(self.model(batch["image"]), batch)
         return {"refinement": loss, "loss": loss}
 

@@ -1,5 +1,6 @@
 """Tent (Wang et al., ICLR 2021): entropy minimisation of the affine parameters of BatchNorm."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,7 +31,16 @@ class TentModule(RefinementModule):
         [(8,), (8,)]
     """
 
-    default_batch_norm: BatchNormMode = "train"
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        *,
+        batch_norm: BatchNormMode = "train",
+        **options: Any,
+    ) -> None:
+        super().__init__(model, num_classes, class_names, batch_norm=batch_norm, **options)
 
     def choose_parameters(self) -> None:
         """Train nothing but the scales and shifts."""

@@ -34,7 +34,7 @@ METHODS: dict[str, Callable[[], Any]] = {
     "BDL": BDL,
     "CBST": CBST,
     "CRST, MRKLD": CRST,
-    "CRST, LRENT": lambda: CRST("lrent"),
+    "CRST, LRENT": lambda: CRST(regulariser="lrent"),
     "IAST": IAST,
     "MRNet": MRNet,
     "UPL": UPL,

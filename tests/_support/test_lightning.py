@@ -21,6 +21,7 @@ import apl_lightning.lightning_pytorch
 from apl_lightning import APLModule, PseudoLabelCallback
 from apl_lightning._support import lightning as door
 from apl_lightning._support.class_only import class_only
+from apl_lightning._support.lightning_package import overrides
 
 Make = Callable[..., pl.Trainer]
 
@@ -99,8 +100,7 @@ def test_batches_started_includes_those_before_a_resume(trainer: Make, tmp_path:
     assert started == [0, 1]
 
 
-def test_broadcast_and_to_device(trainer: Make) -> None:
-    assert answers(trainer, lambda trainer, _: door.broadcast(trainer, "value")) == ["value"] * 2
+def test_to_device(trainer: Make) -> None:
     moved = answers(trainer, lambda trainer, _: door.to_device(trainer, {"image": torch.ones(1)})["image"].device)
     assert moved == [torch.device("cpu")] * 2
 
@@ -136,8 +136,8 @@ def test_overrides() -> None:
         def val_dataloader(self) -> Any:
             return []
 
-    assert door.overrides(Data(), "val_dataloader")
-    assert not door.overrides(Data(), "train_dataloader")
+    assert overrides(Data(), "val_dataloader")
+    assert not overrides(Data(), "train_dataloader")
 
 
 def test_class_only() -> None:

@@ -131,7 +131,9 @@ def test_cbst_label_may_differ_from_the_most_probable_class() -> None:
     assert labels[0, -1] == 1
 
 
-@pytest.mark.parametrize("denoiser", [BDL(), CBST(), CRST(), CRST("lrent"), IAST()], ids=lambda d: type(d).__name__)
+@pytest.mark.parametrize(
+    "denoiser", [BDL(), CBST(), CRST(), CRST(regulariser="lrent"), IAST()], ids=lambda d: type(d).__name__
+)
 def test_class_that_never_occurs(denoiser: DatasetDenoiser) -> None:
     logits = torch.randn(2, CLASSES, 10, 10)
     logits[:, 2] -= 100
@@ -169,7 +171,7 @@ def test_logits_of_all_classes() -> None:
 def test_crst_soft_labels() -> None:
     data = batches(1)
     p, theta = flat(data), naive_cbst(flat(data), 0.2)
-    [(labels, weights)] = denoise(CRST("lrent"), data)
+    [(labels, weights)] = denoise(CRST(regulariser="lrent"), data)
     expected = (p / theta) ** 4
     expected /= expected.sum(1, keepdims=True)
     np.testing.assert_allclose(labels.movedim(1, -1).reshape(-1, CLASSES), expected, atol=0.02)
@@ -190,7 +192,7 @@ def test_crst_losses() -> None:
     for logits in (main, aux):
         for n in (0, 2, 3):
             expected += -(soft[0, :, n] * logits.log_softmax(1)[0, :, n]).sum().item() / 3 / 2
-    assert CRST("lrent").loss(main, aux, soft, weights).item() == pytest.approx(expected, rel=1e-5)
+    assert CRST(regulariser="lrent").loss(main, aux, soft, weights).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_iast_over_three_rounds() -> None:
@@ -366,7 +368,7 @@ def test_chebyshev() -> None:
         (lambda: Threshold(normalise="mean"), "normalise"),  # type: ignore[arg-type]
         (lambda: BDL(0), "tau"),
         (lambda: CBST(portion=0.6), "portion"),
-        (lambda: CRST("kld"), "regulariser"),  # type: ignore[arg-type]
+        (lambda: CRST(regulariser="kld"), "regulariser"),  # type: ignore[arg-type]
         (lambda: IAST(alphas=()), "alphas"),
         (lambda: DPL(passes=1), "passes"),
         (lambda: UPL(views=0), "views"),

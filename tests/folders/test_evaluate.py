@@ -82,7 +82,7 @@ def test_scores_that_do_not_exist(tmp_path: Path) -> None:
     rows = list(csv.reader(out.read_text().splitlines()))
     assert rows[0] == ["case", "class", "dice", "hd95_mm", "assd_mm", "note"]
     assert [row[:2] for row in rows[1:]] == [[score.case, score.name] for score in table]
-    with pytest.raises(ValueError, match="Expected `out` to be a new file"):
+    with pytest.raises(FileExistsError, match="Expected a new file"):
         evaluate_folder(tmp_path / "p", tmp_path / "r", out=out)
 
 

@@ -253,7 +253,7 @@ def test_warning_and_picture(batch_norm_network: nn.Module, tmp_path: Path) -> N
         report.warn()
     path = report.picture(tmp_path / "out" / "preflight.png")
     assert path.stat().st_size > 1000
-    with pytest.raises(FileExistsError, match="pass another path"):
+    with pytest.raises(FileExistsError, match="name another one"):
         report.picture(path)
     assert [tuple(shown.labels.shape) for shown in report.as_preferred] == [(32, 32)] * 4
     silent = preflight(batch_norm_network, list(SLICES[:2]))

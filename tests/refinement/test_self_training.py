@@ -119,7 +119,7 @@ def test_soft_labels_move_with_the_image(tmp_path: Path, transform: Any) -> None
 def test_refinement_with_soft_labels(trainer: Make, tmp_path: Path) -> None:
     module = SelfTrainingModule(TinyNet(), CLASSES)
     data = TargetDataModule(Images(6, labelled=True), Images(2, labelled=True), store_dir=tmp_path)
-    fit = trainer(max_epochs=2, callbacks=[PseudoLabelCallback(CRST("lrent"))])
+    fit = trainer(max_epochs=2, callbacks=[PseudoLabelCallback(CRST(regulariser="lrent"))])
     fit.fit(module, data)
     assert {"pseudo/changed", "pseudo/dice", "val/dice"} <= set(fit.callback_metrics)
     assert data.train_dataset[0]["pseudo_label"].shape == (CLASSES, 16, 16)

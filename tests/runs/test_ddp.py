@@ -100,7 +100,7 @@ def test_labels_are_those_of_one_process(tmp_path: Path, trainer: Make, samples:
 
 @pytest.mark.parametrize(
     "denoiser",
-    [BDL(), CBST(), CRST("lrent"), IAST(), DPL(passes=3), UPL(), Chebyshev(passes=3), MRNet()],
+    [BDL(), CBST(), CRST(regulariser="lrent"), IAST(), DPL(passes=3), UPL(), Chebyshev(passes=3), MRNet()],
     ids=lambda denoiser: type(denoiser).__name__,
 )
 def test_labels_of_every_method_are_those_of_one_process(tmp_path: Path, trainer: Make, denoiser: Any) -> None:

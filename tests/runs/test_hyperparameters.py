@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import nn
 
-from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
-from apl_lightning.denoisers import CBST
+from apl_lightning import APLModule, PseudoLabelCallback, SelfTrainingModule, TargetDataModule, TentModule, denoisers
+from apl_lightning._support.hyperparameters import named
+from apl_lightning.denoisers import CBST, Denoiser
 
 EXPECTED = {
     "denoiser/name": "CBST",
@@ -41,6 +43,11 @@ EXPECTED = {
     "learning_rate": 0.02,
     "consistency_weight": 0.5,
 }
+
+
+DENOISERS: list[Any] = [
+    kind for kind in vars(denoisers).values() if isinstance(kind, type) and issubclass(kind, Denoiser)
+]
 
 
 def whole(image: Any, network: Any) -> Any:
@@ -137,6 +144,18 @@ def test_other_modules_and_trainers_that_log_none(tmp_path: Path, trainer: Any) 
     found = yaml_of(CSVLogger(tmp_path, version="True"))
     assert found["optimizer/lr"] == 0.1
     assert "secret" not in found
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DENOISERS if not inspect.isabstract(kind)])
+def test_all_options_of_a_denoiser_are_logged(kind: Any) -> None:
+    options = inspect.signature(kind).parameters
+    assert set(named("denoiser", kind())) == {"denoiser/name", *(f"denoiser/{name}" for name in options)}
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(APLModule, "auto"), (SelfTrainingModule, "auto"), (TentModule, "train")])
+def test_the_mode_of_batch_norm_is_logged(kind: Any, mode: str) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, CLASSES, 1))
+    assert kind(network, CLASSES).hparams_initial["batch_norm"] == mode
 
 
 def test_scalars_of_numpy_load_again(tmp_path: Path, trainer: Any) -> None:
