@@ -123,14 +123,20 @@ class PseudoLabelCallback(Callback):
     def update(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make, write and publish the labels of a new round."""
         labelling, seed = self._labelling(trainer, pl_module), self._next_seed
-        store, round, node = labelling.dataset.store, self.round + 1, trainer.local_rank
-        once_per_node(node, "Creating the folder of the pseudo labels", lambda: store.start(round))
+        store, round, local_rank = labelling.dataset.store, self.round + 1, trainer.local_rank
+        once_per_node(local_rank, "Creating the folder of the pseudo labels", lambda: store.start(round))
         chosen = self.selection.begin(labelling, seed) if round == 0 else {}
         (share_state if round == 0 else share_buffers)(pl_module)
         share = self.largest_component_share if self.ignore_small_components else None
         self.statistics, classes = label_round(labelling, self.denoiser, round, seed, share)
-        once_per_node(node, "Publishing the new pseudo labels", lambda: store.publish(round))
-        once_per_node(node, "Deleting old pseudo labels", lambda: store.prune(keep={round, self._saved_round}))
+        if trainer.is_global_zero and not self.statistics["pseudo/confidence"]:
+            warnings.warn(
+                f"In round {round} no pixel has a weight above 0, so no label is learned: choose options of "
+                f"{name_of(self.denoiser)} that keep more, or another denoiser.",
+                stacklevel=2,
+            )
+        once_per_node(local_rank, "Publishing the new pseudo labels", lambda: store.publish(round))
+        once_per_node(local_rank, "Deleting old pseudo labels", lambda: store.prune(keep={round, self._saved_round}))
         self.round, self._epoch = round, trainer.current_epoch
         if self.guard.mode != "off":
             if type(self.denoiser).predict is not Denoiser.predict:
@@ -266,17 +272,17 @@ class PseudoLabelCallback(Callback):
 
     def _find_labels(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Publish the labels of the checkpoint's round; make them anew if their files are damaged."""
-        store, node = target_dataset(trainer).store, trainer.local_rank
-        if damage := max(gather("" if node else store.damage(self.round))):
+        store, local_rank = target_dataset(trainer).store, trainer.local_rank
+        if damage := max(gather("" if local_rank else store.damage(self.round))):
             warnings.warn(
                 f"The labels of round {self.round} are made anew with the weights of the checkpoint, so this run does "
                 f"not continue exactly. {damage}",
                 stacklevel=2,
             )
-            once_per_node(node, "Deleting damaged pseudo labels", lambda: store.discard(self.round))
+            once_per_node(local_rank, "Deleting damaged pseudo labels", lambda: store.discard(self.round))
             self.update(trainer, pl_module)
         else:
-            once_per_node(node, "Publishing pseudo labels", lambda: store.publish(self.round))
+            once_per_node(local_rank, "Publishing pseudo labels", lambda: store.publish(self.round))
 
     @property
     def _next_seed(self) -> int:

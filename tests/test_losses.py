@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -255,3 +256,10 @@ def test_bad_input_is_an_error() -> None:
         weighted_cross_entropy(logits, labels[:, :2], weights[:, :2])
     with pytest.raises(ValueError, match=r"`labels` \(B, \*S\)"):
         weighted_dice_loss(logits, labels[:, :2], weights[:, :2])
+
+
+def test_weights_with_a_sum_below_1() -> None:
+    labels = torch.tensor([[0, 1, 1]])
+    assert weighted_cross_entropy(
+        torch.zeros(1, 2, 3), labels, torch.tensor([[0.1, 0.2, 0.0]])
+    ).item() == pytest.approx(math.log(2))

@@ -8,7 +8,7 @@ from monai.metrics import DiceMetric
 from torch.nn import functional as F
 from torchmetrics.functional.segmentation import dice_score
 
-from apl_lightning.metrics import CaseDice
+from apl_lightning.metrics import CaseDice, overlap_counts
 
 
 def test_equals_torchmetrics_and_monai() -> None:
@@ -78,3 +78,8 @@ def test_bad_labels_are_an_error() -> None:
         CaseDice(3).update(torch.zeros(1, 2).long(), torch.tensor([[0, 4]]))
     with pytest.raises(ValueError, match=r"one shape \(B, \*S\)"):
         CaseDice(3).update(torch.zeros(1, 2).long(), torch.zeros(1, 3).long())
+
+
+def test_order_of_overlap_counts() -> None:
+    found = overlap_counts(torch.tensor([1, 1, 0]), torch.tensor([1, 0, 0]), 2)
+    assert found.tolist() == [[1, 1], [1, 2], [2, 1]]  # both, predicted, reference

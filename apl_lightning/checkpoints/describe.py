@@ -31,6 +31,8 @@ def identify(path: str | Path) -> str:
     perfect = [match for match in perfect if match.system in systems or match.system == "cyclegan" or not systems]
     if perfect:
         return "\n".join(line for match in perfect for line in _describe(Path(path), match, perfect))
+    if "state_dict.model.warm" in tensors:
+        return f"{path}: a checkpoint of a refinement module; `load_weights`, or `apl-lightning export`, reads it"
     lines = [f"{path}: {len(tensors)} tensors, but no network of the seven systems"]
     if kind := unsupported(tensors):
         return "\n".join([*lines, f"  contains {kind}"])

@@ -1,5 +1,6 @@
 """A refined network as a plain file."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from apl_lightning.heads import example_input
 
 
 def export(network: nn.Module, checkpoint: str | Path, out: str | Path, size: Sequence[int] | None = None) -> None:
-    """Write the plain network of a checkpoint: a state dict (`.pt`), or an ONNX model (`.onnx`).
+    """Write the plain network of a checkpoint: a state dict (`.pt`, `.pth`), or an ONNX model (`.onnx`).
 
     Args:
         network: A network of the class that was refined; its weights do not matter.
@@ -28,12 +29,12 @@ def export(network: nn.Module, checkpoint: str | Path, out: str | Path, size: Se
         ValueError: If it has another ending.
     """
     out = new_file(out)
-    if out.suffix not in (".pt", ".onnx"):
-        raise ValueError(f"Expected `out` to end with .pt or .onnx, but got {out.name}.")
+    if out.suffix not in (".pt", ".pth", ".onnx"):
+        raise ValueError(f"Expected `out` to end with .pt, .pth or .onnx, but got {out.name}.")
     if out.suffix == ".onnx":
         package("onnxscript", "onnx", "a file .onnx needs onnx")  # before the work begins
     load_weights(network, checkpoint)
-    if out.suffix == ".pt":
+    if out.suffix != ".onnx":
         torch.save(network.state_dict(), out)
         return
     example = example_input(network)
@@ -42,3 +43,4 @@ def export(network: nn.Module, checkpoint: str | Path, out: str | Path, size: Se
     batch = torch.export.Dim("batch")
     options: Any = {"dynamo": True, "external_data": False, "verbose": False}  # one file
     torch.onnx.export(network, (example,), out, dynamic_shapes=({0: batch},), **options)
+    sys.stdout.write(f"{out} takes images of shape (B, {', '.join(map(str, example.shape[1:]))})\n")

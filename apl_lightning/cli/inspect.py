@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from apl_lightning.checkpoints import identify
+from apl_lightning.folders import network_of_yaml
 from apl_lightning.heads import add_dual_heads
 
 
@@ -13,9 +14,10 @@ def inspect(what: nn.Module | str | Path, num_classes: int | None = None) -> Non
     """Describe a checkpoint (its system, classes and keys), or a network (its classifier and its heads).
 
     Args:
-        what: A file, or a network.
+        what: A checkpoint, or a network.
         num_classes: The number of classes of a network, background included.
     """
+    what = network_of_yaml(what)
     sys.stdout.write((_describe(what, num_classes) if isinstance(what, nn.Module) else identify(what)) + "\n")
 
 

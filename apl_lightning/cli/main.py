@@ -4,6 +4,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 from apl_lightning.cli.evaluate import evaluate
@@ -24,6 +25,12 @@ COMMANDS: Any = {
 }
 
 
+# Of Lightning, about what is so by design, and to torch about Lightning.
+_NO_ADVICE = ("Found .* in eval mode", "You defined a `validation_step`", ".*does not have many workers", ".*LeafSpec")
+
+_ABOUT: Any = {"prog": "apl-lightning", "version": version("apl-lightning")}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, and return the exit status: 0, 1 after an error, or 2 if the arguments are wrong.
 
@@ -37,9 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("the command line needs jsonargparse: `pip install 'apl-lightning[cli]'`")
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
+        for advice in _NO_ADVICE:
+            warnings.filterwarnings("ignore", advice)
         try:
             given = None if arguments is None else list(arguments)
-            auto_cli(COMMANDS, given, as_positional=False, prog="apl-lightning", formatter_class=_plain_help())
+            auto_cli(COMMANDS, given, as_positional=False, parser_class=_parser(), **_ABOUT)
         except SystemExit as end:
             return end.code if isinstance(end.code, int) else 0 if end.code is None else _fail(str(end.code))
         except (ValueError, TypeError, OSError, ImportError) as error:
@@ -51,19 +60,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _plain_help() -> Any:
-    """A help formatter that leaves out the marks of references in the documentation."""
-    from jsonargparse import DefaultHelpFormatter
+def _parser() -> Any:
+    """A parser whose help leaves out references of the documentation and all subclasses of a network's class."""
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
     class PlainHelp(DefaultHelpFormatter):
         def _expand_help(self, action: Any) -> str:
             text: str = super()._expand_help(action)
+            text = re.sub(r",? known subclasses: [^)]*", "", text)
             return re.sub(r"\[(`[^`]+`)\]\[[\w.]+\]", r"\1", text)
 
-    return PlainHelp
+    class Parser(ArgumentParser):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, formatter_class=PlainHelp, **options)
+
+        def error(self, message: str, ex: Exception | None = None) -> Any:
+            hint = '\n  A list stands in brackets and quotes: "[32,32]".' if "abc.Sequence" in message else ""
+            super().error(message + hint, ex)
+
+    return Parser
 
 
 def _fail(message: str) -> int:
+    # jsonargparse lists why a value has none of the types of an argument; ours says what to do.
+    if ours := re.search(r"Errors:\s+- (Expected (?!a <class).*?)\n\s+- ", message, re.DOTALL):
+        message = ours[1]
     sys.stderr.write(f"apl-lightning: {' '.join(message.split())}\n")
     return 1
 

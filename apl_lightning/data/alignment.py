@@ -78,10 +78,12 @@ def _transformed(transform: Transform, pattern: dict[str, Tensor]) -> list[dict[
     except ValueError:
         raise
     except Exception as error:  # the user's code
+        shape = tuple(pattern["image"].shape)
+        missing = "" if len(shape) > 2 else " Images need a channel dimension, as `image[None]` adds in the data set."
         raise ValueError(
-            f"Expected `transform` to accept an image of shape (C, *S) = {tuple(pattern['image'].shape)} with a label "
-            f"and a weight, but it raised {type(error).__name__}: {error}. Images need a channel dimension, as "
-            "`image[None]` adds in the data set."
+            f"Expected `transform` to take and return one dictionary with {', '.join(map(repr, TARGET_KEYS))}, here "
+            f"for an image of shape (C, *S) = {shape}, but it raised {type(error).__name__}: "
+            f"{str(error).rstrip('.')}.{missing}"
         ) from error
 
 

@@ -114,6 +114,7 @@ class TargetDataModule(LightningDataModule):
         self.steps_per_epoch = steps_per_epoch
         self._loader_options: dict[str, dict[str, Any]] = {}  # of each loader: further arguments
         self._target: TargetDataset | None = None
+        self._offer_loaders()  # Lightning asks for them before `setup`
 
     @classmethod
     def from_datamodule(cls, existing: LightningDataModule, **options: Any) -> "TargetDataModule":
@@ -163,11 +164,7 @@ class TargetDataModule(LightningDataModule):
                     f"Expected at least one batch of {self.batch_size} of the {len(self._target)} target images, but "
                     "got none: your loader has drop_last=True, so pass a smaller `batch_size`."
                 )
-        for name in ("val", "test", "predict"):
-            if (dataset := getattr(self, name)) is not None:
-                # Lightning expects data from every overridden hook, and warns about an empty list.
-                loader = partial(self._evaluation_loader, dataset, name)
-                setattr(self, f"{name}_dataloader", loader)
+        self._offer_loaders()
 
     def train_dataloader(self) -> LazyDataLoader:
         dataset, trainer = self.train_dataset, self.trainer
@@ -218,8 +215,17 @@ class TargetDataModule(LightningDataModule):
         """How many samples of the epoch this rank has done, when the first batch is fetched."""
         return 0 if self.trainer is None else batches_started(self.trainer) * self.batch_size
 
-    def _evaluation_loader(self, dataset: Any, name: str) -> DataLoader[Any]:
-        evaluated = EvaluationDataset(dataset, self.keys, labelled=name != "predict")
+    def _offer_loaders(self) -> None:
+        """Have the hooks of the data sets that exist: Lightning expects data from each, and warns of an empty list."""
+        for name in ("val", "test", "predict"):
+            if self._has(name):
+                setattr(self, f"{name}_dataloader", partial(self._evaluation_loader, name))
+
+    def _has(self, name: str) -> bool:
+        return getattr(self, name) is not None
+
+    def _evaluation_loader(self, name: str) -> DataLoader[Any]:
+        evaluated = EvaluationDataset(getattr(self, name), self.keys, labelled=name != "predict")
         return DataLoader(evaluated, collate_fn=collate_evaluated, **self._options(name, self.val_batch_size))
 
     def _options(self, name: str, batch_size: int) -> dict[str, Any]:

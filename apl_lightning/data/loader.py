@@ -34,7 +34,9 @@ def collate(samples: list[Any]) -> Any:
     `ValueError`.
     """
     items = [item for sample in samples for item in (sample if isinstance(sample, list) else [sample])]
-    _check_sizes(items, f"pass batch_size=1, or a `transform` that crops or pads {', '.join(TARGET_KEYS)}")
+    _check_sizes(
+        items, f"pass `patch_size`, batch_size=1, or a `transform` that crops or pads {', '.join(TARGET_KEYS)}"
+    )
     rounds = [item["round"] for item in items]
     return {**default_collate([{key: item[key] for key in item if key != "round"} for item in items]), "round": rounds}
 

@@ -14,10 +14,10 @@ class WrappedDataModule(TargetDataModule):
     """The data sets of another data module, which exist only after its own setup."""
 
     def __init__(self, existing: LightningDataModule, options: dict[str, Any]) -> None:
-        super().__init__(**options)
         self._existing = existing
         self._fixed = set(options)
         self._hooks: dict[str, TransferHooks] = {}  # of each loader
+        super().__init__(**options)
 
     def prepare_data(self) -> None:
         self._existing.prepare_data()
@@ -31,7 +31,7 @@ class WrappedDataModule(TargetDataModule):
         self._existing.trainer = self.trainer
         self._existing.setup(stage)
         for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]:
-            if name not in self._fixed and overrides(self._existing, f"{name}_dataloader"):
+            if self._takes(name):
                 self._take(name)
         super().setup(stage)
 
@@ -56,6 +56,13 @@ class WrappedDataModule(TargetDataModule):
             return batch
         with as_validation(self.trainer):
             return hooks(name, batch, dataloader_idx)
+
+    def _has(self, name: str) -> bool:
+        return self._takes(name) or super()._has(name)
+
+    def _takes(self, name: str) -> bool:
+        """Whether a data set is that of the existing data module."""
+        return name not in self._fixed and overrides(self._existing, f"{name}_dataloader")
 
     def _take(self, name: str) -> None:
         method = f"{name}_dataloader"

@@ -57,7 +57,7 @@ def evaluate_folder(
         The scores of each case and foreground class, then the means.
 
     Raises:
-        ValueError: If the folders have no case in common, or a file is no label map.
+        ValueError: If no case can be compared, or labels are above those of `class_names`.
         FileExistsError: If `out` exists.
     """
     if out is not None:
@@ -84,6 +84,8 @@ def evaluate_folder(
         found[case] = scores
     if refused:
         listed = "; ".join(f"{case}: {reason}" for case, reason in refused.items())
+        if not found:
+            raise ValueError(f"Expected a pair of label maps that can be compared, but there is none. {listed}")
         warnings.warn(f"{len(refused)} of {len(refused) + len(found)} cases have no scores. {listed}", stacklevel=2)
     table = _table(found, refused, class_names)
     if out is not None:
@@ -137,13 +139,16 @@ def _table(
         for value, name in names.items():
             absent = Score(case, name, *nothing, refused.get(case, "absent in both"))
             table.append(found.get(case, {}).get(value, absent)._replace(name=name))
-    means = [_mean([score for score in table if score.name == name], name) for name in names.values()]
-    return [*table, *means, _mean(means, "mean")]
+    means = [_mean([score for score in table if score.name == name], name, "cases") for name in names.values()]
+    return [*table, *means, _mean(means, "mean", "classes")]
 
 
-def _mean(scores: list[Score], name: str) -> Score:
+def _mean(scores: list[Score], name: str, unit: str) -> Score:
     columns = [[s.dice for s in scores], [s.hd95 for s in scores], [s.assd for s in scores]]
     finite = [[value for value in column if not math.isnan(value)] for column in columns]
     dice, hd95, assd = (sum(column) / len(column) if column else math.nan for column in finite)
-    note = f"Dice of {len(finite[0])}, distances of {len(finite[1])} of {len(scores)}"
+    counts = len(finite[0]), len(finite[1])
+    note = (
+        "" if min(counts) == len(scores) else f"Dice of {counts[0]}, distances of {counts[1]} of {len(scores)} {unit}"
+    )
     return Score("mean", name, dice, hd95, assd, note)

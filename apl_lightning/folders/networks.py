@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from apl_lightning._support.packages import package
 from apl_lightning.checkpoints import load
 from apl_lightning.data import sliding_window
+from apl_lightning.heads import example_input
 from apl_lightning.nifti import NiftiFolder
 from apl_lightning.pytorch_lightning import APLModule
 
@@ -15,13 +18,15 @@ from apl_lightning.pytorch_lightning import APLModule
 def as_folder_and_network(
     images: NiftiFolder | str | Path, network: nn.Module | str | Path, num_classes: int, system: str | None
 ) -> tuple[NiftiFolder, nn.Module]:
-    """The folder, or that of a path with default options, and the network, or that of a checkpoint of a `system`.
+    """The folder, or that of a path with default options, and the network, or that of a file.
 
-    Unless the folder has a `preprocess`, its images get that of the system.
+    The file is a YAML file of a network's class and arguments, or a checkpoint of a `system`. Unless the folder has a
+    `preprocess`, its images get that of the system.
 
     Raises:
-        ValueError: If `network` is a file and `system` is missing, or the other way round.
+        ValueError: If `network` is a checkpoint and `system` is missing, or the other way round.
     """
+    network = network_of_yaml(network)
     if isinstance(network, nn.Module):
         if system is not None:
             raise ValueError(f"Expected a checkpoint with system={system!r}, but got a network: leave out `system`.")
@@ -36,26 +41,47 @@ def as_folder_and_network(
     return folder if folder.preprocess else folder.with_preprocess(loaded.preprocess), loaded
 
 
+def network_of_yaml(network: nn.Module | str | Path) -> nn.Module | str | Path:
+    """The network whose class and arguments stand in a YAML file; anything else as it is."""
+    if isinstance(network, nn.Module) or Path(network).suffix not in (".yaml", ".yml"):
+        return network
+    parser = package("jsonargparse", "cli", "a network in a YAML file needs jsonargparse").ArgumentParser()
+    parser.add_argument("--network", type=nn.Module, enable_path=True)
+    found: nn.Module = parser.instantiate_classes(parser.parse_args([f"--network={network}"])).network
+    return found
+
+
 def as_module(
     network: nn.Module,
     folder: NiftiFolder,
     num_classes: int,
     names: Sequence[str] | None,
     patch_size: Sequence[int] | None,
+    learning_rate: float = 6e-4,
 ) -> APLModule:
     """The refinement module of a network for the images of a folder.
 
     Raises:
         ValueError: If `patch_size` has not one number per dimension, or the network is not suitable.
     """
-    dimensions = folder[0]["image"].ndim - 1
+    image = folder[0]["image"]
+    dimensions = image.ndim - 1
     if patch_size is not None and len(patch_size) != dimensions:
         raise ValueError(
             f"Expected a `patch_size` of {dimensions} numbers for images in {dimensions}D, but got {patch_size}: "
             "`plane` of `NiftiFolder` makes slices of volumes."
         )
     inferer = None if patch_size is None else sliding_window(patch_size)
-    return APLModule(network, num_classes, names, inferer=inferer)
+    example = _example(network, [len(image), *(patch_size or image.shape[1:])])
+    return APLModule(network, num_classes, names, inferer=inferer, example=example, learning_rate=learning_rate)
+
+
+def _example(network: nn.Module, shape: Sequence[int]) -> Tensor:
+    """A small batch that the network accepts, or for a network that takes no other size, one of the given shape."""
+    try:
+        return example_input(network)
+    except ValueError:
+        return torch.rand(2, *shape).to(next(network.parameters()))
 
 
 def _as_folder(images: NiftiFolder | str | Path) -> NiftiFolder:

@@ -44,7 +44,14 @@ def _predict(module: RefinementModule, folder: NiftiFolder, case: int, batch_siz
     indices, labels = folder.samples_of(case), []
     for start in range(0, len(indices), batch_size):
         images = torch.stack([folder[index]["image"] for index in indices[start : start + batch_size]])
-        predicted = module.predict_step(images.to(device))
+        try:
+            predicted = module.predict_step(images.to(device))
+        except Exception as error:  # a network may raise anything about a size
+            raise ValueError(
+                f"Expected the network to accept images of shape (C, *S) = {tuple(images.shape[1:])}, those of case "
+                f"{folder.cases[case].name!r}, but it raised {type(error).__name__}: {error} Pass `patch_size` here, "
+                "or `size` to `NiftiFolder`."
+            ) from error
         assert isinstance(predicted, Tensor)
         labels += list(predicted.cpu())
     return labels

@@ -13,9 +13,10 @@ from apl_lightning._support.files import new_folder
 from apl_lightning._support.random_state import isolated_random_state
 from apl_lightning.folders.networks import as_folder_and_network, as_module
 from apl_lightning.folders.output import write_predictions
+from apl_lightning.folders.trainer import one_process_trainer
 from apl_lightning.nifti import NiftiFolder
 from apl_lightning.preflight import preflight
-from apl_lightning.pytorch_lightning import PseudoLabelCallback, TargetDataModule, Trainer
+from apl_lightning.pytorch_lightning import TargetDataModule
 
 
 def refine_folder(
@@ -31,11 +32,13 @@ def refine_folder(
     steps_per_epoch: int | None = None,
     max_epochs: int = 4,
     batch_size: int | None = None,
+    learning_rate: float = 6e-4,
     num_workers: int = 0,
     seed: int = 0,
     accelerator: str = "auto",
     precision: Any = "32-true",
     check: bool = True,
+    trainer_options: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Refine a network on the unlabelled images of a folder, and label them with it.
 
@@ -58,12 +61,14 @@ def refine_folder(
         steps_per_epoch: Training batches per epoch; by default one pass over the images.
         max_epochs: Epochs; each begins with new labels until these settle (`patience` of `PseudoLabelCallback`).
         batch_size: Images of a training batch; by default 8 slices, 2 volumes with a `patch_size`, or 1 whole volume.
+        learning_rate: The learning rate of the encoder (see [`APLModule`][apl_lightning.refinement.APLModule]).
         num_workers: Worker processes that read images.
         seed: The seed of the run.
         accelerator: As in `Trainer`.
         precision: As in `Trainer`, such as `"bf16-mixed"`.
         check: Run [`preflight`][apl_lightning.preflight.preflight] first, which warns of images that look turned,
             inverted, resized or out of range to the network.
+        trainer_options: Further arguments of `Trainer`, such as a `logger`.
 
     Returns:
         The refined network in evaluation mode.
@@ -78,7 +83,7 @@ def refine_folder(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix="run-") as root, isolated_random_state(cuda=True):
         torch.manual_seed(seed)
-        module = as_module(network, folder, num_classes, class_names, patch_size)
+        module = as_module(network, folder, num_classes, class_names, patch_size, learning_rate)
         if check:
             module.to(device)
             preflight(module, Unlabelled(folder), num_classes=num_classes, inferer=module.inferer).warn()
@@ -90,17 +95,8 @@ def refine_folder(
             patches_per_volume=patches_per_volume,
             steps_per_epoch=steps_per_epoch,
         )
-        trainer = Trainer(
-            max_epochs=max_epochs,
-            accelerator=accelerator,
-            devices=1,
-            precision=precision,
-            callbacks=[PseudoLabelCallback()],
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            default_root_dir=root,
-        )
+        options = {"accelerator": accelerator, "precision": precision, "max_epochs": max_epochs}
+        trainer = one_process_trainer({**options, "default_root_dir": root, **(trainer_options or {})})
         trainer.fit(module, data)
     refined = module.export()
     torch.save(refined.state_dict(), out / "refined.pt")

@@ -10,9 +10,7 @@ from apl_lightning.heads.outputs import tensors_in
 
 def clean_copy(model: nn.Module) -> nn.Module:
     """A deep copy without trainer, graphs and gradients."""
-    twin = copy_without_trainer(model, without_graphs(model))
-    twin.zero_grad()
-    return twin
+    return copy_without_trainer(model, without_graphs(model))
 
 
 def without_graphs(model: nn.Module) -> dict[int, Any]:

@@ -19,9 +19,14 @@ def plain_network(model: nn.Module, num_classes: int, name: str | None = None) -
     LightningModule itself do that, it is the network.
 
     Raises:
-        TypeError: If the network is compiled or TorchScript.
+        TypeError: If it is no network, or one that is compiled or TorchScript.
         ValueError: If there is no part called `name`, or if not exactly one network is found.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"Expected `model` to be a network, but got {model!r:.60}: build it, and load a file of weights with "
+            "`apl_lightning.checkpoints.load_weights(network, path)`."
+        )
     if name is not None:
         network = _named(model, name)
     elif is_a(model, "LightningModule"):

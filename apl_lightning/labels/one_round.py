@@ -20,13 +20,13 @@ def label_round(
         seed: The seed of the label pass.
         largest_component_share: See `find_small_components`; `None` counts small components.
     """
-    store, node = labelling.dataset.store, labelling.local_rank
+    store, local_rank = labelling.dataset.store, labelling.local_rank
     statistics, classes = labelling.label(denoiser, round, seed)
-    complete_round(store.folder(round), responsible=node == 0)
-    once_per_node(node, "Joining the new pseudo labels", lambda: store.join(round))
+    complete_round(store.folder(round), responsible=local_rank == 0)
+    once_per_node(local_rank, "Joining the new pseudo labels", lambda: store.join(round))
     if largest_component_share is None:
         return statistics, classes
     reader = store.reader(round)
     small = find_small_components(reader, labelling.num_classes, largest_component_share)
-    once_per_node(node, "Ignoring small components", lambda: reader.ignore(small.pixels))
+    once_per_node(local_rank, "Ignoring small components", lambda: reader.ignore(small.pixels))
     return {**statistics, "pseudo/apart": small.share}, classes

@@ -1,6 +1,7 @@
 """The cases in a folder: which files belong together."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,12 +66,20 @@ def nifti_files(folder: str | Path) -> dict[str, Path]:
                 f"Expected one file of {name!r} in {folder}, but got {found[name].name} and {path.name}: remove one."
             )
         found[name] = path
+    within = sorted({path.parent.name for path in folder.glob("*/*") if path.name.lower().endswith(_SUFFIXES)})
     if not found:
         others = sorted(path.name for path in folder.iterdir())[:3]
+        cure = (
+            f"its sub-folders, such as {within[0]}, are not read: link their files here"
+            if within
+            else "convert DICOM series to NIfTI first, as dcm2niix does"
+        )
         raise ValueError(
             f"Expected a folder with .nii.gz files, but {folder} has none ({', '.join(others) or 'it is empty'}): "
-            "convert DICOM series to NIfTI first, as dcm2niix does."
+            f"{cure}."
         )
+    if within:
+        warnings.warn(f"Files in sub-folders of {folder} are not read: {', '.join(within[:3])}.", stacklevel=2)
     return dict(sorted(found.items()))
 
 

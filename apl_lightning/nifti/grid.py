@@ -68,6 +68,8 @@ def read_grid(path: Path) -> Grid:
             f"Expected a volume (X, Y, Z) or, with channels, (X, Y, Z, C), but {path} has shape {image.shape}: save a "
             "single slice with a third axis of size 1."
         )
+    if image.get_data_dtype().names:
+        raise ValueError(f"Expected numbers, but {path} has colours: convert it to grey values.")
     unit = image.header.get_xyzt_units()[0]
     if unit not in ("mm", "unknown"):
         raise ValueError(f"Expected an affine in mm, but {path} is in units of {unit}: convert it.")

@@ -12,6 +12,7 @@ from apl_lightning._support.device import device_of
 from apl_lightning._support.files import new_folder
 from apl_lightning._support.packages import package
 from apl_lightning._support.random_state import isolated_random_state
+from apl_lightning.folders import one_process_trainer
 from apl_lightning.nnunet.network import Plan, load_network, read_plan
 from apl_lightning.nnunet.results_folder import (
     copy_plans,
@@ -22,7 +23,7 @@ from apl_lightning.nnunet.results_folder import (
 from apl_lightning.nnunet.target_cases import find_cases, preprocess
 from apl_lightning.nnunet.windows import Windows
 from apl_lightning.preflight import preflight
-from apl_lightning.pytorch_lightning import APLModule, PseudoLabelCallback, TargetDataModule, Trainer
+from apl_lightning.pytorch_lightning import APLModule, TargetDataModule
 
 
 def refine(
@@ -65,7 +66,7 @@ def refine(
         checkpoint: The name of the checkpoints in each fold; `checkpoint_best.pth` is the other one that nnU-Net
             writes. The refined ones get the same name.
         max_epochs: Epochs; each begins with new labels until these settle (`patience` of `PseudoLabelCallback`).
-        steps_per_epoch: Training steps per round.
+        steps_per_epoch: Training batches per epoch.
         batch_size: Patches per step; by default as in the plan.
         learning_rate: The learning rate of the encoder (see [`APLModule`][apl_lightning.refinement.APLModule]).
         mirroring: Whether labels are means over mirrored patches, as in nnU-Net's prediction, along the axes that
@@ -123,7 +124,7 @@ def refine(
                 if check:
                     module.to(device_of(accelerator))
                     preflight(module, dataset, num_classes=len(plan.class_names), inferer=module.inferer).warn()
-                trainer = _trainer({**options, "default_root_dir": folder, **(trainer_options or {})})
+                trainer = one_process_trainer({**options, "default_root_dir": folder, **(trainer_options or {})})
                 trainer.fit(module, data)
             copy_plans(source, target)
             write_checkpoint(read, module.export(), target / name / checkpoint)
@@ -140,13 +141,3 @@ def _module(network: nn.Module, plan: Plan, mirrored_axes: Sequence[int] | None,
         learning_rate=learning_rate,
         inferer=Windows(plan.patch_size, mirrored_axes or ()),
     )
-
-
-def _trainer(options: dict[str, Any]) -> Trainer:
-    if several := [name for name in ("devices", "num_nodes") if options.get(name, 1) not in (1, "1")]:
-        raise ValueError(
-            f"Expected one process, but got {several[0]}={options[several[0]]!r}: refine each fold in a process of its "
-            "own, with folds=[0], say, and an `out` of its own."
-        )
-    defaults: dict[str, Any] = {"devices": 1, "logger": False, "enable_checkpointing": False}
-    return Trainer(**{**defaults, **options, "callbacks": [PseudoLabelCallback(), *options.get("callbacks", [])]})

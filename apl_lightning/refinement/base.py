@@ -257,6 +257,11 @@ def check_choice(name: str, value: str, choices: Any) -> None:
 
 
 def _check_options(optimizer: Optimizer, dice_weight: float, dropout: bool) -> None:
+    if not callable(optimizer):
+        raise TypeError(
+            f"Expected `optimizer` to be a class such as `torch.optim.SGD`, or a partial of one, but got "
+            f"{optimizer!r:.60}: pass the class, and `learning_rate`."
+        )
     # The command line makes partials too, of a function, with the default of `lr`.
     if isinstance(optimizer, partial) and isinstance(optimizer.func, type) and "lr" in optimizer.keywords:
         raise ValueError(

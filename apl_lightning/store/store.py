@@ -151,8 +151,9 @@ class PseudoLabelStore:
         except FileNotFoundError:
             raise RuntimeError(
                 f"Expected pseudo labels in {self.directory}, but no round is there: train with "
-                "`PseudoLabelCallback`, which makes them before the first batch. If the run has one, the labels were "
-                "deleted while it was on: resume it from its last checkpoint, and they are made anew."
+                "`PseudoLabelCallback`, which makes them before the first batch (`TentModule` needs none: pass it a "
+                "`DataLoader` of images). If the run has one, the labels were deleted while it was on: resume it from "
+                "its last checkpoint, and they are made anew."
             ) from None
         return self._opened[1]
 

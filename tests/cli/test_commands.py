@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,13 @@ def test_export(network: nn.Module, trainer: Any, capsys: pytest.CaptureFixture[
     run.fit(module, data)
     run.save_checkpoint("run.ckpt")
     refined = module.export()
+    assert main(["inspect", "--what", "run.ckpt"]) == 0
+    assert "a checkpoint of a refinement module" in capsys.readouterr().out
     assert main(["export", *BY_CLASS, "--checkpoint", "run.ckpt", "--out", "plain.pt"]) == 0
     for key, value in torch.load("plain.pt", weights_only=True).items():
         assert torch.equal(value, refined.state_dict()[key]), key
     assert main(["export", *BY_CLASS, "--checkpoint", "run.ckpt", "--out", "plain.onnx", "--size", "[16,24]"]) == 0
+    assert "plain.onnx takes images of shape (B, 1, 16, 24)" in capsys.readouterr().out
     images = torch.rand(3, 1, 16, 24)
     (logits,) = onnx.reference.ReferenceEvaluator("plain.onnx").run(None, {"x": images.numpy()})
     with torch.no_grad():
@@ -131,3 +135,34 @@ def test_wrong_arguments_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None
     assert "results folder" in failure(capsys, "nnunet", "--results_folder", ".", "--images", ".", "--out", "refined")
     assert main(["predict", "--help"]) == 0
     assert "][apl_lightning" not in capsys.readouterr().out
+
+
+def test_network_in_a_file_of_its_own(network: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its class and arguments in YAML, for every command that takes a network."""
+    Path("network.yaml").write_text(yaml.safe_dump({"class_path": "monai.networks.nets.UNet", "init_args": UNET}))
+    assert main(["inspect", "--what", "network.yaml", "--num_classes", "3"]) == 0
+    assert "the classifier is 'model.2.conv'" in capsys.readouterr().out
+    config = yaml.safe_load(Path("refine.yaml").read_text())
+    given = {key: config[key] for key in ("images", "num_classes")} | {"network": "network.yaml"}
+    Path("check.yaml").write_text(yaml.safe_dump(given))
+    assert main(["preflight", "--config", "check.yaml"]) == 0
+
+
+def test_errors_say_what_to_do(network: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
+    config = yaml.safe_load(Path("refine.yaml").read_text())
+    config["network"]["init_args"]["path"] = "missing.pt"
+    Path("missing.yaml").write_text(yaml.safe_dump(config))
+    message = failure(capsys, "refine", "--config", "missing.yaml")
+    assert message == "apl-lightning: Expected a checkpoint, but the file missing.pt does not exist."
+    assert main(["predict", "--config", "refine.yaml", "--patch_size", "16,16"]) == 2
+    assert 'A list stands in brackets and quotes: "[32,32]".' in capsys.readouterr().err
+
+
+def test_help_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["refine", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "known subclasses" not in shown
+    assert "--num_classes NUM_CLASSES" in shown
+    assert len(shown.splitlines()) < 150
+    assert main(["--version"]) == 0
+    assert version("apl-lightning") in capsys.readouterr().out

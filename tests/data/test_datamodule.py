@@ -168,7 +168,7 @@ def test_images_of_different_size_need_a_crop_or_batches_of_one(tmp_path: Path, 
     images = [torch.rand(1, 8, 8), torch.rand(1, 8, 12)]
     data = TargetDataModule(images, batch_size=2, store_dir=tmp_path)
     with pytest.raises(
-        ValueError, match=r"one size in a batch, but got \[\(1, 8, 8\), \(1, 8, 12\)\]: pass batch_size=1"
+        ValueError, match=r"one size in a batch, but got \[\(1, 8, 8\), \(1, 8, 12\)\]: pass `patch_size`, batch_size=1"
     ):
         trainer(callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), data)
 

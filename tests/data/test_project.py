@@ -257,3 +257,31 @@ def test_state_of_the_project_is_kept() -> None:
     fresh.count = 0
     TargetDataModule.from_datamodule(fresh).load_state_dict(state)
     assert fresh.count == 3
+
+
+def test_a_list_of_one_loader(trainer: Make, tmp_path: Path) -> None:
+    class Listed(pl.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return DataLoader(Images(4), 2)
+
+        def val_dataloader(self) -> Any:
+            return [DataLoader(Images(2, labelled=True), 2)]
+
+    data = TargetDataModule.from_datamodule(Listed(), store_dir=tmp_path)
+    run = trainer(callbacks=[PseudoLabelCallback(guard="off")])
+    run.fit(APLModule(TinyNet(), CLASSES), data)
+    assert "val/dice" in run.callback_metrics
+
+
+@pytest.mark.filterwarnings("error:You defined a `validation_step`")
+def test_lightning_sees_the_validation_data(trainer: Make, tmp_path: Path) -> None:
+    class Existing(pl.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return DataLoader(Images(4), 2)
+
+        def val_dataloader(self) -> Any:
+            return DataLoader(Images(2, labelled=True), 2)
+
+    of_sets = TargetDataModule(Images(4), Images(2, labelled=True), store_dir=tmp_path)
+    for data in (of_sets, TargetDataModule.from_datamodule(Existing(), store_dir=tmp_path)):
+        trainer(callbacks=[PseudoLabelCallback(guard="off")]).fit(APLModule(TinyNet(), CLASSES), data)

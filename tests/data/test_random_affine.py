@@ -65,3 +65,47 @@ def test_seeded() -> None:
         torch.manual_seed(3)
         draws.append(transform_jointly(RandomAffine(), before)[0]["image"])
     assert torch.equal(*draws)
+
+
+def test_shifts_are_relative_to_the_image() -> None:
+    """A pixel in the middle of 201 moves by at most 20 % of the image, in both directions, along each axis."""
+    image = torch.zeros(1, 201, 101)
+    image[0, 100, 50] = 1
+    moves = []
+    for _ in range(150):
+        sample = {"image": image, "pseudo_label": image, "weight": torch.ones(1, 201, 101)}
+        moved = RandomAffine(degrees=0, scale=0, shift=0.2)(sample)["image"][0]
+        moves.append((moved.nonzero()[0] - torch.tensor([100, 50])).float())
+    moves = torch.stack(moves)
+    for axis, largest in enumerate((40.2, 20.2)):
+        assert -largest - 1 <= moves[:, axis].min() < -0.8 * largest
+        assert 0.8 * largest < moves[:, axis].max() <= largest + 1
+
+
+def test_angles() -> None:
+    """The direction of a bar tells the angle: up to 30 degrees either way."""
+    rows, columns = torch.meshgrid(torch.arange(101.0) - 50, torch.arange(101.0) - 50, indexing="ij")
+    bar = ((rows.abs() < 2) & (columns.abs() < 45)).float()[None]
+    angles = []
+    for _ in range(100):
+        moved = RandomAffine(degrees=30, scale=0, shift=0)({"image": bar, "pseudo_label": bar, "weight": bar})["image"][
+            0
+        ]
+        y, x = (moved.nonzero().float() - 50).T
+        angles.append(math.degrees(0.5 * math.atan2(2 * float((x * y).mean()), float((x * x).mean() - (y * y).mean()))))
+    assert -31 < min(angles) < -24
+    assert 24 < max(angles) < 31
+
+
+def test_sizes() -> None:
+    """The area of a disc tells the size: up to 20 % larger or smaller."""
+    rows, columns = torch.meshgrid(torch.arange(101.0) - 50, torch.arange(101.0) - 50, indexing="ij")
+    disc = (rows**2 + columns**2 < 30**2).float()[None]
+    sizes = []
+    for _ in range(100):
+        moved = RandomAffine(degrees=0, scale=0.2, shift=0)({"image": disc, "pseudo_label": disc, "weight": disc})[
+            "image"
+        ]
+        sizes.append(math.sqrt(float(disc.sum() / moved.sum())))  # the map goes from output to input
+    assert 0.79 < min(sizes) < 0.86
+    assert 1.14 < max(sizes) < 1.21

@@ -379,3 +379,43 @@ def test_chebyshev() -> None:
 def test_bad_options_are_an_error(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_iast_starts_anew() -> None:
+    p = (torch.randn(2, 3, 20, 20) * 3).softmax(1)
+    used = IAST()
+    for round in (0, 1):
+        denoise(used, [(p, p)], round)
+    denoise(used, [(p, p)], 0)
+    fresh = IAST()
+    denoise(fresh, [(p, p)], 0)
+    assert torch.equal(used.thresholds, fresh.thresholds)
+
+
+def test_ignored_pixels_of_mrnet() -> None:
+    main, aux = torch.randn(1, 3, 4), torch.randn(1, 3, 4)
+    labels, weights = torch.tensor([[0, 1, 2, 0]]), torch.tensor([[1.0, 0.0, 1.0, 0.0]])
+    kept = MRNet().loss(main[..., ::2], aux[..., ::2], labels[:, ::2], torch.ones(1, 2))
+    torch.testing.assert_close(MRNet().loss(main, aux, labels, weights), kept)
+
+
+def test_probabilities_of_exactly_1() -> None:
+    """Softmax gives 1 and 0 from a difference of 104 logits on."""
+    p = torch.tensor([1.0, 1.0, 0.6, 0.6])
+    p = torch.stack([p, 1 - p])[None]
+    assert predicted(p)[1].isfinite().all()
+    assert denoise(CBST(portion=0.5), [(p, p)])[0][1].tolist() == [[1, 1, 0, 0]]
+    assert denoise(BDL(), [(p[..., :2], p[..., :2])])[0][1].tolist() == [[1, 1]]
+
+
+def test_largest_threshold_of_iast() -> None:
+    p = torch.tensor([[[0.99999] * 50], [[0.00001] * 50]]).view(1, 2, 50)
+    denoiser = IAST(beta=0.0)
+    denoise(denoiser, [(p, p)])
+    assert denoiser.thresholds[0].item() == pytest.approx(0.999)
+
+
+def test_half_kept_pixels_are_not_ignored() -> None:
+    logits, labels = torch.randn(1, 3, 2), torch.tensor([[0, 1]])
+    ones, halves = (IAST().loss(logits, logits, labels, torch.full((1, 2), w)) for w in (1.0, 0.5))
+    torch.testing.assert_close(ones, halves)

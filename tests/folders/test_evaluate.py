@@ -76,7 +76,7 @@ def test_scores_that_do_not_exist(tmp_path: Path) -> None:
         assert all(math.isnan(value) for value in by_name[case, "liver"][2:5])
     liver, spleen, mean = table[-3:]
     assert liver[:3] == ("mean", "liver", pytest.approx(2 / 3))
-    assert liver.note == "Dice of 3, distances of 2 of 7"
+    assert liver.note == "Dice of 3, distances of 2 of 7 cases"
     assert spleen.dice == pytest.approx(2 / 3)
     assert mean[:5] == ("mean", "mean", pytest.approx(2 / 3), 0, 0)
     rows = list(csv.reader(out.read_text().splitlines()))
@@ -123,3 +123,23 @@ def test_a_damaged_file_does_not_stop_the_others(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="1 of 2 cases have no scores. b: Expected a whole NIfTI file, but"):
         table = evaluate_folder(tmp_path / "p", tmp_path / "r")
     assert [score.dice for score in table if score.case == "a"] == [1.0]
+
+
+def test_mean_of_classes(tmp_path: Path) -> None:
+    box, other = (slice(2, 8),) * 3, (slice(12, 15), slice(12, 15), slice(2, 8))
+    one = np.zeros((20, 20, 10), dtype=np.uint8)
+    one[box] = 1
+    two = one.copy()
+    two[other] = 2
+    for name, p, r in (("a", one, two), ("b", one, one), ("c", one, one)):
+        write(tmp_path / "p" / f"{name}.nii.gz", p, affine())
+        write(tmp_path / "r" / f"{name}.nii.gz", r, affine())
+    *_, mean = evaluate_folder(tmp_path / "p", tmp_path / "r")
+    assert mean.dice == 0.5  # class 1 has 1, class 2 has 0; the four scores have a mean of 3/4
+
+
+def test_nothing_can_be_compared(tmp_path: Path) -> None:
+    write(tmp_path / "p" / "a.nii.gz", np.zeros((4, 4, 4), np.uint8), affine())
+    write(tmp_path / "r" / "a.nii.gz", np.zeros((4, 4, 5), np.uint8), affine())
+    with pytest.raises(ValueError, match="there is none. a: different grids"):
+        evaluate_folder(tmp_path / "p", tmp_path / "r")

@@ -9,8 +9,10 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from phantoms import AFFINES, Array, affine, blobs, write
+from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
 from apl_lightning import TargetDataModule
@@ -212,3 +214,52 @@ def test_unknown_accelerator(tmp_path: Path, accelerator: str) -> None:
     write(tmp_path / "images" / "a.nii.gz", blobs((8, 8, 4), affine()), affine())
     with pytest.raises(ValueError, match="'cpu' or a device of this machine"):
         predict_folder(tmp_path / "images", network(3), tmp_path / "out", 3, accelerator=accelerator)
+
+
+class OneSize(nn.Sequential):
+    """A network that takes only images of 24 x 20, as one with position embeddings does."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if image.shape[2:] != (24, 20):
+            raise RuntimeError(f"no embedding for {tuple(image.shape[2:])}")
+        logits: torch.Tensor = super().forward(image)
+        return logits
+
+
+def test_network_for_images_of_one_size(target: Path) -> None:
+    images = NiftiFolder(target / "images", plane="axial", size=(24, 20))
+    predict_folder(images, OneSize(*network(2)), target / "whole", 3, accelerator="cpu")
+    images = NiftiFolder(target / "images", plane="axial")
+    predict_folder(images, OneSize(*network(2)), target / "patches", 3, patch_size=(24, 20), accelerator="cpu")
+    assert len(list((target / "patches" / "labels").iterdir())) == len(TARGETS)
+
+
+def test_images_that_the_network_cannot_take(target: Path) -> None:
+    class Even(nn.Sequential):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            if image.shape[2] % 8:
+                raise RuntimeError("sizes must match")
+            logits: torch.Tensor = super().forward(image)
+            return logits
+
+    images = NiftiFolder(target / "images", plane="sagittal")
+    expected = r"images of shape .* = \(1, 46, 12\), those of case 'oblique', .* sizes must match Pass `patch_size`"
+    with pytest.raises(ValueError, match=expected):
+        predict_folder(images, Even(*network(2)), target / "out", 3, accelerator="cpu")
+
+
+def test_options_of_the_run(target: Path, source: nn.Module) -> None:
+    rates: list[float] = []
+
+    class Rates(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            rates.extend(group["lr"] for group in trainer.optimizers[0].param_groups)
+
+    options = {"callbacks": [Rates()], "limit_train_batches": 1, "logger": CSVLogger(target, name="log")}
+    folder = NiftiFolder(target / "images", plane="axial", size=(24, 20))
+    run = {"accelerator": "cpu", "max_epochs": 1, "check": False}
+    refine_folder(folder, source, target / "out", 3, learning_rate=1e-3, trainer_options=options, **run)  # type: ignore[arg-type]
+    assert rates == pytest.approx([1e-3, 1e-4])
+    assert "pseudo/estimated_gain" in (target / "log" / "version_0" / "metrics.csv").read_text()
+    with pytest.raises(ValueError, match="Expected one process, but got devices=2"):
+        refine_folder(folder, source, target / "two", 3, trainer_options={"devices": 2}, **run)  # type: ignore[arg-type]

@@ -176,3 +176,31 @@ def test_sample_of_a_single_volume() -> None:
     sample = PixelSample(1)
     before = sample.look([0], [""], images, noisy(truth)[None])
     assert min(sample.gains(before, sample.look([0], [""], images, truth[None]), 3)) > 0.05
+
+
+def test_neither_network_is_believed() -> None:
+    opinion = torch.full((4, 3), -torch.inf)
+    opinion[:, 0] = 0.0
+    before, after = torch.tensor([1, 1, 0, 0]), torch.tensor([2, 2, 0, 0])
+    # Both logits are -inf, so the first network counts as right: class 1 falls from 1 to 0, class 2 stays 0.
+    assert estimate_gain(opinion, before, after).tolist() == [-1, 0]
+
+
+def test_outliers_and_nan() -> None:
+    intensity = torch.linspace(0, 1, 4000)[:, None].clone()
+    folds, truth = torch.arange(4000) % 2, (intensity[:, 0] > 0.5).long()
+    worse = truth * (torch.arange(4000) % 10 > 4)
+    intensity[7] = 3e8  # one enormous pixel
+    assert estimate_gain(second_opinion(intensity, folds, worse, 2), worse, truth).item() > 0.1
+    intensity[8] = torch.nan
+    intensity[7] = torch.inf
+    assert estimate_gain(second_opinion(intensity, folds, worse, 2), worse, truth).item() > 0.1
+
+
+@pytest.mark.parametrize(("count", "known"), [(19, False), (20, True)])
+def test_fewest_pixels_of_a_class(count: int, known: bool) -> None:
+    features, folds = torch.rand(400, 1), torch.arange(400) // 200
+    labels = torch.zeros(400, dtype=torch.long)
+    labels[:count] = 1  # in fold 0
+    opinion = second_opinion(features, folds, labels, 2)
+    assert bool(opinion[200:, 1].isfinite().all()) == known

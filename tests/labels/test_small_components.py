@@ -131,7 +131,7 @@ def test_only_apl_ignores_small_components_by_default() -> None:
     assert not PseudoLabelCallback(CBST()).ignore_small_components
 
 
-@pytest.mark.parametrize("denoiser", [APL(), CRST()], ids=["hard labels", "soft labels"])
+@pytest.mark.parametrize("denoiser", [APL(), CRST(regulariser="lrent")], ids=["hard labels", "soft labels"])
 def test_training_ignores_small_components(tmp_path: Path, trainer: Make, denoiser: Any) -> None:
     torch.manual_seed(0)
     ours, statistics = fit(
@@ -148,3 +148,15 @@ def test_training_ignores_small_components(tmp_path: Path, trainer: Make, denois
         weights.view(-1)[torch.from_numpy(small.pixels[index])] = 0
         assert torch.equal(ours.read(index).weights, weights)
         assert torch.equal(ours.read(index).labels, plain.read(index).labels)
+
+
+def test_slices_of_two_sizes(tmp_path: Path) -> None:
+    store = PseudoLabelStore(tmp_path, 3)
+    labels = [torch.tensor([[1, 1, 1, 0, 1]]), torch.tensor([[1, 1, 1, 1]]), torch.tensor([[0, 0, 0, 0, 1]])]
+    with store.write(0, 2) as writer:
+        for index, label in enumerate(labels):
+            writer.add(index, label, torch.ones(label.shape), "a")
+    store.join(0)
+    found = find_small_components(store.reader(0), 2, 0.0)
+    # (1, 5) slices 0 and 2 are one volume: 3 pixels, and 2 that touch through the slices; slice 1 is another one
+    assert {index: pixels.tolist() for index, pixels in found.pixels.items()} == {0: [4], 1: [], 2: [4]}

@@ -184,3 +184,19 @@ def test_preprocess_sees_a_whole_case(tmp_path: Path, plane: Any) -> None:
     for index, sample in enumerate(folder):
         wanted = expected if axis is None else expected.select(axis, index)
         torch.testing.assert_close(sample["image"], wanted.expand(3, *wanted.shape), atol=1e-6, rtol=0)
+
+
+def test_sub_folders(tmp_path: Path) -> None:
+    write(tmp_path / "sub-01" / "a.nii.gz", np.zeros((2, 2, 2), np.float32), AFFINES["RAS"])
+    with pytest.raises(ValueError, match="its sub-folders, such as sub-01, are not read"):
+        NiftiFolder(tmp_path)
+    write(tmp_path / "b.nii.gz", np.zeros((2, 2, 2), np.float32), AFFINES["RAS"])
+    with pytest.warns(UserWarning, match="Files in sub-folders of .* are not read: sub-01"):
+        assert len(NiftiFolder(tmp_path)) == 1
+
+
+def test_colours(tmp_path: Path) -> None:
+    values = np.zeros((2, 2, 2), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(values, AFFINES["RAS"]), tmp_path / "a.nii")
+    with pytest.raises(ValueError, match="has colours: convert it to grey values"):
+        NiftiFolder(tmp_path)[0]

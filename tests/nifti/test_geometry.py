@@ -12,6 +12,8 @@ import torch
 from phantoms import AFFINES, affine, blobs, dice, world, write
 
 from apl_lightning.data import NiftiFolder
+from apl_lightning.nifti.grid import Grid
+from apl_lightning.nifti.writing import labels_on_grid
 
 SHAPE = (28, 31, 17)
 LARGE = (52, 56, 44)
@@ -30,7 +32,6 @@ RESAMPLED: list[dict[str, Any]] = [
     {"size": (56, 56, 56), "orientation": None},
     {"spacing": (1.0, 1.0, 1.0), "plane": "sagittal", "orientation": "ASR"},
 ]
-KEPT = ("qform_code", "sform_code", "xyzt_units", "descrip", "pixdim", "srow_x", "srow_y", "srow_z", "quatern_b")
 
 
 @pytest.mark.parametrize("options", EXACT + RESAMPLED, ids=str)
@@ -114,3 +115,41 @@ def test_labels_above_255_and_4d_images(tmp_path: Path) -> None:
     assert np.asarray(written.dataobj).sum() == 300
     with pytest.raises(FileExistsError, match="Expected a new file, but"):
         folder.save_labels(0, [labels], tmp_path / "out.nii")
+
+
+def test_label_256(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.nii", np.zeros((2, 2, 2), dtype=np.float32), AFFINES["RAS"])
+    folder = NiftiFolder(tmp_path / "in")
+    for value in (255, 256):
+        folder.save_labels(0, [torch.full((2, 2, 2), value)], tmp_path / f"{value}.nii")
+        assert np.asarray(nibabel.load(tmp_path / f"{value}.nii").dataobj).max() == value
+
+
+def test_tolerance_of_grids() -> None:
+    def grid(shift: float) -> Grid:
+        matrix = np.diag([1.0, 1.0, 5.0, 1.0])
+        matrix[0, 3] = shift
+        return Grid((4, 5, 6), matrix)
+
+    assert grid(0.0).equals(grid(0.09))
+    assert not grid(0.0).equals(grid(0.11)), "a tenth of the smallest side of a voxel"
+
+
+def test_labels_on_a_finer_grid_that_is_larger() -> None:
+    """Voxels of 2 mm with labels 1, 1, 2, 2 at 0, 2, 4 and 6 mm; beyond the border the nearest one continues."""
+    coarse = Grid((2, 2, 4), np.diag([2.0, 2.0, 2.0, 1.0]))
+    fine = np.diag([1.0, 1.0, 1.0, 1.0])
+    fine[2, 3] = -1.0
+    values = np.broadcast_to(np.array([1, 1, 2, 2]), (2, 2, 4)).copy()
+    found = labels_on_grid(values, coarse, Grid((3, 3, 14), fine))
+    assert (found[..., :4] == 1).all()  # -1 to 2 mm
+    assert (found[..., 5:] == 2).all()  # 4 to 12 mm
+
+
+def test_intent(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.zeros((2, 2, 2), dtype=np.float32), AFFINES["RAS"])
+    image.header.set_intent("estimate", (), "an estimate")
+    (tmp_path / "in").mkdir()
+    nibabel.save(image, tmp_path / "in" / "a.nii")
+    NiftiFolder(tmp_path / "in").save_labels(0, [torch.ones(2, 2, 2)], tmp_path / "out.nii")
+    assert nibabel.load(tmp_path / "out.nii").header.get_intent()[0] == "none"

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from conftest import CLASSES, Images, TinyNet
 from monai.networks.layers import DropPath
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
@@ -247,3 +247,14 @@ def test_bad_options_are_an_error(options: dict[str, Any], message: str) -> None
 def test_validation_without_labels_is_an_error(trainer: Make) -> None:
     with pytest.raises(ValueError, match="evaluation samples to have a label, but sample 0 has none: pass `label_key`"):
         trainer().validate(APLModule(TinyNet(), CLASSES), TargetDataModule(Images(), Images()), verbose=False)
+
+
+def labelled_batch(soft: bool = False) -> dict[str, Tensor]:
+    labels = torch.rand(2, CLASSES, 8, 8).softmax(1) if soft else torch.randint(CLASSES, (2, 8, 8))
+    return {"image": torch.rand(2, 1, 8, 8), "pseudo_label": labels, "weight": torch.rand(2, 8, 8)}
+
+
+def test_weights_of_the_losses() -> None:
+    module = APLModule(TinyNet(), CLASSES, consistency_weight=3.0, refinement_weight=0.25, batch_norm="frozen")
+    losses = module.losses(labelled_batch())
+    torch.testing.assert_close(losses["loss"], 3 * losses["consistency"] + 0.25 * losses["refinement"])

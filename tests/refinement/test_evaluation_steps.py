@@ -153,3 +153,20 @@ def test_images_of_different_sizes_need_a_batch_size_of_1(trainer: Make) -> None
     with pytest.raises(ValueError, match="of one size in a batch, but got .*pass val_batch_size=1"):
         trainer().validate(module, TargetDataModule(val=sizes), verbose=False)
     trainer().validate(module, TargetDataModule(val=sizes, val_batch_size=1), verbose=False)
+
+
+def test_class_that_never_occurs_in_validation(trainer: Any) -> None:
+    class Never2(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.classifier = nn.Conv2d(1, 2, 1), nn.Conv2d(2, CLASSES, 1)
+            self.classifier.bias.data[:] = torch.tensor([-1e3, 0.0, -1e3])
+
+        def forward(self, image: Tensor) -> Tensor:
+            return self.classifier(self.body(image))
+
+    samples = [(image, label.clamp(max=1)) for image, label in Images(3, labelled=True)]
+    module = APLModule(Never2(), CLASSES, ["background", "liver", "spleen"])
+    (found,) = trainer().validate(module, torch.utils.data.DataLoader(samples, 3), verbose=False)
+    assert found.keys() == {"val/dice", "val/dice/liver"}
+    assert found["val/dice"] == found["val/dice/liver"] > 0

@@ -54,6 +54,7 @@ def test_labels_train_all_parameters() -> None:
     assert all(p.grad is not None for p in module.model.encoder_parameters())
 
 
+@pytest.mark.filterwarnings("ignore:In round .* no pixel has a weight above 0")
 @pytest.mark.parametrize("kind", [APLModule, SelfTrainingModule])
 def test_loss_of_the_denoiser_replaces_cross_entropy(kind: Any, trainer: Make, tmp_path: Path) -> None:
     module = kind(TinyNet(), CLASSES, dice_weight=0.0, **({"consistency_weight": 0.0} if kind is APLModule else {}))
@@ -134,7 +135,8 @@ def test_refinement_with_soft_labels(trainer: Make, tmp_path: Path) -> None:
 def test_training_continues_without_kept_pixels(module: Any, denoiser: Any, trainer: Make, tmp_path: Path) -> None:
     refined = module(TinyNet(), CLASSES)
     data = TargetDataModule(Images(4), store_dir=tmp_path, batch_size=2)
-    trainer(max_epochs=2, callbacks=[PseudoLabelCallback(denoiser)]).fit(refined, data)
+    with pytest.warns(UserWarning, match="In round . no pixel has a weight above 0"):
+        trainer(max_epochs=2, callbacks=[PseudoLabelCallback(denoiser)]).fit(refined, data)
     assert all(bool(torch.isfinite(p).all()) for p in refined.parameters())
     assert not any(data.train_dataset.store.read(index).weights.any() for index in range(4))
 
@@ -156,6 +158,7 @@ def test_spool_uses_temporary_files_beyond_its_memory(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.filterwarnings("ignore:In round .* no pixel has a weight above 0")
 def test_resumed_run_continues_with_its_thresholds(trainer: Make, tmp_path: Path) -> None:
     def fit(denoiser: IAST, epochs: int, name: str, resume: Path | None = None) -> None:
         torch.manual_seed(0)
@@ -207,3 +210,23 @@ def test_tent_needs_batch_norm() -> None:
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.Conv2d(4, CLASSES, 1))
     with pytest.raises(ValueError, match="BatchNorm"):
         TentModule(network, CLASSES)
+
+
+def labelled_batch(soft: bool = False) -> dict[str, Tensor]:
+    labels = torch.rand(2, CLASSES, 8, 8).softmax(1) if soft else torch.randint(CLASSES, (2, 8, 8))
+    return {"image": torch.rand(2, 1, 8, 8), "pseudo_label": labels, "weight": torch.rand(2, 8, 8)}
+
+
+def test_dice_loss_of_soft_labels_in_training() -> None:
+    given = labelled_batch(soft=True)
+    module = SelfTrainingModule(TinyNet(), CLASSES, dice_weight=0.5, batch_norm="frozen")
+    both = module.model(given["image"])
+    dice = sum(weighted_dice_loss(z, given["pseudo_label"], given["weight"]) for z in both) / 2
+    ce = (
+        sum(
+            (-(given["pseudo_label"] * z.log_softmax(1)).sum(1) * given["weight"]).sum() / given["weight"].sum()
+            for z in both
+        )
+        / 2
+    )
+    torch.testing.assert_close(module.losses(given)["loss"], ce + 0.5 * dice)

@@ -129,6 +129,15 @@ def test_learning_rate_within_the_optimiser() -> None:
         APLModule(TinyNet(), CLASSES, optimizer=partial(torch.optim.SGD, lr=0.01))
 
 
+def test_instances_and_files_in_place_of_classes_and_networks() -> None:
+    network: Any = TinyNet()
+    for optimizer in (torch.optim.SGD(network.parameters(), 0.1), "sgd"):
+        with pytest.raises(TypeError, match=r"(?s)Expected `optimizer` to be a class .*: pass the class"):
+            APLModule(network, CLASSES, optimizer=optimizer)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="to be a network, but got 'net.pt': build it"):
+        APLModule("net.pt", CLASSES)  # type: ignore[arg-type]
+
+
 def test_boolean_labels_of_a_function(tmp_path: Path, trainer: Any) -> None:
     def foreground(p_main: Any, p_aux: Any) -> Any:
         return p_main[:, 1] > 0.5, torch.ones_like(p_main[:, 0])

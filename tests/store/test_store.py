@@ -193,3 +193,12 @@ def test_damaged_small_files_are_named(tmp_path: Path, name: str) -> None:
     zero(tmp_path / name)
     with pytest.raises((RuntimeError, ValueError), match=f"{name} "):
         PseudoLabelStore(tmp_path, 1).read(0)
+
+
+def test_classes_of_soft_labels(tmp_path: Path) -> None:
+    store = PseudoLabelStore(tmp_path, 1)
+    soft = torch.rand(3, 2, 5).softmax(0)
+    with store.write(0, 3) as writer:
+        writer.add(0, soft, torch.ones(2, 5))
+    store.join(0)
+    assert torch.equal(torch.from_numpy(store.reader(0).stored(0)[0].astype(int)), soft.argmax(0))

@@ -1,0 +1,88 @@
+"""What denoisers predict, with numbers computed by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from apl_lightning.denoisers import DPL, Chebyshev, MRNet, Predictor
+from apl_lightning.heads import Logits
+
+
+class Scripted:
+    """A predictor whose passes with dropout are given as probabilities of both heads."""
+
+    def __init__(self, *passes: Any, features: Any = None) -> None:
+        self.left, self.kept = list(passes), features
+
+    def with_dropout(self, images: Tensor, rate: float) -> Logits:
+        main, aux = self.left.pop(0)
+        return Logits(*(torch.tensor(p).log().view(1, -1, 1) for p in (main, aux)))
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.kept
+
+
+def test_variance_of_chebyshev() -> None:
+    # Merged: (.3, .6, .1) and (.4, .4, .2): label 1 with .6 and .4, though D_m says 0 in both passes.
+    passes = ([0.5, 0.4, 0.1], [0.1, 0.8, 0.1]), ([0.5, 0.4, 0.1], [0.3, 0.4, 0.3])
+    p_main, p_aux, variance = Chebyshev(passes=2).predict(Scripted(*passes), torch.zeros(1, 1, 1))
+    assert p_main.flatten().tolist() == pytest.approx([0.5, 0.4, 0.1])
+    assert p_aux.flatten().tolist() == pytest.approx([0.2, 0.6, 0.2])
+    assert variance.item() == pytest.approx(0.01)
+
+
+def test_deviation_of_dpl() -> None:
+    # p^(1/2) of (.8, .2) is (2/3, 1/3) when renormalised; that of (.5, .5) stays.
+    passes = ([0.8, 0.2], [0.8, 0.2]), ([0.5, 0.5], [0.5, 0.5])
+    features = torch.zeros(1, 1, 1)
+    _, _, deviation, found = DPL(passes=2).predict(Scripted(*passes, features=features), torch.zeros(1, 1, 1))
+    assert deviation.item() == pytest.approx((2 / 3 - 1 / 2) / 2)
+    assert found is features
+
+
+def test_prototypes_of_coarse_features() -> None:
+    """A cell of 4 x 4 pixels, in whose corner is the only pixel of class 1."""
+    p = torch.full((1, 4, 8), 0.2)
+    p[0, 0, 0] = 0.9
+    p = torch.stack([1 - p, p], dim=1)
+    denoiser = DPL()
+    denoiser.begin(0, 2, torch.device("cpu"))
+    denoiser.observe(p, p, torch.zeros(1, 4, 8), torch.tensor([0.0, 10.0]).view(1, 1, 1, 2))
+    denoiser.settle()
+    torch.testing.assert_close(denoiser.prototypes, torch.tensor([[160 / 31], [0.0]]))
+
+
+def test_scales_of_mrnet() -> None:
+    seen = []
+
+    class Coarse:
+        def logits(self, images: Tensor) -> Logits:
+            seen.append(tuple(images.shape[2:]))
+            pooled = F.avg_pool2d(images, 2)
+            return Logits(torch.cat([pooled, -pooled], 1), torch.cat([3 * pooled, pooled], 1))
+
+    images = torch.rand(1, 1, 160, 112)
+    mean, _ = MRNet(flips=()).predict(Coarse(), images)
+    assert seen == [(160, 112), (128, 96)]
+    expected = []
+    for view in (images, F.interpolate(images, (128, 96), mode="bilinear")):
+        pooled = F.avg_pool2d(view, 2)
+        fused = torch.cat([2.5 * pooled, -0.5 * pooled], 1)
+        expected.append(F.interpolate(fused, (160, 112), mode="bilinear").softmax(1))
+    torch.testing.assert_close(mean, sum(expected) / 2)
+
+
+def test_probabilities_of_many_classes_by_an_inferer() -> None:
+    class Network(nn.Module):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return 1 * images, 2 * images
+
+    images = torch.randn(1, 20, 40, 3)
+    p_main, p_aux = Predictor(Network(), lambda images, network: network(images))(images)
+    torch.testing.assert_close(p_main, images.softmax(1))
+    torch.testing.assert_close(p_aux, (2 * images).softmax(1))

@@ -1,0 +1,48 @@
+"""Which network the guard judges, and when."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+from conftest import CLASSES, Images, TinyNet
+
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+from apl_lightning.guard import Guard
+from apl_lightning.labels import Labelling, Selection
+
+
+def test_guard_judges_the_main_head(tmp_path: Path, trainer: Any) -> None:
+    class FadeAux(pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            for part in (module.model, module.teacher.module):
+                part.second.bias.data[0] += 100
+
+    callback = PseudoLabelCallback()
+    module = APLModule(TinyNet(), CLASSES, learning_rate=0.0, batch_norm="frozen")
+    trainer(max_epochs=2, callbacks=[callback, FadeAux()]).fit(module, TargetDataModule(Images(6), store_dir=tmp_path))
+    assert callback.statistics["pseudo/estimated_gain"] == 0
+    assert callback.statistics["pseudo/agreement"] < 1
+    assert module.model.second.bias[0] > 90, "nothing is restored"
+
+
+def test_a_run_that_warned_resumes_with_restore() -> None:
+    warned, restoring = Selection(Guard("warn")), Selection(Guard("restore"))
+    assert warned.guard.is_best(0.2)
+    restoring.load_state_dict(warned.state_dict())
+    assert not restoring.guard.is_harmed(0.0), "there is no file of the network with a gain of 0.2"
+    assert restoring.guard.is_best(0.1)
+
+
+def test_round_0_draws_no_warning(tmp_path: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = [-0.1, 0.0]
+    monkeypatch.setattr(Labelling, "gains", lambda *_: {"pseudo/estimated_gain": gains.pop(0)})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(callbacks=[PseudoLabelCallback(guard="warn")]).fit(
+            APLModule(TinyNet(), CLASSES, batch_norm="frozen"), TargetDataModule(Images(4), store_dir=tmp_path)
+        )
+    assert not [str(w.message) for w in caught if "by estimate" in str(w.message)]
