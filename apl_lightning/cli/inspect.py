@@ -14,7 +14,7 @@ def inspect(what: nn.Module | str | Path, num_classes: int | None = None) -> Non
     """Describe a checkpoint (its system, classes and keys), or a network (its classifier and its heads).
 
     Args:
-        what: A checkpoint, or a network.
+        what: A checkpoint, or a network, or a YAML file with its `class_path` and `init_args`.
         num_classes: The number of classes of a network, background included.
     """
     what = network_of_yaml(what)

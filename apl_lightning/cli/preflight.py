@@ -25,7 +25,8 @@ def preflight(
 
     Args:
         images: The images, prepared as for the network, or the path of their folder with default options.
-        network: A network, or a checkpoint of one of the seven systems.
+        network: A network, a YAML file with its `class_path` and `init_args`, or a checkpoint of one of the seven
+            systems.
         num_classes: The number of classes, background included.
         system: The system of a checkpoint.
         patch_size: Predict by a sliding window of this size.

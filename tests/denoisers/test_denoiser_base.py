@@ -96,13 +96,22 @@ def test_jsonargparse_makes_every_denoiser(name: str) -> None:
 
 
 def test_mypy_accepts_every_denoiser(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
+    script, config = tmp_path / "script.py", tmp_path / "mypy.ini"
     made = [f"PseudoLabelCallback(denoiser=denoisers.{name}())" for name in SHIPPED]
-    made.append("PseudoLabelCallback(denoiser=lambda p, q: (p.argmax(1), q[:, 0]))")
+    made += ["PseudoLabelCallback(denoiser=lambda p, q: (p.argmax(1), q[:, 0]))", "PseudoLabelCallback(denoiser=3)"]
     script.write_text("\n".join(["from apl_lightning import PseudoLabelCallback, denoisers", *made, ""]))
-    root = Path(__file__).parents[2]
-    options = ["--config-file", str(root / "pyproject.toml"), "--cache-dir", str(root / ".mypy_cache")]
-    checked = subprocess.run(
-        [sys.executable, "-m", "mypy", *options, str(script)], capture_output=True, text=True, cwd=root
+    # The types of large packages take a minute, and none is asked for here.
+    skipped = ",".join(
+        f"{package}.*" for package in ("torch", "pytorch_lightning", "lightning", "numpy", "scipy", "monai")
     )
-    assert checked.returncode == 0, checked.stdout
+    config.write_text(
+        f"[mypy]\n[mypy-{skipped}]\nfollow_imports = skip\nignore_missing_imports = True\n"
+        "[mypy-apl_lightning.*]\nignore_errors = True\n"
+    )
+    options = ["--config-file", str(config), "--cache-dir", str(tmp_path / "cache"), str(script)]
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", *options], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    found = checked.stdout.splitlines()
+    assert found[0].startswith(f'{script}:{1 + len(made)}: error: Argument "denoiser"')
+    assert found[-1].startswith("Found 1 error in 1 file"), checked.stdout
