@@ -219,7 +219,7 @@ class RefinementModule(EvaluationSteps, ABC):
     def training_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
         """Return the loss of a batch; logs all losses."""
         losses = self.losses(batch)
-        self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True, sync_dist=True)
         return losses["loss"]
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:

@@ -130,6 +130,8 @@ def test_step_on_the_same_global_batch(tmp_path: Path, trainer: Make) -> None:
         for name, value in one["state"].items():
             torch.testing.assert_close(rank["state"][name], value, atol=1e-6, rtol=1e-5, msg=name)
         assert rank["metrics"]["val/dice"] == pytest.approx(one["metrics"]["val/dice"], abs=1e-9)
+        for name in ("train/loss", "train/consistency", "train/refinement"):
+            assert rank["metrics"][name] == pytest.approx(one["metrics"][name], rel=1e-5), name
 
 
 @pytest.mark.parametrize("weighting", ["none", "confusion"])
