@@ -1,5 +1,6 @@
 """A picture of the labels of a case."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,4 +39,6 @@ def save_picture(
     if (labels > 0).any():
         figure.legend(loc="outside lower center", ncols=5, frameon=False)
     figure.suptitle(f"{title}, {plane} slice {place + 1} of {len(foreground)}", fontsize=10)
-    figure.savefig(path, dpi=100)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name that the font cannot write
+        figure.savefig(path, dpi=100)

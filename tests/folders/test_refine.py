@@ -263,3 +263,9 @@ def test_options_of_the_run(target: Path, source: nn.Module) -> None:
     assert "pseudo/estimated_gain" in (target / "log" / "version_0" / "metrics.csv").read_text()
     with pytest.raises(ValueError, match="Expected one process, but got devices=2"):
         refine_folder(folder, source, target / "two", 3, trainer_options={"devices": 2}, **run)  # type: ignore[arg-type]
+
+
+def test_names_that_the_font_of_pictures_lacks(tmp_path: Path) -> None:
+    write(tmp_path / "images" / "患者 1.nii.gz", scan(blobs((16, 16, 4), affine()), seed=0), affine())
+    predict_folder(NiftiFolder(tmp_path / "images", plane="axial"), network(2), tmp_path / "out", 3, accelerator="cpu")
+    assert (tmp_path / "out" / "pictures" / "患者 1.png").exists()
