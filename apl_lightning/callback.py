@@ -131,8 +131,8 @@ class PseudoLabelCallback(Callback):
         self.statistics, classes = label_round(labelling, self.denoiser, round, seed, share)
         if trainer.is_global_zero and not self.statistics["pseudo/confidence"]:
             warnings.warn(
-                f"In round {round} no pixel has a weight above 0, so no label is learned: choose options of "
-                f"{name_of(self.denoiser)} that keep more, or another denoiser.",
+                f"In round {round} no pixel has a weight above 0, so nothing is learned from its labels: "
+                f"choose another denoiser than {name_of(self.denoiser)}, or options that keep more.",
                 stacklevel=2,
             )
         once_per_node(local_rank, "Publishing the new pseudo labels", lambda: store.publish(round))

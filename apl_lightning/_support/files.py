@@ -30,11 +30,10 @@ def new_folder(path: str | Path) -> Path:
 
 
 def new_file(path: str | Path) -> Path:
-    """The path of a file for results, whose folder is made; a `FileExistsError` if it exists."""
+    """The path of a file for results, which is not made here; a `FileExistsError` if it exists."""
     path = Path(path).expanduser()
     if path.exists():
         raise FileExistsError(f"Expected a new file, but {path} exists: name another one.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 

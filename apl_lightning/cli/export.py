@@ -34,6 +34,7 @@ def export(network: nn.Module, checkpoint: str | Path, out: str | Path, size: Se
     if out.suffix == ".onnx":
         package("onnxscript", "onnx", "a file .onnx needs onnx")  # before the work begins
     load_weights(network, checkpoint)
+    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix != ".onnx":
         torch.save(network.state_dict(), out)
         return

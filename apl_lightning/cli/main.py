@@ -25,10 +25,8 @@ COMMANDS: Any = {
 }
 
 
-# Of Lightning, about what is so by design, and to torch about Lightning.
+# Advice of Lightning that does not apply here, and a warning of torch about code of Lightning.
 _NO_ADVICE = ("Found .* in eval mode", "You defined a `validation_step`", ".*does not have many workers", ".*LeafSpec")
-
-_ABOUT: Any = {"prog": "apl-lightning", "version": version("apl-lightning")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.filterwarnings("ignore", advice)
         try:
             given = None if arguments is None else list(arguments)
-            auto_cli(COMMANDS, given, as_positional=False, parser_class=_parser(), **_ABOUT)
+            about: Any = {"prog": "apl-lightning", "version": version("apl-lightning")}
+            auto_cli(COMMANDS, given, as_positional=False, parser_class=_parser(), **about)
         except SystemExit as end:
             return end.code if isinstance(end.code, int) else 0 if end.code is None else _fail(str(end.code))
         except (ValueError, TypeError, OSError, ImportError) as error:
@@ -82,9 +81,10 @@ def _parser() -> Any:
 
 
 def _fail(message: str) -> int:
-    # jsonargparse lists why a value has none of the types of an argument; ours says what to do.
-    if ours := re.search(r"Errors:\s+- (Expected (?!a <class).*?)\n\s+- ", message, re.DOTALL):
-        message = ours[1]
+    # jsonargparse lists why a value has none of the types of an argument; ours, which says "but", is what to do.
+    reasons = re.findall(r"^\s+- (.*?)(?=^\s+- |^\s+Given value)", message, re.DOTALL | re.MULTILINE)
+    if ours := [reason for reason in reasons if reason.startswith("Expected ") and ", but " in reason]:
+        message = ours[0]
     sys.stderr.write(f"apl-lightning: {' '.join(message.split())}\n")
     return 1
 

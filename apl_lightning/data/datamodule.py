@@ -128,7 +128,7 @@ class TargetDataModule(LightningDataModule):
         Labels of training samples train nothing.
 
         Raises:
-            TypeError: If a method of it returns anything but one `DataLoader`.
+            TypeError: If a method of it returns anything but one `DataLoader`, or a list of one.
             ValueError: If a loader has a sampler or batch sampler of its own, or a hook cannot be kept.
         """
         wrapped: TargetDataModule = cls.wrapper(existing, options)
@@ -152,6 +152,7 @@ class TargetDataModule(LightningDataModule):
         return self._target
 
     def setup(self, stage: str) -> None:
+        """Make the data sets of a stage; within a process group, all ranks call it."""
         if stage == "fit":
             if self.train is None:
                 raise ValueError("Expected target images for a fit, but got none: pass `train`.")
@@ -216,8 +217,9 @@ class TargetDataModule(LightningDataModule):
         return 0 if self.trainer is None else batches_started(self.trainer) * self.batch_size
 
     def _offer_loaders(self) -> None:
-        """Have the hooks of the data sets that exist: Lightning expects data from each, and warns of an empty list."""
+        """Define the loader hooks of the data sets that exist: Lightning expects data from every hook."""
         for name in ("val", "test", "predict"):
+            vars(self).pop(f"{name}_dataloader", None)
             if self._has(name):
                 setattr(self, f"{name}_dataloader", partial(self._evaluation_loader, name))
 
@@ -225,6 +227,8 @@ class TargetDataModule(LightningDataModule):
         return getattr(self, name) is not None
 
     def _evaluation_loader(self, name: str) -> DataLoader[Any]:
+        if getattr(self, name) is None:
+            raise RuntimeError("Expected `setup` first: the trainer calls it, or you do.")
         evaluated = EvaluationDataset(getattr(self, name), self.keys, labelled=name != "predict")
         return DataLoader(evaluated, collate_fn=collate_evaluated, **self._options(name, self.val_batch_size))
 

@@ -111,7 +111,7 @@ class TargetDataset(Dataset[Any]):
 
     def _check_deterministic(self, length: int) -> None:
         for index in _probes(length):
-            first, second = (self.read(index)["image"] for _ in range(2))
+            first, second = (read_sample(self.dataset[index], self.keys, index)["image"] for _ in range(2))
             if first.shape != second.shape or not torch.equal(first, second):
                 raise ValueError(
                     f"Expected the data set to give the same image for the same index, but sample {index} differs "

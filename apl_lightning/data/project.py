@@ -53,8 +53,6 @@ def read_loader(loader: object, owner: str, keys: Keys, trains: bool) -> tuple[A
         TypeError: If it is not one `DataLoader`.
         ValueError: If it does more than a `TargetDataModule` can.
     """
-    if isinstance(loader, list | tuple) and len(loader) == 1:
-        loader = loader[0]
     if not isinstance(loader, DataLoader):
         raise TypeError(
             f"Expected {owner} to return one DataLoader, but got {describe(loader)}: build a `TargetDataModule` from "

@@ -31,7 +31,7 @@ class WrappedDataModule(TargetDataModule):
         self._existing.trainer = self.trainer
         self._existing.setup(stage)
         for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}[stage]:
-            if self._takes(name):
+            if self._is_theirs(name):
                 self._take(name)
         super().setup(stage)
 
@@ -58,15 +58,17 @@ class WrappedDataModule(TargetDataModule):
             return hooks(name, batch, dataloader_idx)
 
     def _has(self, name: str) -> bool:
-        return self._takes(name) or super()._has(name)
+        return self._is_theirs(name) or super()._has(name)
 
-    def _takes(self, name: str) -> bool:
+    def _is_theirs(self, name: str) -> bool:
         """Whether a data set is that of the existing data module."""
         return name not in self._fixed and overrides(self._existing, f"{name}_dataloader")
 
     def _take(self, name: str) -> None:
         method = f"{name}_dataloader"
         loader = getattr(self._existing, method)()
+        if isinstance(loader, list | tuple) and len(loader) == 1:
+            (loader,) = loader
         owner = f"`{method}` of {type(self._existing).__name__}"
         dataset, options = read_loader(loader, owner, self.keys, trains=name == "train")
         size, attribute = options.pop("batch_size"), "batch_size" if name == "train" else "val_batch_size"

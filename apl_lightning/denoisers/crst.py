@@ -1,6 +1,6 @@
 """CRST (Zou et al., ICCV 2019): CBST with a regulariser against over-confidence."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
@@ -37,11 +37,13 @@ class CRST(CBST):
         (torch.Size([1, 2, 2]), [[0.0, 1.0]])
     """
 
-    regulariser: Literal["mrkld", "lrent"] = "mrkld"
-    weight: float = 0.1
-    alpha: float = 0.25
+    regulariser: Literal["mrkld", "lrent"] = field(default="mrkld", kw_only=True)
+    weight: float = field(default=0.1, kw_only=True)
+    alpha: float = field(default=0.25, kw_only=True)
 
     def __post_init__(self) -> None:
+        if isinstance(self.portion, str):
+            raise TypeError(f"Expected `portion` first, but got {self.portion!r}: pass regulariser={self.portion!r}.")
         super().__post_init__()
         if self.regulariser not in ("mrkld", "lrent"):
             raise ValueError(f"Expected `regulariser` to be 'mrkld' or 'lrent', but got {self.regulariser!r}.")

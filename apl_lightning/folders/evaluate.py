@@ -83,12 +83,16 @@ def evaluate_folder(
             )
         found[case] = scores
     if refused:
-        listed = "; ".join(f"{case}: {reason}" for case, reason in refused.items())
+        listed = "; ".join(f"{case}: {reason}" for case, reason in list(refused.items())[:3])
         if not found:
-            raise ValueError(f"Expected a pair of label maps that can be compared, but there is none. {listed}")
+            raise ValueError(
+                f"Expected label maps on the same grids, but none of {len(refused)} cases has a pair ({listed}): "
+                "resample the predictions to the grids of the references."
+            )
         warnings.warn(f"{len(refused)} of {len(refused) + len(found)} cases have no scores. {listed}", stacklevel=2)
     table = _table(found, refused, class_names)
     if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
         write_csv(Path(out), ["case", "class", "dice", "hd95_mm", "assd_mm", "note"], table)
     return table
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apl_lightning._support.modes import evaluating
 from apl_lightning._support.packages import package
 from apl_lightning.checkpoints import load
 from apl_lightning.data import sliding_window
@@ -42,12 +43,23 @@ def as_folder_and_network(
 
 
 def network_of_yaml(network: nn.Module | str | Path) -> nn.Module | str | Path:
-    """The network whose class and arguments stand in a YAML file; anything else as it is."""
+    """The network whose class and arguments stand in a YAML file; anything else as it is.
+
+    Raises:
+        ValueError: If there is no such file, or no network in it.
+    """
     if isinstance(network, nn.Module) or Path(network).suffix not in (".yaml", ".yml"):
         return network
-    parser = package("jsonargparse", "cli", "a network in a YAML file needs jsonargparse").ArgumentParser()
-    parser.add_argument("--network", type=nn.Module, enable_path=True)
-    found: nn.Module = parser.instantiate_classes(parser.parse_args([f"--network={network}"])).network
+    why = "a network in a YAML file needs jsonargparse"
+    parser = package("jsonargparse", "cli", why).ArgumentParser(exit_on_error=False)
+    parser.add_argument("--network", type=nn.Module)
+    try:
+        content = package("yaml", "cli", why).safe_load(Path(network).expanduser().read_text())
+        found: nn.Module = parser.instantiate(parser.parse_object({"network": content})).network
+    except Exception as error:  # of the file, of its syntax, or of the class
+        raise ValueError(
+            f"Expected {network} to have the `class_path` and `init_args` of a network: {error}"
+        ) from error
     return found
 
 
@@ -80,8 +92,15 @@ def _example(network: nn.Module, shape: Sequence[int]) -> Tensor:
     """A small batch that the network accepts, or for a network that takes no other size, one of the given shape."""
     try:
         return example_input(network)
-    except ValueError:
-        return torch.rand(2, *shape).to(next(network.parameters()))
+    except ValueError as refused:
+        noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+        example = noise.to(next(network.parameters(), noise))
+        try:
+            with evaluating(network), torch.no_grad():
+                network(example)
+        except Exception:
+            raise refused from None
+        return example
 
 
 def _as_folder(images: NiftiFolder | str | Path) -> NiftiFolder:

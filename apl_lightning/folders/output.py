@@ -49,8 +49,8 @@ def _predict(module: RefinementModule, folder: NiftiFolder, case: int, batch_siz
         except Exception as error:  # a network may raise anything about a size
             raise ValueError(
                 f"Expected the network to accept images of shape (C, *S) = {tuple(images.shape[1:])}, those of case "
-                f"{folder.cases[case].name!r}, but it raised {type(error).__name__}: {error} Pass `patch_size` here, "
-                "or `size` to `NiftiFolder`."
+                f"{folder.cases[case].name!r}, but it raised {type(error).__name__}: {str(error).rstrip('.')}. If the "
+                "size is the reason, pass `patch_size`, or `size` to `NiftiFolder`."
             ) from error
         assert isinstance(predicted, Tensor)
         labels += list(predicted.cpu())

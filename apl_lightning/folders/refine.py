@@ -69,7 +69,8 @@ def refine_folder(
         precision: As in `Trainer`, such as `"bf16-mixed"`.
         check: Run [`preflight`][apl_lightning.preflight.preflight] first, which warns of images that look turned,
             inverted, resized or out of range to the network.
-        trainer_options: Further arguments of `Trainer`, such as a `logger`.
+        trainer_options: Further arguments of `Trainer`, such as a `logger`, or `callbacks` with a
+            `PseudoLabelCallback` of your own.
 
     Returns:
         The refined network in evaluation mode.
@@ -96,8 +97,9 @@ def refine_folder(
             patches_per_volume=patches_per_volume,
             steps_per_epoch=steps_per_epoch,
         )
-        options = {"accelerator": accelerator, "precision": precision, "max_epochs": max_epochs}
-        trainer = one_process_trainer({**options, "default_root_dir": root, **(trainer_options or {})})
+        options: dict[str, Any] = {"accelerator": accelerator, "precision": precision, "max_epochs": max_epochs}
+        options |= {"enable_model_summary": False, "default_root_dir": root, **(trainer_options or {})}
+        trainer = one_process_trainer(options)
         trainer.fit(module, data)
     refined = module.export()
     torch.save(refined.state_dict(), out / "refined.pt")

@@ -9,16 +9,21 @@ def one_process_trainer(options: dict[str, Any]) -> Trainer:
     """A trainer on one device that makes pseudo labels; it logs nothing and saves no checkpoints by default.
 
     Args:
-        options: Arguments of `Trainer`, which come before these defaults; its callbacks are added.
+        options: Arguments of `Trainer`, which override the defaults; callbacks are added, and a `PseudoLabelCallback`
+            among them takes the place of the default one.
 
     Raises:
         ValueError: If they ask for several processes.
     """
-    if several := [name for name in ("devices", "num_nodes") if options.get(name, 1) not in (1, "1")]:
-        raise ValueError(
-            f"Expected one process, but got {several[0]}={options[several[0]]!r}: for several, write the run with "
-            "`APLModule` and `TargetDataModule`; the folds of an nnU-Net can be refined in a process each, with "
-            "folds=[0], say, and an `out` of its own."
-        )
-    defaults = {"devices": 1, "logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    return Trainer(**{**defaults, **options, "callbacks": [PseudoLabelCallback(), *options.get("callbacks", [])]})
+    for name in ("devices", "num_nodes"):
+        if (count := options.get(name, 1)) not in (1, "1") and not (isinstance(count, list) and len(count) == 1):
+            raise ValueError(
+                f"Expected one process, but got {name}={count!r}: write a run on several with `APLModule` and "
+                "`TargetDataModule`, or refine each fold of an nnU-Net in a process of its own (`folds=[0]`)."
+            )
+    callbacks = options.get("callbacks") or []
+    callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+    if not any(isinstance(callback, PseudoLabelCallback) for callback in callbacks):
+        callbacks.insert(0, PseudoLabelCallback())
+    defaults = {"devices": 1, "logger": False, "enable_checkpointing": False}
+    return Trainer(**{**defaults, **options, "callbacks": callbacks})

@@ -78,9 +78,9 @@ def estimate_gain(opinion: Tensor, before: Tensor, after: Tensor) -> Tensor:
     before, after = before.long(), after.long()
     sides_with_after = opinion.gather(1, after[:, None]) > opinion.gather(1, before[:, None])
     right = torch.where(sides_with_after[:, 0], after, before)
-    worth = [dice_of(overlap_counts(labels, right, num_classes)).nan_to_num(0) for labels in (before, after)]
+    earlier, later = (dice_of(overlap_counts(labels, right, num_classes)).nan_to_num(0) for labels in (before, after))
     is_predicted = torch.bincount(torch.cat([before, after]), minlength=num_classes) > 0
-    return (worth[1] - worth[0]).where(is_predicted, torch.nan)[1:]
+    return (later - earlier).where(is_predicted, torch.nan)[1:]
 
 
 def _standardised(features: Tensor) -> Tensor:

@@ -47,8 +47,8 @@ class Selection:
         if self.guard.mode == "restore":
             self._keep(-1, labelling)
         labelling.prepare()
-        is_open = getattr(labelling.module, "awaits_batch_norm", False)
-        chosen = self._choose_batch_norm(labelling, seed) if is_open else {}
+        must_choose = getattr(labelling.module, "awaits_batch_norm", False)
+        chosen = self._choose_batch_norm(labelling, seed) if must_choose else {}
         labelling.warm_up()
         return chosen
 

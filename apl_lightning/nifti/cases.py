@@ -1,7 +1,6 @@
 """The cases in a folder: which files belong together."""
 
 import re
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,21 +65,21 @@ def nifti_files(folder: str | Path) -> dict[str, Path]:
                 f"Expected one file of {name!r} in {folder}, but got {found[name].name} and {path.name}: remove one."
             )
         found[name] = path
-    within = sorted({path.parent.name for path in folder.glob("*/*") if path.name.lower().endswith(_SUFFIXES)})
     if not found:
         others = sorted(path.name for path in folder.iterdir())[:3]
-        cure = (
-            f"its sub-folders, such as {within[0]}, are not read: link their files here"
-            if within
-            else "convert DICOM series to NIfTI first, as dcm2niix does"
-        )
+        within = next((path.name for path in sorted(folder.iterdir()) if path.is_dir() and _has_nifti(path)), None)
+        cure = "convert DICOM series to NIfTI first, as dcm2niix does"
+        if within is not None:
+            cure = f"sub-folders such as {within!r} are not read, so pass one of them, or put their files in one folder"
         raise ValueError(
             f"Expected a folder with .nii.gz files, but {folder} has none ({', '.join(others) or 'it is empty'}): "
             f"{cure}."
         )
-    if within:
-        warnings.warn(f"Files in sub-folders of {folder} are not read: {', '.join(within[:3])}.", stacklevel=2)
     return dict(sorted(found.items()))
+
+
+def _has_nifti(folder: Path) -> bool:
+    return any(path.name.lower().endswith(_SUFFIXES) for path in folder.iterdir())
 
 
 def _groups(files: dict[str, Path]) -> dict[str, dict[int, Path]] | None:

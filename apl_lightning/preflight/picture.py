@@ -29,6 +29,7 @@ def draw(rows: Mapping[str, Sequence[Shown]], path: Path) -> Path:
         line[0].set_title(title, loc="left")
         for axis, one in zip(line, shown, strict=True):
             _show(axis, one.image, one.labels)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
     return path
 

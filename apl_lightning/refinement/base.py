@@ -19,7 +19,7 @@ from apl_lightning._support.resizing import resize_to
 from apl_lightning.data import Keys, RandomPatches, sliding_window
 from apl_lightning.heads import DualHeadModel, Inferer, Logits, add_dual_heads, warm_up_second_head
 from apl_lightning.metrics import CaseDice
-from apl_lightning.refinement.batchnorm import BatchNormMode, adapt_batch_norm, set_batch_norm_mode
+from apl_lightning.refinement.batchnorm import BatchNormMode, adapt_batch_norm, batch_norms, set_batch_norm_mode
 from apl_lightning.refinement.batchnorm_choice import BatchNormChoice
 from apl_lightning.refinement.evaluation_steps import EvaluationSteps
 from apl_lightning.refinement.label_loss import denoiser_of, label_loss
@@ -187,7 +187,7 @@ class RefinementModule(EvaluationSteps, ABC):
         """Before the first round: take over an earlier fit's teacher, and adapt BatchNorm."""
         if self.teacher is not None and self.teacher.n_averaged > 1:
             self.model.load_state_dict(self.teacher.module.state_dict())
-        if self.batch_norm == "auto":
+        if self.batch_norm == "auto" and batch_norms(self.model):
             self._batch_norm_choice = BatchNormChoice(self.model)
         if self.batch_norm in ("auto", "adapt"):
             adapt_batch_norm(self.model, images, self.inferer)

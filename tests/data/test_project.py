@@ -267,6 +267,9 @@ def test_a_list_of_one_loader(trainer: Make, tmp_path: Path) -> None:
         def val_dataloader(self) -> Any:
             return [DataLoader(Images(2, labelled=True), 2)]
 
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return batch
+
     data = TargetDataModule.from_datamodule(Listed(), store_dir=tmp_path)
     run = trainer(callbacks=[PseudoLabelCallback(guard="off")])
     run.fit(APLModule(TinyNet(), CLASSES), data)
@@ -285,3 +288,13 @@ def test_lightning_sees_the_validation_data(trainer: Make, tmp_path: Path) -> No
     of_sets = TargetDataModule(Images(4), Images(2, labelled=True), store_dir=tmp_path)
     for data in (of_sets, TargetDataModule.from_datamodule(Existing(), store_dir=tmp_path)):
         trainer(callbacks=[PseudoLabelCallback(guard="off")]).fit(APLModule(TinyNet(), CLASSES), data)
+
+
+def test_validation_that_is_left_out_later(trainer: Make, tmp_path: Path) -> None:
+    data = TargetDataModule(Images(4), Images(2, labelled=True), store_dir=tmp_path)
+    data.val = None
+    run = trainer(callbacks=[PseudoLabelCallback(guard="off")])
+    run.fit(APLModule(TinyNet(), CLASSES), data)
+    assert "val/dice" not in run.callback_metrics
+    with pytest.raises(RuntimeError, match="Expected `setup` first"):
+        TargetDataModule.from_datamodule(Project()).val_dataloader()

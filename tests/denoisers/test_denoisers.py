@@ -419,3 +419,8 @@ def test_half_kept_pixels_are_not_ignored() -> None:
     logits, labels = torch.randn(1, 3, 2), torch.tensor([[0, 1]])
     ones, halves = (IAST().loss(logits, logits, labels, torch.full((1, 2), w)) for w in (1.0, 0.5))
     torch.testing.assert_close(ones, halves)
+
+
+def test_first_option_of_crst() -> None:
+    with pytest.raises(TypeError, match="pass regulariser='lrent'"):
+        CRST("lrent")  # type: ignore[arg-type]

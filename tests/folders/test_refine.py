@@ -243,7 +243,9 @@ def test_images_that_the_network_cannot_take(target: Path) -> None:
             return logits
 
     images = NiftiFolder(target / "images", plane="sagittal")
-    expected = r"images of shape .* = \(1, 46, 12\), those of case 'oblique', .* sizes must match Pass `patch_size`"
+    expected = (
+        r"shape .* = \(1, 46, 12\), those of case 'oblique', .* sizes must match\. If the size is the reason, pass"
+    )
     with pytest.raises(ValueError, match=expected):
         predict_folder(images, Even(*network(2)), target / "out", 3, accelerator="cpu")
 
@@ -269,3 +271,22 @@ def test_names_that_the_font_of_pictures_lacks(tmp_path: Path) -> None:
     write(tmp_path / "images" / "患者 1.nii.gz", scan(blobs((16, 16, 4), affine()), seed=0), affine())
     predict_folder(NiftiFolder(tmp_path / "images", plane="axial"), network(2), tmp_path / "out", 3, accelerator="cpu")
     assert (tmp_path / "out" / "pictures" / "患者 1.png").exists()
+
+
+def test_networks_in_yaml_files(target: Path) -> None:
+    images = NiftiFolder(target / "images", plane="axial")
+    for content in ("class_path: torch.nn.Conv2dX", "class_path: torch.nn.Conv2d\ninit_args: {nonsense: 1}", "1"):
+        (target / "network.yaml").write_text(content)
+        with pytest.raises(ValueError, match=r"network.yaml to have the `class_path` and `init_args` of a network: "):
+            predict_folder(images, target / "network.yaml", target / "out", 3, accelerator="cpu")
+    with pytest.raises(ValueError, match="No such file"):
+        predict_folder(images, target / "missing.yaml", target / "out", 3, accelerator="cpu")
+
+
+def test_network_that_accepts_nothing(target: Path) -> None:
+    class Broken(nn.Sequential):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("boom")
+
+    with pytest.raises(ValueError, match="to accept images of shape .* raised RuntimeError: boom"):
+        predict_folder(NiftiFolder(target / "images", plane="axial"), Broken(*network(2)), target / "out", 3)

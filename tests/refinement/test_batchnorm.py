@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import CLASSES, TinyNet
+from conftest import CLASSES, Images, TinyNet
 from torch import nn
 
-from apl_lightning import APLModule
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 from apl_lightning.refinement.batchnorm import adapt_batch_norm, batch_norms, set_batch_norm_mode
 
 
@@ -87,3 +89,10 @@ def test_sync_batch_norm_is_adapted_too() -> None:
     assert not any(layer.training for layer in batch_norms(synchronised))
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(synchronised.state_dict()[name], value)
+
+
+def test_no_choice_without_batch_norm(trainer: Any, tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, CLASSES, 1))
+    callback = PseudoLabelCallback()
+    trainer(callbacks=[callback]).fit(APLModule(network, CLASSES), TargetDataModule(Images(4), store_dir=tmp_path))
+    assert "pseudo/batch_norm_gain" not in callback.statistics

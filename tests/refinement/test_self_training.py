@@ -54,7 +54,6 @@ def test_labels_train_all_parameters() -> None:
     assert all(p.grad is not None for p in module.model.encoder_parameters())
 
 
-@pytest.mark.filterwarnings("ignore:In round .* no pixel has a weight above 0")
 @pytest.mark.parametrize("kind", [APLModule, SelfTrainingModule])
 def test_loss_of_the_denoiser_replaces_cross_entropy(kind: Any, trainer: Make, tmp_path: Path) -> None:
     module = kind(TinyNet(), CLASSES, dice_weight=0.0, **({"consistency_weight": 0.0} if kind is APLModule else {}))
@@ -158,7 +157,6 @@ def test_spool_uses_temporary_files_beyond_its_memory(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.filterwarnings("ignore:In round .* no pixel has a weight above 0")
 def test_resumed_run_continues_with_its_thresholds(trainer: Make, tmp_path: Path) -> None:
     def fit(denoiser: IAST, epochs: int, name: str, resume: Path | None = None) -> None:
         torch.manual_seed(0)
