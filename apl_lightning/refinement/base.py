@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from apl_lightning._support.class_only import class_only
+from apl_lightning._support.distributed import total, world_size
 from apl_lightning._support.hyperparameters import without_numpy
 from apl_lightning._support.lightning import refuse_half_weights
 from apl_lightning._support.lightning_package import require_lightning
@@ -217,9 +218,10 @@ class RefinementModule(EvaluationSteps, ABC):
         return label_loss(denoiser_of(self), logits, batch, self.dice_weight)
 
     def training_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
-        """Return the loss of a batch; logs all losses."""
+        """Return the loss of a batch; logs all losses, as means over ranks."""
         losses = self.losses(batch)
-        self.log_dict({f"train/{name}": value for name, value in losses.items()}, prog_bar=True, sync_dist=True)
+        means = total(torch.stack([value.detach() for value in losses.values()])) / world_size()
+        self.log_dict({f"train/{name}": mean for name, mean in zip(losses, means, strict=True)}, prog_bar=True)
         return losses["loss"]
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
