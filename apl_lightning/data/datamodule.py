@@ -219,9 +219,11 @@ class TargetDataModule(LightningDataModule):
     def _offer_loaders(self) -> None:
         """Define the loader hooks of the data sets that exist: Lightning expects data from every hook."""
         for name in ("val", "test", "predict"):
-            vars(self).pop(f"{name}_dataloader", None)
+            hook = f"{name}_dataloader"
             if self._has(name):
-                setattr(self, f"{name}_dataloader", partial(self._evaluation_loader, name))
+                setattr(self, hook, partial(self._evaluation_loader, name))
+            elif isinstance(vars(self).get(hook), partial):  # ours, of a data set that was taken away since
+                delattr(self, hook)
 
     def _has(self, name: str) -> bool:
         return getattr(self, name) is not None

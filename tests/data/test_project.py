@@ -293,8 +293,10 @@ def test_lightning_sees_the_validation_data(trainer: Make, tmp_path: Path) -> No
 def test_validation_that_is_left_out_later(trainer: Make, tmp_path: Path) -> None:
     data = TargetDataModule(Images(4), Images(2, labelled=True), store_dir=tmp_path)
     data.val = None
+    data.test_dataloader = list  # type: ignore[method-assign]  # the project's own hook stays
     run = trainer(callbacks=[PseudoLabelCallback(guard="off")])
     run.fit(APLModule(TinyNet(), CLASSES), data)
     assert "val/dice" not in run.callback_metrics
+    assert data.test_dataloader is list
     with pytest.raises(RuntimeError, match="Expected `setup` first"):
         TargetDataModule.from_datamodule(Project()).val_dataloader()
