@@ -1,5 +1,6 @@
 """The network that a folder is labelled with."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def as_module(
 
 def _example(network: nn.Module, shape: Sequence[int]) -> Tensor:
     """A small batch that the network accepts, or for a network that takes no other size, one of the given shape."""
+    network = copy.deepcopy(network)  # those of Hugging Face keep hooks from a forward pass
     try:
         return example_input(network)
     except ValueError as refused:

@@ -26,7 +26,7 @@ from apl_lightning.presets import PAPER
 COUNTED = {"ignore_small_components": False}
 ONCE = 10**6  # as `every_n_epochs`: labels only before the first epoch
 AS_PUBLISHED = {"guard": "warn", "patience": None}
-EXTRAS = {"batch_norm": "auto", "dice_weight": 1.0, "dropout": False, "ema_decay": 0.95, "learning_rate": 6e-4}
+EXTRAS = {"dice_weight": 1.0, "dropout": False, "ema_decay": 0.95, "learning_rate": 6e-4}
 
 
 @dataclass(frozen=True)

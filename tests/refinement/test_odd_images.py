@@ -66,7 +66,7 @@ def test_images_without_a_channel(trainer: Make, tmp_path: Path) -> None:
         ValueError, match=r"\(B, C, \*S\) with 4 dimensions, but got \(4, 16, 16\): images need a channel"
     ):
         fit(trainer, tmp_path, flat)
-    with pytest.raises(ValueError, match=r"accept an image of shape \(C, \*S\) = \(16, 16\).*need a channel dimension"):
+    with pytest.raises(ValueError, match=r"of shape \(C, \*S\) = \(16, 16\).*need a channel dimension"):
         TargetDataset(flat, tmp_path / "labels", transform=lambda sample: {"image": sample["image"].permute(0, 2, 1)})
 
 
