@@ -229,9 +229,9 @@ class TargetDataModule(LightningDataModule):
         return getattr(self, name) is not None
 
     def _evaluation_loader(self, name: str) -> DataLoader[Any]:
-        if getattr(self, name) is None:
+        if (dataset := getattr(self, name)) is None:
             raise RuntimeError("Expected `setup` first: the trainer calls it, or you do.")
-        evaluated = EvaluationDataset(getattr(self, name), self.keys, labelled=name != "predict")
+        evaluated = EvaluationDataset(dataset, self.keys, labelled=name != "predict")
         return DataLoader(evaluated, collate_fn=collate_evaluated, **self._options(name, self.val_batch_size))
 
     def _options(self, name: str, batch_size: int) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class TargetDataset(Dataset[Any]):
         self.transform = transform
         self.patches = patches
         self.keys = keys
-        length = length_of(dataset)
+        length = _length(dataset)
         sample = dataset[0]
         image = read_sample(sample, keys, index=0)["image"]
         warn_of_unread_label(sample, image, keys)
@@ -131,7 +131,7 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
         self.dataset = dataset
         self.keys = keys
         self.labelled = labelled
-        self._length = length_of(dataset)
+        self._length = _length(dataset)
 
     def __len__(self) -> int:
         return self._length
@@ -152,8 +152,7 @@ def _probes(length: int) -> list[int]:
     return sorted({step * (length - 1) // (_PROBES - 1) for step in range(_PROBES)})
 
 
-def length_of(dataset: object) -> int:
-    """The number of samples of a map-style data set; refuses anything else."""
+def _length(dataset: object) -> int:
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise TypeError(
             f"Expected a map-style data set with `__len__` and `__getitem__`, but got {type(dataset).__name__}: "

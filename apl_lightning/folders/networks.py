@@ -1,18 +1,16 @@
 """The network that a folder is labelled with."""
 
-import copy
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from apl_lightning._support.modes import evaluating
 from apl_lightning._support.packages import package
 from apl_lightning.checkpoints import load
 from apl_lightning.data import sliding_window
-from apl_lightning.heads import example_input
 from apl_lightning.nifti import NiftiFolder
 from apl_lightning.pytorch_lightning import APLModule
 
@@ -70,9 +68,9 @@ def as_module(
     num_classes: int,
     names: Sequence[str] | None,
     patch_size: Sequence[int] | None,
-    learning_rate: float = 6e-4,
+    **options: Any,
 ) -> APLModule:
-    """The refinement module of a network for the images of a folder.
+    """The refinement module of a network for the images of a folder, with further `options` of `APLModule`.
 
     Raises:
         ValueError: If `patch_size` has not one number per dimension, or the network is not suitable.
@@ -85,24 +83,15 @@ def as_module(
             "`plane` of `NiftiFolder` makes slices of volumes."
         )
     inferer = None if patch_size is None else sliding_window(patch_size)
-    example = _example(network, [len(image), *(patch_size or image.shape[1:])])
-    return APLModule(network, num_classes, names, inferer=inferer, example=example, learning_rate=learning_rate)
-
-
-def _example(network: nn.Module, shape: Sequence[int]) -> Tensor:
-    """A small batch that the network accepts, or for a network that takes no other size, one of the given shape."""
-    network = copy.deepcopy(network)  # those of Hugging Face keep hooks from a forward pass
+    refine = partial(APLModule, network, num_classes, names, inferer=inferer, **options)
     try:
-        return example_input(network)
-    except ValueError as refused:
-        noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-        example = noise.to(next(network.parameters(), noise))
+        return refine()
+    except ValueError as refused:  # it may accept no other size than that of its images
+        noise = torch.rand(2, len(image), *(patch_size or image.shape[1:]), generator=torch.Generator().manual_seed(0))
         try:
-            with evaluating(network), torch.no_grad():
-                network(example)
+            return refine(example=noise.to(next(network.parameters(), noise)))
         except Exception:
             raise refused from None
-        return example
 
 
 def _as_folder(images: NiftiFolder | str | Path) -> NiftiFolder:

@@ -85,7 +85,7 @@ def refine_folder(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix="run-") as root, isolated_random_state(cuda=True):
         torch.manual_seed(seed)
-        module = as_module(network, folder, num_classes, class_names, patch_size, learning_rate)
+        module = as_module(network, folder, num_classes, class_names, patch_size, learning_rate=learning_rate)
         if check:
             module.to(device)
             preflight(module, Unlabelled(folder), num_classes=num_classes, inferer=module.inferer).warn()

@@ -290,3 +290,18 @@ def test_network_that_accepts_nothing(target: Path) -> None:
 
     with pytest.raises(ValueError, match="to accept images of shape .* raised RuntimeError: boom"):
         predict_folder(NiftiFolder(target / "images", plane="axial"), Broken(*network(2)), target / "out", 3)
+
+
+def test_network_within_a_project(target: Path, source: nn.Module) -> None:
+    """A LightningModule without `forward`, whose network is found in it."""
+
+    class Project(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = source
+
+    images = NiftiFolder(target / "images", plane="axial")
+    for name, given in (("project", Project()), ("network", source)):
+        predict_folder(images, given, target / name, 3, accelerator="cpu")
+    tables = [(target / name / "volumes.csv").read_text() for name in ("project", "network")]
+    assert tables[0] == tables[1]
