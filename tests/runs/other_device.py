@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import SingleDeviceStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -39,6 +39,7 @@ class OnDevice(Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OnDevice:
         memo[id(self)] = copied = OnDevice(self.inner.clone()).requires_grad_(self.requires_grad)
+        copied._is_param = isinstance(self, nn.Parameter)
         return copied
 
     def tolist(self) -> Any:
