@@ -13,6 +13,7 @@ def overlap_counts(predictions: Tensor, labels: Tensor, num_classes: int, ignore
 
     Pixels whose label is `ignore_index` do not count.
     """
+    labels = labels.to(predictions.device)  # an inferer may put the predictions of a volume together on the CPU
     if ignore_index is not None:
         counted = labels != ignore_index
         predictions, labels = predictions[counted], labels[counted]

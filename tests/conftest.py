@@ -15,6 +15,9 @@ from tiny import CLASSES, Images, Slices, TinyNet
 
 __all__ = ["CLASSES", "Images", "Slices", "TinyNet"]
 
+# All tests run on the CPU, and a process that has looked for a GPU cannot be forked.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 # The networks are tiny, and some tests run two processes on two cores: more threads would be slower.
 torch.set_num_threads(1)
 

@@ -1,5 +1,8 @@
 """Features of single pixels that know nothing of a network: intensities at several scales, and position."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -43,6 +46,17 @@ def _positions(size: torch.Size, places: Tensor) -> Tensor:
     return torch.stack(found, dim=-1)
 
 
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """On a GPU, convolutions in float32: those of cuDNN round to TF32 by default."""
+    enabled = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = enabled
+
+
 def _smooth(images: Tensor, scale: float) -> Tensor:
     """Convolve (B, C, *S) with a Gaussian along each axis."""
     radius = int(3 * scale)
@@ -58,7 +72,7 @@ def _smooth(images: Tensor, scale: float) -> Tensor:
         # Convolutions in 3D take 50 times the memory of a volume with one channel: cut it across the axis.
         cut = 3 if axis == 0 else 2
         parts = smoothed.split(_SLICES, dim=cut) if dimensions == 3 else (smoothed,)
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with _without_cudnn():
             parts = [convolve(F.pad(part, padding, mode="replicate"), kernel.view(1, 1, *shape)) for part in parts]
         smoothed = torch.cat(parts, dim=cut) if dimensions == 3 else parts[0]
     return smoothed.view_as(images)

@@ -38,6 +38,8 @@ from apl_lightning.denoisers import (
     Threshold,
     denoise,
 )
+from apl_lightning.guard.pixel_features import pixel_features
+from apl_lightning.metrics import CaseDice
 from apl_lightning.nnunet.windows import Windows
 from apl_lightning.preflight import preflight
 
@@ -48,6 +50,13 @@ Make = Callable[..., pl.Trainer]
 def _device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     autocast = torch.autocast  # knows the devices that torch has
     monkeypatch.setattr(torch, "autocast", lambda device, **options: autocast("cpu", **options))
+    log = pl.LightningModule.log
+
+    def checked(module: Any, name: str, value: Any, **options: Any) -> None:
+        assert not isinstance(value, Tensor) or value.device == module.device, f"NCCL does not reduce {name}"
+        log(module, name, value, **options)
+
+    monkeypatch.setattr(pl.LightningModule, "log", checked)
     with other_device():
         yield
 
@@ -146,6 +155,24 @@ def test_windows_of_nnunet() -> None:
     expected = Windows((16, 16), (0, 1))(images, module)
     found = Windows((16, 16), (0, 1))(images.to(DEVICE), module.to(DEVICE))
     assert all(torch.equal(ours.cpu(), theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
+def test_predictions_of_volumes_may_be_put_together_on_the_cpu() -> None:
+    predictions, labels = torch.randint(CLASSES, (2, 1, 8, 8))
+    dice = CaseDice(CLASSES)
+    dice.update(predictions, labels.to(DEVICE))
+    expected = CaseDice(CLASSES)
+    expected.update(predictions, labels)
+    assert torch.equal(dice.compute(), expected.compute())
+
+
+def test_guard_takes_any_precision_of_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, places = torch.rand(2, 1, 8, 8), torch.arange(10).expand(2, 10)
+    expected = pixel_features(images, places)
+    before = torch.backends.cudnn.enabled
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+    assert torch.equal(pixel_features(images, places), expected)
+    assert torch.backends.cudnn.enabled == before
 
 
 def test_preflight() -> None:
