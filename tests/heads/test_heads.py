@@ -86,6 +86,17 @@ def test_new_second_head_is_warmed_up_on_the_first(network: TinyNet, aux: str) -
     routing(model, images)
 
 
+def test_warm_up_keeps_no_graph_of_the_encoder(network: TinyNet) -> None:
+    network.encoder[0].bias.requires_grad_(False)
+    model = add_dual_heads(network, CLASSES, aux="fresh").eval()
+    before, features = [p.requires_grad for p in model.parameters()], []
+    model.network.encoder.register_forward_hook(lambda module, inputs, output: features.append(output))
+    warm_up_second_head(model, [torch.rand(2, 1, 8, 8)], steps=1)
+    assert not any(feature.requires_grad for feature in features)
+    assert [p.requires_grad for p in model.parameters()] == before
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_export_of_averaged_linear_heads(network: TinyNet) -> None:
     model, image = add_dual_heads(network, CLASSES).eval(), torch.rand(1, 1, 8, 8)
     torch.testing.assert_close(model.export(average=True)(image), torch.stack(list(model(image))).mean(0))

@@ -166,13 +166,16 @@ def test_predictions_of_volumes_may_be_put_together_on_the_cpu() -> None:
     assert torch.equal(dice.compute(), expected.compute())
 
 
-def test_guard_takes_any_precision_of_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guard_takes_any_precision_of_convolutions() -> None:
     images, places = torch.rand(2, 1, 8, 8), torch.arange(10).expand(2, 10)
-    expected = pixel_features(images, places)
-    before = torch.backends.cudnn.enabled
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
-    assert torch.equal(pixel_features(images, places), expected)
-    assert torch.backends.cudnn.enabled == before
+    expected, convolutions = pixel_features(images, places), torch.backends.cudnn.conv
+    before, enabled = convolutions.fp32_precision, torch.backends.cudnn.enabled
+    convolutions.fp32_precision = "ieee"
+    try:
+        assert torch.equal(pixel_features(images, places), expected)
+    finally:
+        convolutions.fp32_precision = before
+    assert torch.backends.cudnn.enabled == enabled
 
 
 def test_preflight() -> None:
