@@ -127,7 +127,9 @@ def trainer(**options: Any) -> pl.Trainer:
 
 def seconds(arguments: argparse.Namespace, processes: int) -> dict[str, float]:
     """Seconds of the second label pass and epoch, and of plain fine-tuning, for a number of CPU processes."""
-    strategy = {} if processes == 1 else {"strategy": "ddp_fork", "devices": processes}
+    # A process that has looked for a GPU cannot be forked.
+    launcher = "ddp_spawn" if torch.cuda.is_available() else "ddp_fork"
+    strategy = {} if processes == 1 else {"strategy": launcher, "devices": processes}
     options: dict[str, Any] = {"accelerator": "cpu", "max_epochs": 2, **strategy}
     images = Images(arguments.images, arguments.size)
     with tempfile.TemporaryDirectory() as folder:
