@@ -33,15 +33,27 @@ def set_dropout_mode(model: nn.Module, active: bool) -> None:
 @contextmanager
 def trainable(model: nn.Module) -> Iterator[None]:
     """Gradients for all parameters but integers; afterwards as before."""
-    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
+    with _requires_grad(model, True), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Gradients for no parameter, so that no graph is kept for them; afterwards as before."""
+    with _requires_grad(model, False):
+        yield
+
+
+@contextmanager
+def _requires_grad(model: nn.Module, value: bool) -> Iterator[None]:
+    changed = [p for p in model.parameters() if p.requires_grad != value and p.is_floating_point()]
+    for parameter in changed:
+        parameter.requires_grad_(value)
     try:
-        with torch.enable_grad():
-            yield
+        yield
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        for parameter in changed:
+            parameter.requires_grad_(not value)
 
 
 @contextmanager

@@ -49,6 +49,7 @@ def _positions(size: torch.Size, places: Tensor) -> Tensor:
 @contextmanager
 def _without_cudnn() -> Iterator[None]:
     """On a GPU, convolutions in float32: those of cuDNN round to TF32 by default."""
+    # `torch.backends.cudnn.flags` raises if TF32 was set by torch's new interface.
     enabled = torch.backends.cudnn.enabled
     torch.backends.cudnn.enabled = False
     try:

@@ -1,14 +1,13 @@
 """Train a new second head on the predictions of the first one."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import chain, islice, repeat
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from apl_lightning._support.modes import evaluating, trainable
+from apl_lightning._support.modes import evaluating, frozen, trainable
 from apl_lightning.heads.model import DualHeadModel
 
 
@@ -23,7 +22,7 @@ def warm_up_second_head(model: DualHeadModel, images: Iterable[Tensor], steps: i
     optimizer = torch.optim.Adam(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total_iters=steps)
     repeated = chain.from_iterable(repeat(images))
-    with evaluating(model), _frozen(model), trainable(model.second):
+    with evaluating(model), frozen(model), trainable(model.second):
         for batch in islice(repeated, steps):
             (main, aux), _ = model.routed(batch)
             loss = F.cross_entropy(aux.float(), main.detach().float().softmax(dim=1))
@@ -34,16 +33,3 @@ def warm_up_second_head(model: DualHeadModel, images: Iterable[Tensor], steps: i
             schedule.step()
     optimizer.zero_grad()
     model.warm.fill_(True)
-
-
-@contextmanager
-def _frozen(model: DualHeadModel) -> Iterator[None]:
-    """No gradients: those of the encoder would take the memory of a training step with as many images."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
