@@ -10,7 +10,7 @@ _LOW, _HIGH, _BINS = -4.0, 28.0, 1024
 
 
 class ConfidenceHistogram:
-    """Counts of the confidence of each predicted class, on the device, in bins of 1/32 of a logit.
+    """Counts of the confidence of each predicted class, in bins of 1/32 of a logit.
 
     Bins are even in the logit of the probability: with linear bins all background pixels fall into the last one.
     """
@@ -19,10 +19,11 @@ class ConfidenceHistogram:
         self.counts = torch.zeros(num_classes, _BINS, dtype=torch.long, device=device)
 
     def add(self, labels: Tensor, logits: Tensor) -> None:
-        """Count pixels with labels and logits of any one shape."""
+        """Count pixels with labels and logits of any one shape, on any device."""
         bins = ((logits - _LOW) * (_BINS / (_HIGH - _LOW))).long().clamp_(0, _BINS - 1)
         cells = (labels * _BINS + bins).flatten()
-        self.counts += torch.bincount(cells, minlength=self.counts.numel()).view_as(self.counts)
+        counts = torch.bincount(cells, minlength=self.counts.numel()).view_as(self.counts)
+        self.counts += counts.to(self.counts.device)
 
     def observe(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
         """Count a batch of (B, C, *S); returns its labels and the logits of their confidence, (B, *S) each."""

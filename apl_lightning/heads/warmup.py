@@ -16,13 +16,15 @@ def warm_up_second_head(model: DualHeadModel, images: Iterable[Tensor], steps: i
 
     Minimises the cross-entropy between p_m (fixed) and p_a with Adam, with a linear decay of the learning rate to 0.
     Only the parameters of `model.second` change. The batches of images (B, C, *S) are repeated until `steps` are done.
+    Without autocast: float16 rounds the gradients of so many pixels to 0, and the loss is not scaled here.
     """
     assert model.second is not None, "only a new second head needs a warm-up"
     parameters = list(model.second.parameters())
     optimizer = torch.optim.Adam(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total_iters=steps)
     repeated = chain.from_iterable(repeat(images))
-    with evaluating(model), frozen(model), trainable(model.second):
+    full_precision = torch.autocast(parameters[0].device.type, enabled=False)
+    with full_precision, evaluating(model), frozen(model), trainable(model.second):
         for batch in islice(repeated, steps):
             (main, aux), _ = model.routed(batch)
             loss = F.cross_entropy(aux.float(), main.detach().float().softmax(dim=1))

@@ -31,3 +31,12 @@ def test_learning_rate_falls_to_0(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     warm_up_second_head(add_dual_heads(TinyNet(), CLASSES, aux="fresh"), [torch.rand(4, 1, 8, 8)], steps=4, lr=0.01)
     assert rates == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
+
+
+def test_half_precision_does_not_change_it() -> None:
+    model, images = add_dual_heads(TinyNet(), CLASSES, aux="fresh"), [torch.rand(4, 1, 16, 16)]
+    half = copy.deepcopy(model)
+    warm_up_second_head(model, images, steps=3)
+    with torch.autocast("cpu", torch.float16):
+        warm_up_second_head(half, images, steps=3)
+    assert all(torch.equal(value, half.state_dict()[name]) for name, value in model.state_dict().items())

@@ -157,7 +157,17 @@ def test_windows_of_nnunet() -> None:
     assert all(torch.equal(ours.cpu(), theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
-def test_predictions_of_volumes_may_be_put_together_on_the_cpu() -> None:
+@pytest.mark.parametrize("denoiser", [APL(), BDL(), CBST(), CRST(), IAST(), UPL(), Chebyshev(), MRNet()], ids=repr)
+def test_an_inferer_may_put_predictions_together_on_the_cpu(denoiser: Denoiser, tmp_path: Path, trainer: Make) -> None:
+    def inferer(images: Tensor, network: Callable[..., Any]) -> Any:
+        return type(made := network(images))(*(logits.cpu() for logits in made))
+
+    module = APLModule(TinyNet(), CLASSES)
+    data = TargetDataModule(Labelled(), batch_size=2, transform=None, store_dir=tmp_path / "labels")
+    trainer(**on_device(), callbacks=[PseudoLabelCallback(denoiser, inferer=inferer)]).fit(module, data)
+
+
+def test_dice_of_predictions_on_the_cpu() -> None:
     predictions, labels = torch.randint(CLASSES, (2, 1, 8, 8))
     dice = CaseDice(CLASSES)
     dice.update(predictions, labels.to(DEVICE))
