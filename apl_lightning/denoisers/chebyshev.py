@@ -7,6 +7,7 @@ from torch import Tensor
 
 from apl_lightning.denoisers.base import Denoiser
 from apl_lightning.denoisers.confidence import merge
+from apl_lightning.denoisers.dropout import over_passes
 from apl_lightning.denoisers.predictor import Predictor
 
 
@@ -54,12 +55,7 @@ class Chebyshev(Denoiser):
 
     def predict(self, predictor: Predictor, images: Tensor) -> tuple[Tensor, ...]:
         """The mean over the passes for each head, and the variance of their merged prediction of the label."""
-        passes = [predictor.with_dropout(images, self.dropout) for _ in range(self.passes)]
-        per_head = [torch.stack([p[head].softmax(dim=1) for p in passes]) for head in (0, 1)]
-        merged = merge(*per_head)
-        labels = merged.mean(dim=0).max(dim=1).indices[None, :, None]
-        chosen = merged.gather(2, labels.expand(len(passes), -1, -1, *labels.shape[3:]))[:, :, 0]
-        return per_head[0].mean(dim=0), per_head[1].mean(dim=0), chosen.var(dim=0, correction=0)
+        return over_passes(predictor, images, self.passes, self.dropout)
 
     def __call__(self, p_main: Tensor, p_aux: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         mean, labels = merge(p_main, p_aux).max(dim=1)

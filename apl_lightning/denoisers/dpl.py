@@ -10,6 +10,7 @@ from apl_lightning._support.distributed import gather
 from apl_lightning._support.resizing import resize_to
 from apl_lightning.denoisers.base import DatasetDenoiser
 from apl_lightning.denoisers.confidence import merge
+from apl_lightning.denoisers.dropout import over_passes
 from apl_lightning.denoisers.predictor import Predictor
 
 
@@ -52,13 +53,8 @@ class DPL(DatasetDenoiser):
     def predict(self, predictor: Predictor, images: Tensor) -> tuple[Tensor, ...]:
         """Mean probabilities of both heads, the standard deviation of the label's, and the features of a plain pass."""
         features = predictor.features(images)
-        passes = [predictor.with_dropout(images, self.dropout) for _ in range(self.passes)]
-        p_main, p_aux = (torch.stack([p[head].softmax(dim=1) for p in passes]).mean(dim=0) for head in (0, 1))
-        labels = merge(p_main, p_aux).max(dim=1).indices[:, None]
-        softened = [
-            merge(*((logits / self.temperature).softmax(dim=1) for logits in p)).gather(1, labels)[:, 0] for p in passes
-        ]
-        return p_main, p_aux, torch.stack(softened).std(dim=0, correction=0), features
+        p_main, p_aux, variance = over_passes(predictor, images, self.passes, self.dropout, self.temperature)
+        return p_main, p_aux, variance.sqrt(), features
 
     def begin(self, round: int, num_classes: int, device: torch.device) -> None:
         self._classes = num_classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -43,6 +44,20 @@ def test_deviation_of_dpl() -> None:
     _, _, deviation, found = DPL(passes=2).predict(Scripted(*passes, features=features), torch.zeros(1, 1, 1))
     assert deviation.item() == pytest.approx((2 / 3 - 1 / 2) / 2)
     assert found is features
+
+
+def test_passes_with_dropout_are_not_kept() -> None:
+    passes: list[weakref.ref[Tensor]] = []
+
+    class Watched:
+        def with_dropout(self, images: Tensor, rate: float) -> Logits:
+            assert sum(made() is not None for made in passes) <= 2
+            logits = Logits(torch.randn(1, 3, 4), torch.randn(1, 3, 4))
+            passes.extend(map(weakref.ref, logits))
+            return logits
+
+    Chebyshev(passes=20).predict(Watched(), torch.zeros(1, 1, 4))
+    assert len(passes) == 40
 
 
 def test_prototypes_of_coarse_features() -> None:
