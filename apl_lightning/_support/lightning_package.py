@@ -42,13 +42,13 @@ def refuse_pairing(thing: object, package: str | None) -> None:
         )
 
 
-def refuse_other_package(callback: object) -> None:
-    """Raise a `TypeError` if the caller was called by the other package than that of `callback`.
+def refuse_other_package(thing: object) -> None:
+    """Raise a `TypeError` if the caller was called by the other package than that of `thing`.
 
-    Its trainer would later refuse the module as no `LightningModule`. When it is made, it reads the `state_key` of each
-    callback, and nothing else of this package before that error.
+    A trainer of that package would refuse a module as no `LightningModule`. Before, it reads the `state_key` of each
+    callback, when it is made, and the `__class__` of the module.
     """
     caller = f"{sys._getframe(2).f_globals.get('__name__')}."
     for package in DOORS:
         if caller.startswith(f"{package}."):
-            refuse_pairing(callback, package)
+            refuse_pairing(thing, package)

@@ -14,7 +14,7 @@ from apl_lightning._support.class_only import class_only
 from apl_lightning._support.distributed import total, world_size
 from apl_lightning._support.hyperparameters import without_numpy
 from apl_lightning._support.lightning import refuse_half_weights
-from apl_lightning._support.lightning_package import require_lightning
+from apl_lightning._support.lightning_package import refuse_other_package, require_lightning
 from apl_lightning._support.modes import not_finite, set_dropout_mode
 from apl_lightning._support.resizing import resize_to
 from apl_lightning.data import Keys, RandomPatches, sliding_window
@@ -131,6 +131,12 @@ class RefinementModule(EvaluationSteps, ABC):
         self._batch_norm_choice: BatchNormChoice | None = None
         self.choose_parameters()
         self.train()
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """The class. `isinstance` of a trainer asks for it, before it calls this no `LightningModule`."""
+        refuse_other_package(self)
+        return type(self)
 
     def setup(self, stage: str) -> None:
         """Refuse to train weights in half precision; without an `inferer`, take one for the data module's patches."""
