@@ -37,13 +37,14 @@ class PseudoLabelCallback(Callback):
     `pseudo/changed` (share of labels that differ from the round before), `pseudo/class_ratio/<class>` (of the labels),
     `pseudo/estimated_gain` and `pseudo/estimated_gain/<class>` (see
     [`estimate_gain`][apl_lightning.guard.estimate_gain]; `pseudo/batch_norm_gain` is that of re-estimated BatchNorm
-    statistics) and, if the data set has reference labels, `pseudo/dice`, which only the log reads.
+    statistics), `pseudo/careful_gain` (see [`careful_gain`][apl_lightning.guard.careful_gain]) and, if the data set has
+    reference labels, `pseudo/dice`, which only the log reads.
 
     Args:
         denoiser: Turns predictions into labels and weights, `APL()` by default: another method of
             [`denoisers`][apl_lightning.denoisers], or a function `(p_main, p_aux) -> (labels, weights)`.
         every_n_epochs: Make new labels before each n-th epoch.
-        patience: Labels stay once their network's estimated gain has not risen by half a point for this many rounds:
+        patience: Labels stay once their network's careful gain has not risen by half a point for this many rounds:
             labels that are made again and again drift. `None`, or `guard="off"`, makes new ones up to the last epoch.
         inferer: Runs the module on images, as MONAI's `SlidingWindowInferer`; by default that of the module.
         batch_size: Images that a rank predicts at once; by default 16 slices (on a CPU at most as many as have 2^17
@@ -115,7 +116,7 @@ class PseudoLabelCallback(Callback):
 
     @property
     def has_settled(self) -> bool:
-        """Whether the labels stay, because the estimated gain has stopped to rise."""
+        """Whether the labels stay, because the careful gain has stopped to rise."""
         if self.patience is None or self.guard.mode == "off":
             return False
         return self.round - self.selection.risen_in >= self.patience
@@ -147,7 +148,7 @@ class PseudoLabelCallback(Callback):
         self.statistics |= chosen
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """The estimated gain of the module as it is now, by its names in the log; call it on all ranks.
+        """The estimated gains of the module as it is now, by their names in the log; call it on all ranks.
 
         Raises:
             RuntimeError: Before the first round, and if `guard` and `batch_norm` keep nothing to compare with.

@@ -141,7 +141,8 @@ def known_run(setting: str, method: str, seed: int, before: float, after: float,
 
 
 def known_rounds(*rows: tuple[float, float]) -> dict[str, Any]:
-    return {"rounds": [{"pseudo/estimated_gain": gain, "val/dice/average": dice} for gain, dice in rows]}
+    names = ("pseudo/estimated_gain", "pseudo/estimated_gain/liver")
+    return {"rounds": [{**dict.fromkeys(names, gain), "val/dice/average": dice} for gain, dice in rows]}
 
 
 def test_report_of_known_runs(example: Any, tmp_path: Path) -> None:
@@ -165,8 +166,8 @@ def test_report_of_known_runs(example: Any, tmp_path: Path) -> None:
     # In a, the estimates 10, 5, -10, -20 stand for true gains of 2, 1, -5, -10; two differ by more than 2.
     assert "| a | 4 | 1.00 | 2 | 2 | 6.5 |" in text
     # The guard returns to the first round in a, and to what came in from Y.
-    assert "| a | 0.75 | 2 | 1 | 0 | -4.5 | 1.0 | 200 % |" in text
-    assert "| b | 0.75, chosen on the others | 2 | 1 | 0 | 1.0 | 6.0 | 100 % |" in text
+    assert "| a | 0.75 | 4 x | 2 | 1 | 0 | -4.5 | 1.0 | 200 % |" in text
+    assert "| b, chosen on the others | 0.9 | 4 x | 2 | 1 | 0 | 1.0 | 5.0 | 83 % |" in text
 
 
 def test_drift_of_known_runs(example: Any) -> None:

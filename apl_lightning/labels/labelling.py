@@ -16,7 +16,7 @@ from apl_lightning._support.progress import track
 from apl_lightning._support.seeding import derived_seed, seeded
 from apl_lightning.data import RandomPatches, TargetDataset
 from apl_lightning.denoisers import Denoiser, Predictor
-from apl_lightning.guard import Classes, PixelSample
+from apl_lightning.guard import Classes, PixelSample, careful_gain
 from apl_lightning.heads import Inferer
 from apl_lightning.labels.label_pass import Predictions, Recorder, make_labels, predict
 from apl_lightning.labels.spool import Spool
@@ -24,6 +24,7 @@ from apl_lightning.labels.statistics import LabelStatistics
 from apl_lightning.labels.target_images import TargetImages
 
 GAIN = "pseudo/estimated_gain"
+CAREFUL_GAIN = "pseudo/careful_gain"  # what the guard compares
 
 
 class Labelling:
@@ -96,12 +97,13 @@ class Labelling:
         return classes
 
     def gains(self, before: Classes, after: Classes) -> dict[str, float]:
-        """The estimated gain of Dice, mean and by class, by their names in the log; over all ranks."""
+        """The estimated gain of Dice, careful, mean and by class, by their names in the log; over all ranks."""
         assert self.sample is not None
         gains = self.sample.gains(before, after, self.num_classes)
         named = zip(self._names[1:], gains, strict=True)
         by_class = {f"{GAIN}/{name}": gain for name, gain in named if not math.isnan(gain)}
-        return {GAIN: fmean(by_class.values() or [0.0]), **by_class}
+        found = list(by_class.values())
+        return {GAIN: fmean(found or [0.0]), CAREFUL_GAIN: careful_gain(found), **by_class}
 
     def _predictions(self, run: Callable[[Tensor], tuple[Tensor, ...]], seed: int, description: str) -> Predictions:
         share = TargetImages(self._trainer, self.dataset, self._batch_size)

@@ -1,31 +1,38 @@
 """How well the estimated gain tells the true one, and what the guard makes of the runs of the benchmark."""
 
 from collections.abc import Sequence
+from itertools import product
 from statistics import mean, median
 from typing import Any
 
 from scipy.stats import spearmanr
 
-from apl_lightning.guard import Guard
+from apl_lightning.guard import LOSS_WEIGHT, Guard, careful_gain
 
 Run = dict[str, Any]
 
 LIMITS = (0.0, 0.25, 0.5, 0.75, 0.9)
+LOSS_WEIGHTS = (1.0, 2.0, LOSS_WEIGHT)
+ENOUGH = 0.95  # of the gains must be kept
 CLEAR = 2.0  # points of Dice by which a network must differ, for its sign to count
 HARM = 0.5  # a run does harm if it ends more than this many points of Dice below what came in
 GAIN = "pseudo/estimated_gain"
 
 
-def outcome(run: Run, kept: float) -> float:
-    """The gain of average Dice, in points, of the network that `Guard("restore", kept)` ends with."""
+def outcome(run: Run, kept: float, loss_weight: float = LOSS_WEIGHT) -> float:
+    """The gain of average Dice, in points, of the network that a guard with these limits ends with."""
     before = best = float(run["before"]["dice"]["average"])
     guard = Guard("restore", kept)
-    *rounds, last = run["rounds"]
-    for row in rounds:
-        if guard.is_best(row[GAIN]):
+    gains = [_careful_gain(row, loss_weight) for row in run["rounds"]]
+    for row, gain in zip(run["rounds"][:-1], gains, strict=False):
+        if guard.is_best(gain):
             best = row["val/dice/average"]
-    end = best if guard.is_harmed(last[GAIN]) else float(last["val/dice/average"])
+    end = best if guard.is_harmed(gains[-1]) else float(run["rounds"][-1]["val/dice/average"])
     return end - before
+
+
+def _careful_gain(row: dict[str, float], loss_weight: float) -> float:
+    return careful_gain([gain for name, gain in row.items() if name.startswith(f"{GAIN}/")], loss_weight)
 
 
 def unguarded(run: Run) -> float:
@@ -39,6 +46,7 @@ def guard_table(runs: list[Run]) -> str:
     columns = [
         "data",
         "limit",
+        "losses count",
         "runs",
         "harm without the guard",
         "harm with it",
@@ -49,12 +57,21 @@ def guard_table(runs: list[Run]) -> str:
     lines = ["## Guard", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     data = {name: [run for run in runs if run["data"] == name] for name in _data_sets(runs)}
     for name, of_data in data.items():
-        lines += [_row(name, f"{kept}", of_data, kept) for kept in LIMITS]
+        lines += [_row(name, of_data, *both) for both in product(LIMITS, LOSS_WEIGHTS)]
     for name, of_data in data.items() if len(data) > 1 else ():
         others = [run for other, found in data.items() if other != name for run in found]
-        kept = max(LIMITS, key=lambda kept: (-_harm([outcome(run, kept) for run in others]), _kept(others, kept)))
-        lines.append(_row(name, f"{kept}, chosen on the others", of_data, kept))
+        lines.append(_row(f"{name}, chosen on the others", of_data, *_chosen(others)))
     return "\n".join(lines)
+
+
+def _chosen(runs: list[Run]) -> tuple[float, float]:
+    """The limit and the weight of losses with the least harm: of several, the most careful ones that keep enough."""
+
+    def merit(both: tuple[float, float]) -> tuple[Any, ...]:
+        harm = _harm([outcome(run, *both) for run in runs])
+        return -harm, _kept(runs, *both) >= ENOUGH, both[1], both[0]
+
+    return max(product(LIMITS, LOSS_WEIGHTS), key=merit)
 
 
 def estimate_table(runs: list[Run]) -> str:
@@ -80,28 +97,30 @@ def _estimates(run: Run) -> list[tuple[float, float]]:
     return [(estimate, true) for estimate, true in rows if estimate != 0]
 
 
-def _row(name: str, limit: str, runs: list[Run], kept: float) -> str:
-    before, after = [unguarded(run) for run in runs], [outcome(run, kept) for run in runs]
+def _row(name: str, runs: list[Run], kept: float, loss_weight: float) -> str:
+    before, after = [unguarded(run) for run in runs], [outcome(run, kept, loss_weight) for run in runs]
     cells = [
         name,
-        limit,
+        f"{kept}",
+        f"{loss_weight:g} x",
         str(len(runs)),
         str(_harm(before)),
         str(_harm(after)),
         f"{mean(before):.1f}",
         f"{mean(after):.1f}",
     ]
-    return f"| {' | '.join(cells)} | {100 * _kept(runs, kept):.0f} % |"
+    return f"| {' | '.join(cells)} | {100 * _kept(runs, kept, loss_weight):.0f} % |"
 
 
 def _harm(gains: Sequence[float]) -> int:
     return sum(gain < -HARM for gain in gains)
 
 
-def _kept(runs: list[Run], kept: float) -> float:
+def _kept(runs: list[Run], kept: float, loss_weight: float) -> float:
     """The share of the mean gain of the runs that gain without the guard which is there with it."""
     good = [run for run in runs if unguarded(run) > 0]
-    return mean([outcome(run, kept) for run in good] or [0]) / mean([unguarded(run) for run in good] or [1])
+    guarded = [outcome(run, kept, loss_weight) for run in good]
+    return mean(guarded or [0]) / mean([unguarded(run) for run in good] or [1])
 
 
 def _data_sets(runs: list[Run]) -> list[str]:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 from apl_lightning.denoisers import UPL
-from apl_lightning.guard import Guard
+from apl_lightning.guard import Guard, careful_gain
 from apl_lightning.labels import Labelling
+from apl_lightning.labels.labelling import CAREFUL_GAIN, GAIN
 from apl_lightning.refinement import adapt_batch_norm
 
 Make = Callable[..., pl.Trainer]
@@ -49,13 +50,27 @@ def test_guard() -> None:
     assert guard.is_best(0.206)
 
 
+def test_careful_gain() -> None:
+    gains = torch.randn(100, 5).tolist()
+    for row in gains:
+        expected = (sum(g for g in row if g > 0) + 4 * sum(g for g in row if g < 0)) / 5
+        assert careful_gain(row) == pytest.approx(expected)
+        assert careful_gain(row, loss_weight=1) == pytest.approx(sum(row) / 5)
+    assert careful_gain([]) == 0
+
+
+def named_gains(gain: float, careful: float | None = None) -> dict[str, float]:
+    """What `Labelling.gains` returns."""
+    return {GAIN: gain, CAREFUL_GAIN: gain if careful is None else careful}
+
+
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Take the estimated gains from a list: of the rounds and of the network after the last epoch."""
 
     def script(*gains: float) -> None:
         left = list(gains)
-        monkeypatch.setattr(Labelling, "gains", lambda *_: {"pseudo/estimated_gain": left.pop(0)})
+        monkeypatch.setattr(Labelling, "gains", lambda *_: named_gains(left.pop(0)))
 
     return script
 
@@ -116,13 +131,21 @@ def test_last_network_is_kept(tmp_path: Path, trainer: Make, scripted: Any, gain
     assert all(not torch.equal(weight, state["network.encoder.0.weight"]) for state in states)
 
 
+def test_a_gain_that_hides_a_loss(tmp_path: Path, trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Labelling, "gains", lambda *_: named_gains(0.1, careful=-0.01))
+    with pytest.warns(UserWarning, match=r"10.0 points .* it is -1.0, .* the network as it came in is restored"):
+        module, states = fit(tmp_path, trainer, PseudoLabelCallback())
+    assert_same(module, states[0])
+
+
 def test_warn_changes_nothing(tmp_path: Path, trainer: Make, scripted: Any) -> None:
     scripted(0.1, 0.01, 0.2, 0.0)
     with pytest.warns(UserWarning, match="by estimate") as caught:
         module, states = fit(tmp_path, trainer, PseudoLabelCallback(guard="warn"))
     texts = [str(warning.message) for warning in caught if "by estimate" in str(warning.message)]
     assert [text.split(",")[0] for text in texts] == ["In round 1", "After the last epoch"]
-    assert "+1.0 points from that of the network as it came in by estimate, and was +10.0 points at best" in texts[0]
+    assert "+1.0 points from that of the network as it came in by estimate" in texts[0]
+    assert "With losses of a class counted 4 times it is +1.0, and was +10.0 at best" in texts[0]
     assert not torch.equal(module.model.network.encoder[0].weight, states[-1]["network.encoder.0.weight"])
 
 

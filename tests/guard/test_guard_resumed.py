@@ -7,7 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import CLASSES, Images, TinyNet
-from test_guard import Fade, Save, fit
+from test_guard import Fade, Save, fit, named_gains
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 from apl_lightning.labels import Labelling
@@ -33,10 +33,10 @@ def test_run_resumed_after_its_last_step_restores(tmp_path: Path, trainer: Make)
 def test_resumed_run_remembers_what_was_best(tmp_path: Path, trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that only warns has no file of its best network, but knows its gain."""
     saved = tmp_path / "saved.ckpt"
-    monkeypatch.setattr(Labelling, "gains", lambda *_: {"pseudo/estimated_gain": 0.2})
+    monkeypatch.setattr(Labelling, "gains", lambda *_: named_gains(0.2))
     fit(tmp_path, trainer, PseudoLabelCallback(guard="warn"), 2, callbacks=[Save(saved, after=1)])
-    monkeypatch.setattr(Labelling, "gains", lambda *_: {"pseudo/estimated_gain": 0.05})
-    with pytest.warns(UserWarning, match="In round 2, the Dice is .5.0 points .* was .20.0 points at best"):
+    monkeypatch.setattr(Labelling, "gains", lambda *_: named_gains(0.05))
+    with pytest.warns(UserWarning, match="In round 2, the Dice is .5.0 points .* was .20.0 at best"):
         fit(tmp_path, trainer, PseudoLabelCallback(guard="warn"), 3, ckpt_path=saved)
 
 

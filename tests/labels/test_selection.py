@@ -13,6 +13,7 @@ from conftest import CLASSES, Images, TinyNet
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 from apl_lightning.guard import Guard
 from apl_lightning.labels import Labelling, Selection
+from apl_lightning.labels.labelling import CAREFUL_GAIN, GAIN
 
 
 def test_guard_judges_the_main_head(tmp_path: Path, trainer: Any) -> None:
@@ -39,7 +40,7 @@ def test_a_run_that_warned_resumes_with_restore() -> None:
 
 def test_round_0_draws_no_warning(tmp_path: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gains = [-0.1, 0.0]
-    monkeypatch.setattr(Labelling, "gains", lambda *_: {"pseudo/estimated_gain": gains.pop(0)})
+    monkeypatch.setattr(Labelling, "gains", lambda *_: dict.fromkeys((GAIN, CAREFUL_GAIN), gains.pop(0)))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer(callbacks=[PseudoLabelCallback(guard="warn")]).fit(

@@ -119,6 +119,7 @@ def test_logged_names(trainer: Make, data: TargetDataModule) -> None:
         "pseudo/confidence",
         "pseudo/apart",
         "pseudo/agreement",
+        "pseudo/careful_gain",
         "pseudo/estimated_gain",
         "pseudo/estimated_gain/spleen",
         "pseudo/batch_norm_gain",
