@@ -32,17 +32,18 @@ def careful_gain(gains: Sequence[float], loss_weight: float = LOSS_WEIGHT) -> fl
 
 @dataclass(eq=False)
 class Guard:
-    """Compares each network with the one that came in, by its [`careful_gain`][apl_lightning.guard.careful_gain].
+    """Compares each network with the one that came in, by its estimated gain of Dice.
 
-    The candidates are the network as it came in, with a gain of 0, and the one that makes the labels of each round.
-    That of round 0 differs from the first one by its BatchNorm statistics. A later candidate is best only if its gain
-    is higher by half a point: smaller rises are within the error of the estimate, and an earlier network has drifted
-    less.
+    The gain is that of [`estimate_gain`][apl_lightning.guard.estimate_gain], averaged over the foreground classes. The
+    candidates are the network as it came in, with a gain of 0, and the one that makes the labels of each round. That of
+    round 0 differs from the first one by its BatchNorm statistics. A later candidate is best only if its
+    [`careful_gain`][apl_lightning.guard.careful_gain] is higher by half a point: smaller rises are within the error of
+    the estimate, and an earlier network has drifted less.
 
     Args:
         mode: `"restore"` ends the run with the best candidate if the network of the last epoch is harmed; `"warn"` only
             says so; `"off"` does nothing.
-        kept: The network of the last epoch is harmed if its gain is below this share of that of the best
+        kept: The network of the last epoch is harmed if its estimated gain is below this share of that of the best
             candidate.
 
     Raises:
@@ -51,7 +52,7 @@ class Guard:
     Examples:
         >>> from apl_lightning.guard import Guard
         >>> guard = Guard("restore")
-        >>> guard.is_best(0.12), guard.is_best(0.10)
+        >>> guard.is_best(0.12, careful=0.11), guard.is_best(0.13, careful=0.10)
         (True, False)
         >>> guard.is_harmed(0.11), guard.is_harmed(0.03)
         (False, True)
@@ -60,6 +61,7 @@ class Guard:
     mode: GuardMode
     kept: float = 0.75
     best: float = field(default=0.0, init=False)
+    best_careful: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(GuardMode):
@@ -67,11 +69,15 @@ class Guard:
         if not 0 <= self.kept <= 1:
             raise ValueError(f"Expected `kept` in [0, 1], but got {self.kept}.")
 
-    def is_best(self, gain: float) -> bool:
-        """Whether the gain of a candidate is clearly above those of all before; remembers it."""
-        if not gain > self.best + RISE:
+    def reset(self) -> None:
+        """Start without candidates."""
+        self.best = self.best_careful = 0.0
+
+    def is_best(self, gain: float, careful: float) -> bool:
+        """Whether the careful gain of a candidate is clearly above those of all before; remembers both gains."""
+        if not careful > self.best_careful + RISE:
             return False
-        self.best = gain
+        self.best, self.best_careful = gain, careful
         return True
 
     def is_harmed(self, gain: float) -> bool:

@@ -24,7 +24,7 @@ from apl_lightning.labels.statistics import LabelStatistics
 from apl_lightning.labels.target_images import TargetImages
 
 GAIN = "pseudo/estimated_gain"
-CAREFUL_GAIN = "pseudo/careful_gain"  # what the guard compares
+CAREFUL_GAIN = "pseudo/careful_gain"  # by which the guard chooses a candidate
 
 
 class Labelling:

@@ -11,7 +11,7 @@ import torch
 from apl_lightning._support.distributed import gather, once_per_node, rank, share_state
 from apl_lightning._support.lightning import rank_zero_info
 from apl_lightning._support.modes import not_finite
-from apl_lightning.guard import LOSS_WEIGHT, Classes, Guard, PixelSample, Snapshot, joined
+from apl_lightning.guard import Classes, Guard, PixelSample, Snapshot, joined
 from apl_lightning.labels.labelling import CAREFUL_GAIN, GAIN, Labelling
 
 
@@ -28,7 +28,7 @@ class Selection:
 
     def reset(self) -> None:
         """Start without candidates."""
-        self.guard.best = 0.0
+        self.guard.reset()
         self.snapshot = Snapshot()
         self.first: Classes = {}  # what the network predicted as it came in
         self.risen_in = 0  # the round whose careful gain has last risen
@@ -67,9 +67,9 @@ class Selection:
             self.risen_in = round
             return {}
         gains = labelling.gains(self.first, classes)
-        if self.guard.mode == "warn" and self.guard.is_harmed(gains[CAREFUL_GAIN]) and round > 0:
-            self._warn(f"In round {round}", gains, "Look at the pseudo labels, or pass guard='restore'")
-        if self.guard.is_best(gains[CAREFUL_GAIN]):
+        if self.guard.mode == "warn" and self.guard.is_harmed(gains[GAIN]) and round > 0:
+            self._warn(f"In round {round}", gains[GAIN], "Look at the pseudo labels, or pass guard='restore'")
+        if self.guard.is_best(gains[GAIN], gains[CAREFUL_GAIN]):
             self.risen_in = round
             if self.guard.mode == "restore":
                 self._keep(round, labelling)
@@ -81,18 +81,18 @@ class Selection:
             return
         module, local_rank = labelling.module, labelling.local_rank
         share_state(module)
-        gains = self._last_gains(labelling, seed)
-        if not self.guard.is_harmed(gains[CAREFUL_GAIN]):
+        gain = self._last_gain(labelling, seed)
+        if not self.guard.is_harmed(gain):
             return
         if self.guard.mode == "warn":
-            self._warn("After the last epoch", gains, "Look at the pseudo labels, or pass guard='restore'")
+            self._warn("After the last epoch", gain, "Look at the pseudo labels, or pass guard='restore'")
             return
         folder = labelling.dataset.store.directory
         exists = all(gather(local_rank != 0 or self.snapshot.is_in(folder)))
         if exists:
             once_per_node(local_rank, "Restoring the best network", partial(self.snapshot.restore, module, folder))
             share_state(module)
-        self._warn("After the last epoch", gains, self._outcome(exists, folder))
+        self._warn("After the last epoch", gain, self._outcome(exists, folder))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to know."""
@@ -100,6 +100,7 @@ class Selection:
         classes = [self.first[index] for index in indices]
         return {
             "best": self.guard.best,
+            "best_careful": self.guard.best_careful,
             "risen_in": self.risen_in,
             "snapshot": self.snapshot.state_dict(),
             "indices": torch.tensor(indices, dtype=torch.long),
@@ -111,22 +112,23 @@ class Selection:
         """Continue from a checkpoint."""
         # A run that only warned has kept no file to restore.
         kept = self.guard.mode == "warn" or state_dict["snapshot"]["round"] >= 0
-        self.guard.best = state_dict["best"] if kept else 0.0
+        self.guard.reset()
+        if kept:
+            self.guard.best, self.guard.best_careful = state_dict["best"], state_dict["best_careful"]
         self.risen_in = state_dict["risen_in"]
         self.snapshot.load_state_dict(state_dict["snapshot"])
         parts = state_dict["classes"].cpu().split(state_dict["sizes"].tolist())
         self.first = dict(zip(state_dict["indices"].tolist(), parts, strict=True))
 
-    def _last_gains(self, labelling: Labelling, seed: int) -> dict[str, float]:
-        """The estimated gains of the module; NaN if its weights or its predictions are not finite."""
-        unknown = {GAIN: math.nan, CAREFUL_GAIN: math.nan}
+    def _last_gain(self, labelling: Labelling, seed: int) -> float:
+        """The estimated gain of the module; NaN if its weights or its predictions are not finite."""
         if not_finite(labelling.module.state_dict()):
-            return unknown
+            return math.nan
         try:
-            return labelling.gains(self.first, labelling.look(seed))
+            return labelling.gains(self.first, labelling.look(seed))[GAIN]
         except (ValueError, RuntimeError) as error:  # a `RuntimeError` if a rank has met the `ValueError`
             if "finite predictions" in str(error):
-                return unknown
+                return math.nan
             raise
 
     def _keep(self, round: int, labelling: Labelling) -> None:
@@ -141,14 +143,13 @@ class Selection:
             return f"guard='restore': the network {best} is restored"
         return f"guard='restore': the network {best} was better, but its file is missing or damaged in {folder}"
 
-    def _warn(self, when: str, gains: dict[str, float], cure: str) -> None:
+    def _warn(self, when: str, gain: float, cure: str) -> None:
         if rank() > 0:
             return
         found = (
             "the weights or the predictions are not finite"
-            if math.isnan(gains[GAIN])
-            else f"the Dice is {100 * gains[GAIN]:+.1f} points from that of the network as it came in by estimate. "
-            f"With losses of a class counted {LOSS_WEIGHT:g} times it is {100 * gains[CAREFUL_GAIN]:+.1f}, and was "
-            f"{100 * self.guard.best:+.1f} at best"
+            if math.isnan(gain)
+            else f"the Dice is {100 * gain:+.1f} points from that of the network as it came in by estimate, and was "
+            f"{100 * self.guard.best:+.1f} points at best"
         )
         warnings.warn(f"{when}, {found}. {cure}.", stacklevel=2)

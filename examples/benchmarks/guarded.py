@@ -12,7 +12,7 @@ from apl_lightning.guard import LOSS_WEIGHT, Guard, careful_gain
 Run = dict[str, Any]
 
 LIMITS = (0.0, 0.25, 0.5, 0.75, 0.9)
-LOSS_WEIGHTS = (1.0, 2.0, LOSS_WEIGHT)
+LOSS_WEIGHTS = (1.0, LOSS_WEIGHT)
 ENOUGH = 0.95  # of the gains must be kept
 CLEAR = 2.0  # points of Dice by which a network must differ, for its sign to count
 HARM = 0.5  # a run does harm if it ends more than this many points of Dice below what came in
@@ -23,11 +23,11 @@ def outcome(run: Run, kept: float, loss_weight: float = LOSS_WEIGHT) -> float:
     """The gain of average Dice, in points, of the network that a guard with these limits ends with."""
     before = best = float(run["before"]["dice"]["average"])
     guard = Guard("restore", kept)
-    gains = [_careful_gain(row, loss_weight) for row in run["rounds"]]
-    for row, gain in zip(run["rounds"][:-1], gains, strict=False):
-        if guard.is_best(gain):
+    *rounds, last = run["rounds"]
+    for row in rounds:
+        if guard.is_best(row[GAIN], _careful_gain(row, loss_weight)):
             best = row["val/dice/average"]
-    end = best if guard.is_harmed(gains[-1]) else float(run["rounds"][-1]["val/dice/average"])
+    end = best if guard.is_harmed(last[GAIN]) else float(last["val/dice/average"])
     return end - before
 
 

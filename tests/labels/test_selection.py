@@ -32,10 +32,10 @@ def test_guard_judges_the_main_head(tmp_path: Path, trainer: Any) -> None:
 
 def test_a_run_that_warned_resumes_with_restore() -> None:
     warned, restoring = Selection(Guard("warn")), Selection(Guard("restore"))
-    assert warned.guard.is_best(0.2)
+    assert warned.guard.is_best(0.2, 0.2)
     restoring.load_state_dict(warned.state_dict())
     assert not restoring.guard.is_harmed(0.0), "there is no file of the network with a gain of 0.2"
-    assert restoring.guard.is_best(0.1)
+    assert restoring.guard.is_best(0.1, 0.1)
 
 
 def test_round_0_draws_no_warning(tmp_path: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
