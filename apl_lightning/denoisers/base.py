@@ -138,7 +138,7 @@ def denoise(
         >>> import torch
         >>> from apl_lightning.denoisers import APL, denoise
         >>> p = torch.tensor([[[0.7], [0.3]]])
-        >>> [(labels, weights)] = denoise(APL(), [(p, p)])
+        >>> [(labels, weights)] = denoise(APL(), [(p, p)])  # of one class, so there is nothing to balance
         >>> round(weights.item(), 4)
         0.4
     """
