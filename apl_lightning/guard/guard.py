@@ -14,7 +14,7 @@ LOSS_WEIGHT = 4.0
 def careful_gain(gains: Sequence[float], loss_weight: float = LOSS_WEIGHT) -> float:
     r"""The mean estimated gain of the foreground classes, in which losses count several times.
 
-    $$\frac{1}{K} \sum_{c=1}^{K} \max(g_c, 0) + w \min(g_c, 0)$$
+    $$\frac{1}{K} \sum_{c=1}^{K} \left(\max(g_c, 0) + w \min(g_c, 0)\right)$$
 
     So an organ that fades does not hide behind others that grow.
 
