@@ -44,7 +44,7 @@ class PseudoLabelCallback(Callback):
         denoiser: Turns predictions into labels and weights, `APL()` by default: another method of
             [`denoisers`][apl_lightning.denoisers], or a function `(p_main, p_aux) -> (labels, weights)`.
         every_n_epochs: Make new labels before each n-th epoch.
-        patience: Labels stay once their network's careful gain has not risen by half a point for this many rounds:
+        patience: Labels stay once their network's estimated gain has not risen by half a point for this many rounds:
             labels that are made again and again drift. `None`, or `guard="off"`, makes new ones up to the last epoch.
         inferer: Runs the module on images, as MONAI's `SlidingWindowInferer`; by default that of the module.
         batch_size: Images that a rank predicts at once; by default 16 slices (on a CPU at most as many as have 2^17
@@ -116,7 +116,7 @@ class PseudoLabelCallback(Callback):
 
     @property
     def has_settled(self) -> bool:
-        """Whether the labels stay, because the careful gain has stopped to rise."""
+        """Whether the labels stay, because the estimated gain has stopped to rise."""
         if self.patience is None or self.guard.mode == "off":
             return False
         return self.round - self.selection.risen_in >= self.patience

@@ -11,7 +11,7 @@ import torch
 from apl_lightning._support.distributed import gather, once_per_node, rank, share_state
 from apl_lightning._support.lightning import rank_zero_info
 from apl_lightning._support.modes import not_finite
-from apl_lightning.guard import Classes, Guard, PixelSample, Snapshot, joined
+from apl_lightning.guard import RISE, Classes, Guard, PixelSample, Snapshot, joined
 from apl_lightning.labels.labelling import CAREFUL_GAIN, GAIN, Labelling
 
 
@@ -31,7 +31,8 @@ class Selection:
         self.guard.reset()
         self.snapshot = Snapshot()
         self.first: Classes = {}  # what the network predicted as it came in
-        self.risen_in = 0  # the round whose careful gain has last risen
+        self.risen_in = 0  # the round whose estimated gain has last risen
+        self._highest = 0.0  # its estimated gain
         self.sample: PixelSample | None = None
 
     def sample_of(self, length: int) -> PixelSample:
@@ -69,10 +70,10 @@ class Selection:
         gains = labelling.gains(self.first, classes)
         if self.guard.mode == "warn" and self.guard.is_harmed(gains[GAIN]) and round > 0:
             self._warn(f"In round {round}", gains[GAIN], "Look at the pseudo labels, or pass guard='restore'")
-        if self.guard.is_best(gains[GAIN], gains[CAREFUL_GAIN]):
-            self.risen_in = round
-            if self.guard.mode == "restore":
-                self._keep(round, labelling)
+        if gains[GAIN] > self._highest + RISE:
+            self.risen_in, self._highest = round, gains[GAIN]
+        if self.guard.is_best(gains[GAIN], gains[CAREFUL_GAIN]) and self.guard.mode == "restore":
+            self._keep(round, labelling)
         return gains
 
     def end(self, labelling: Labelling, seed: int) -> None:
@@ -102,6 +103,7 @@ class Selection:
             "best": self.guard.best,
             "best_careful": self.guard.best_careful,
             "risen_in": self.risen_in,
+            "highest": self._highest,
             "snapshot": self.snapshot.state_dict(),
             "indices": torch.tensor(indices, dtype=torch.long),
             "sizes": torch.tensor([len(found) for found in classes], dtype=torch.long),
@@ -115,7 +117,7 @@ class Selection:
         self.guard.reset()
         if kept:
             self.guard.best, self.guard.best_careful = state_dict["best"], state_dict["best_careful"]
-        self.risen_in = state_dict["risen_in"]
+        self.risen_in, self._highest = state_dict["risen_in"], state_dict["highest"]
         self.snapshot.load_state_dict(state_dict["snapshot"])
         parts = state_dict["classes"].cpu().split(state_dict["sizes"].tolist())
         self.first = dict(zip(state_dict["indices"].tolist(), parts, strict=True))
