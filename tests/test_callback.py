@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule, TargetDataset
 from apl_lightning.data import collate
+from apl_lightning.denoisers import APL
 
 Make = Callable[..., pl.Trainer]
 
@@ -169,7 +170,7 @@ def test_labels_are_made_in_evaluation_mode(tmp_path: Path, trainer: Make) -> No
 
     data = TargetDataModule(images, transform=flip, batch_size=1, store_dir=tmp_path / "labels")
     module = APLModule(WithDropout(), CLASSES, learning_rate=0.0, batch_norm="adapt", dropout=True)
-    callback = PseudoLabelCallback(guard="off")
+    callback = PseudoLabelCallback(APL(balanced=False), guard="off")
     fit = trainer(callbacks=[callback])
     fit.fit(module, data)
     module.eval()

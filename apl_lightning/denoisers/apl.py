@@ -1,4 +1,4 @@
-"""Adaptive Pseudo Labeling: merge both heads and weight each pixel by its margin."""
+"""Adaptive Pseudo Labeling: merge both heads and weight each pixel by its margin, balanced over the classes."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,8 @@ from torch import Tensor
 from apl_lightning._support.distributed import total_of_counts
 from apl_lightning.denoisers.base import DatasetDenoiser
 
-_STEPS = 2**16  # of a margin: sums of integers depend on no order
+_STEPS = 2**16  # of a margin: a sum of integers does not depend on the order
+_LARGEST_RISE = 2.0  # or the few pixels of a class that the network hardly ever predicts would count as certain
 
 
 @dataclass(eq=False)
@@ -22,7 +23,8 @@ class APL(DatasetDenoiser):
     Beyond the paper, the margins are balanced. With the mean $\bar\omega_c$ of the margins of a class over the data
     set,
 
-    $$\omega' = \min\left(1, \; \omega \, \frac{\max_c \bar\omega_c}{\bar\omega_{\hat y}}\right)$$
+    $$\omega' = \min\left(1, \; r_{\hat y} \, \omega\right), \qquad
+    r_c = \min\left(2, \; \frac{\max_k \bar\omega_k}{\bar\omega_c}\right)$$
 
     A network is less sure of small organs than of the background. Without the balance they count less in training, and
     fade.
@@ -61,14 +63,16 @@ class APL(DatasetDenoiser):
         self._sums = torch.zeros(2, num_classes, dtype=torch.long)  # of margins in steps, and of pixels
 
     def observe(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels (B, *S), int32, and margins (B, *S) from the probabilities of both heads, (B, C, *S), on the CPU."""
+        """Labels in small integers, and margins, (B, *S), from the probabilities of both heads, (B, C, *S)."""
         # In place where nothing else sees it: the probabilities of a volume are large.
         merged = self._soften(p_aux) * self.aux_weight
         merged.add_(self._soften(p_main)).div_(1 + self.aux_weight)
         largest, labels = merged.max(dim=1)
         second = merged.scatter_(1, labels[:, None], -1).amax(dim=1)
-        labels, margins = labels.int().cpu(), (largest - second).clamp(0, 1).cpu()
         classes = self._sums.shape[1]
+        # They are kept until all images are predicted.
+        labels = labels.to(torch.uint8 if classes <= 256 else torch.int32).cpu()
+        margins = (largest - second).clamp(0, 1).cpu()
         steps = torch.bincount(labels.flatten(), (margins.flatten() * _STEPS).round().double(), minlength=classes)
         self._sums += torch.stack([steps.long(), torch.bincount(labels.flatten(), minlength=classes)])
         return labels, margins
@@ -77,7 +81,7 @@ class APL(DatasetDenoiser):
         """Compute by how much the margins of each class rise, from the sums of all ranks."""
         margins, pixels = total_of_counts(self._sums, self._device).double()
         mean = margins / pixels.clamp_min(1)
-        rise = torch.where(mean > 0, mean.max() / mean, 1).float()
+        rise = torch.where(mean > 0, mean.max() / mean, 1).clamp_max(_LARGEST_RISE).float()
         self._rise = rise if self.balanced else torch.ones_like(rise)
 
     def decide(self, labels: Tensor, margins: Tensor) -> tuple[Tensor, Tensor]:

@@ -82,6 +82,14 @@ class DatasetDenoiser(Denoiser):
     `observe` counts each batch, `settle` reduces the counts over ranks, and `decide` makes labels and weights.
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__call__" in vars(cls):
+            raise TypeError(
+                f"Expected {cls.__name__} to override `observe` and `decide`, but got `__call__`, which a label pass "
+                "does not use for a `DatasetDenoiser`: inherit from `Denoiser`, or override those."
+            )
+
     @abstractmethod
     def observe(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """Count what `predict` returns for a batch; returns what `decide` needs of it."""
@@ -138,7 +146,7 @@ def denoise(
         >>> import torch
         >>> from apl_lightning.denoisers import APL, denoise
         >>> p = torch.tensor([[[0.7], [0.3]]])
-        >>> [(labels, weights)] = denoise(APL(), [(p, p)])  # of one class, so there is nothing to balance
+        >>> [(labels, weights)] = denoise(APL(), [(p, p)])  # one predicted class: nothing to balance
         >>> round(weights.item(), 4)
         0.4
     """

@@ -12,8 +12,8 @@ def over_passes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""The mean probabilities of both heads, (B, C, *S), and the variance of $p_{\hat y}$ over the passes, (B, *S).
 
-    The variance is that of the merged probabilities, softened with `temperature`, at the argmax of their mean without
-    it. Sums run on as by Welford (1962), so the memory does not grow with the number of passes.
+    The variance is that of the merged probabilities after they are softened with `temperature`; the label is the argmax
+    of their mean before. The sums are updated pass by pass (Welford, 1962), so the memory does not grow with `passes`.
     """
     p_main, p_aux, mean = _one_pass(predictor, images, rate, temperature)
     squares = torch.zeros_like(mean)

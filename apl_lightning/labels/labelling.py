@@ -97,7 +97,7 @@ class Labelling:
         return classes
 
     def gains(self, before: Classes, after: Classes) -> dict[str, float]:
-        """The estimated gain of Dice, careful, mean and by class, by their names in the log; over all ranks."""
+        """The mean and the careful gain of Dice by estimate, and that of each class, by their names in the log."""
         assert self.sample is not None
         gains = self.sample.gains(before, after, self.num_classes)
         named = zip(self._names[1:], gains, strict=True)

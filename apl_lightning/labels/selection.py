@@ -151,7 +151,7 @@ class Selection:
         found = (
             "the weights or the predictions are not finite"
             if math.isnan(gain)
-            else f"the Dice is {100 * gain:+.1f} points from that of the network as it came in by estimate, and was "
-            f"{100 * self.guard.best:+.1f} points at best"
+            else f"the Dice is {100 * gain:+.1f} points from that of the network as it came in by estimate, and that "
+            f"of the best candidate {100 * self.guard.best:+.1f} points"
         )
         warnings.warn(f"{when}, {found}. {cure}.", stacklevel=2)

@@ -11,7 +11,7 @@ from apl_lightning.guard import LOSS_WEIGHT, Guard, careful_gain
 
 Run = dict[str, Any]
 
-LIMITS = (0.0, 0.25, 0.5, 0.75, 0.9)
+LIMITS = (0.0, 0.5, 0.75, 0.9)
 LOSS_WEIGHTS = (1.0, LOSS_WEIGHT)
 ENOUGH = 0.95  # of the gains must be kept
 CLEAR = 2.0  # points of Dice by which a network must differ, for its sign to count

@@ -43,6 +43,12 @@ def test_balanced_over_the_data_set() -> None:
             torch.testing.assert_close(weight[label == c], expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_rare_and_unsure_class_at_most_doubles() -> None:
+    p = torch.tensor([[0.99, 0.3, 0.4995], [0.01, 0.6, 0.0], [0.0, 0.1, 0.5005]])[None]
+    _, weights = denoised(APL(), p, p)
+    torch.testing.assert_close(weights, torch.tensor([[0.98, 0.6, 0.002]]))
+
+
 def test_a_class_without_any_margin_stays_at_0() -> None:
     p = torch.tensor([[0.9, 0.0], [0.1, 0.5], [0.0, 0.5]])[None]
     labels, weights = denoised(APL(), p, p)

@@ -46,6 +46,14 @@ def test_hooks_have_defaults() -> None:
     denoiser.load_state_dict({})
 
 
+def test_call_of_a_dataset_denoiser_is_an_error() -> None:
+    """A label pass would not use it."""
+    with pytest.raises(TypeError, match="Expected Mine to override `observe` and `decide`, but got `__call__`"):
+
+        class Mine(denoisers.APL):
+            def __call__(self, *predictions: Tensor) -> Any: ...
+
+
 def test_misspelt_hook_is_an_error() -> None:
     with pytest.raises(TypeError, match=r"among \['begin', 'load_state_dict', 'loss', 'predict'.* but got 'beginn'"):
         type("Misspelt", (Plain,), {"beginn": lambda self, *_: None})

@@ -146,7 +146,10 @@ def test_warn_changes_nothing(tmp_path: Path, trainer: Make, scripted: Any) -> N
         module, states = fit(tmp_path, trainer, PseudoLabelCallback(guard="warn"))
     texts = [str(warning.message) for warning in caught if "by estimate" in str(warning.message)]
     assert [text.split(",")[0] for text in texts] == ["In round 1", "After the last epoch"]
-    assert "+1.0 points from that of the network as it came in by estimate, and was +10.0 points at best" in texts[0]
+    assert (
+        "+1.0 points from that of the network as it came in by estimate, and that of the best candidate +10.0"
+        in texts[0]
+    )
     assert not torch.equal(module.model.network.encoder[0].weight, states[-1]["network.encoder.0.weight"])
 
 
@@ -301,6 +304,21 @@ def test_labels_stay_once_the_gain_no_longer_rises(
     fit(tmp_path, trainer, callback, epochs=8)
     assert callback.round == rounds - 1
     assert [callback.should_update(epoch) for epoch in (8, 9)] == [patience is None] * 2
+
+
+@pytest.mark.parametrize(
+    ("gains", "careful", "rounds"),
+    [([0.1, 0.2, 0.3, 0.4, 0.5], [-0.1] * 5, 5), ([0.1] * 5, [0.01, 0.02, 0.03, 0.04, 0.05], 3)],
+    ids=["rising", "flat"],
+)
+def test_labels_settle_by_the_estimated_gain(
+    tmp_path: Path, trainer: Make, monkeypatch: pytest.MonkeyPatch, gains: Gains, careful: Gains, rounds: int
+) -> None:
+    left = [named_gains(*both) for both in zip([*gains, 0.5], [*careful, 0.5], strict=True)]
+    monkeypatch.setattr(Labelling, "gains", lambda *_: left.pop(0))
+    callback = PseudoLabelCallback(patience=2)
+    fit(tmp_path, trainer, callback, epochs=5)
+    assert callback.round == rounds - 1
 
 
 def test_resumed_run_is_as_patient(tmp_path: Path, trainer: Make, scripted: Any) -> None:

@@ -36,7 +36,7 @@ def test_resumed_run_remembers_what_was_best(tmp_path: Path, trainer: Make, monk
     monkeypatch.setattr(Labelling, "gains", lambda *_: named_gains(0.2))
     fit(tmp_path, trainer, PseudoLabelCallback(guard="warn"), 2, callbacks=[Save(saved, after=1)])
     monkeypatch.setattr(Labelling, "gains", lambda *_: named_gains(0.05))
-    with pytest.warns(UserWarning, match="In round 2, the Dice is .5.0 points .* was .20.0 points at best"):
+    with pytest.warns(UserWarning, match="In round 2, the Dice is .5.0 points .* best candidate .20.0 points"):
         fit(tmp_path, trainer, PseudoLabelCallback(guard="warn"), 3, ckpt_path=saved)
 
 

@@ -38,6 +38,7 @@ def samples(count: int, labelled: bool = False) -> list[BatchFeature]:
 
 def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("apl_lightning.guard.Guard.is_harmed", lambda *_: False)  # these images are noise
     source = segformer()
     source.save_pretrained("source")
     scope: dict[str, Any] = {"target_images": samples(4), "labelled": samples(2, labelled=True)}

@@ -38,6 +38,14 @@ def test_a_run_that_warned_resumes_with_restore() -> None:
     assert restoring.guard.is_best(0.1, 0.1)
 
 
+def test_both_gains_of_the_best_candidate_are_remembered() -> None:
+    first, resumed = Selection(Guard("warn")), Selection(Guard("warn"))
+    assert first.guard.is_best(0.2, careful=0.1)
+    resumed.load_state_dict(first.state_dict())
+    assert resumed.guard.is_harmed(0.14)
+    assert not resumed.guard.is_best(0.3, careful=0.104)
+
+
 def test_round_0_draws_no_warning(tmp_path: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gains = [-0.1, 0.0]
     monkeypatch.setattr(Labelling, "gains", lambda *_: dict.fromkeys((GAIN, CAREFUL_GAIN), gains.pop(0)))
