@@ -51,7 +51,7 @@ def total(value: Tensor) -> Tensor:
 
 
 def total_of_counts(counts: Tensor, device: torch.device) -> Tensor:
-    """The sum over ranks of counts in float64 on the CPU; the ranks communicate through `device`."""
+    """The sum over ranks of counts on the CPU, integers or float64; the ranks communicate through `device`."""
     # MPS has no float64, but no collectives either.
     return total(counts.to(device)).cpu() if device.type != "mps" else counts
 

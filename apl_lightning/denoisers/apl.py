@@ -70,19 +70,20 @@ class APL(DatasetDenoiser):
         largest, labels = merged.max(dim=1)
         second = merged.scatter_(1, labels[:, None], -1).amax(dim=1)
         classes = self._sums.shape[1]
-        # They are kept until all images are predicted.
+        # Small integers, because they are kept until all images are predicted.
         labels = labels.to(torch.uint8 if classes <= 256 else torch.int32).cpu()
         margins = (largest - second).clamp(0, 1).cpu()
-        steps = torch.bincount(labels.flatten(), (margins.flatten() * _STEPS).round().double(), minlength=classes)
-        self._sums += torch.stack([steps.long(), torch.bincount(labels.flatten(), minlength=classes)])
+        if self.balanced:
+            flat, steps = labels.flatten(), (margins.flatten() * _STEPS).round().double()
+            sums = torch.bincount(flat, steps, minlength=classes).long()
+            self._sums += torch.stack([sums, torch.bincount(flat, minlength=classes)])
         return labels, margins
 
     def settle(self) -> None:
-        """Compute by how much the margins of each class rise, from the sums of all ranks."""
+        """Compute by how much the margins of each class rise, from the sums of all ranks; not at all without a sum."""
         margins, pixels = total_of_counts(self._sums, self._device).double()
         mean = margins / pixels.clamp_min(1)
-        rise = torch.where(mean > 0, mean.max() / mean, 1).clamp_max(_LARGEST_RISE).float()
-        self._rise = rise if self.balanced else torch.ones_like(rise)
+        self._rise = torch.where(mean > 0, mean.max() / mean, 1).clamp_max(_LARGEST_RISE).float()
 
     def decide(self, labels: Tensor, margins: Tensor) -> tuple[Tensor, Tensor]:
         """Labels, int64, and weights in [0, 1]."""

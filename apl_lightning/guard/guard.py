@@ -8,7 +8,7 @@ from typing import Literal, get_args
 GuardMode = Literal["restore", "warn", "off"]
 
 RISE = 0.005  # half a point of Dice: smaller rises of an estimated gain are within its error
-LOSS_WEIGHT = 4.0
+LOSS_WEIGHT = 4.0  # of a class; chosen on the benchmark, see docs/guard.md
 
 
 def careful_gain(gains: Sequence[float], loss_weight: float = LOSS_WEIGHT) -> float:
