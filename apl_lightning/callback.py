@@ -32,13 +32,13 @@ class PseudoLabelCallback(Callback):
 
     Before anything else, the module is validated as it came in, so that its `val/dice` is in the log at step 0.
 
-    Logged once a round: `pseudo/confidence` (mean weight before small components are ignored), `pseudo/apart` (share
-    of the foreground's weight in small components), `pseudo/agreement` (share of pixels where both heads agree),
-    `pseudo/changed` (share of labels that differ from the round before), `pseudo/class_ratio/<class>` (of the labels),
-    `pseudo/estimated_gain` and `pseudo/estimated_gain/<class>` (see
+    Logged once a round: `pseudo/confidence` (mean weight before small components are ignored), `pseudo/apart`
+    (share of the foreground's weight that small components lose, if they are ignored), `pseudo/agreement` (share of
+    pixels where both heads agree), `pseudo/changed` (share of labels that differ from the round before),
+    `pseudo/class_ratio/<class>` (of the labels), `pseudo/estimated_gain` and `pseudo/estimated_gain/<class>` (see
     [`estimate_gain`][apl_lightning.guard.estimate_gain]; `pseudo/batch_norm_gain` is that of re-estimated BatchNorm
-    statistics), `pseudo/careful_gain` (see [`careful_gain`][apl_lightning.guard.careful_gain]) and, if the data set has
-    reference labels, `pseudo/dice`, which only the log reads.
+    statistics), `pseudo/careful_gain` (see [`careful_gain`][apl_lightning.guard.careful_gain]) and, if the data set
+    has reference labels, `pseudo/dice`, which only the log reads.
 
     Args:
         denoiser: Turns predictions into labels and weights, `APL()` by default: another method of
@@ -50,7 +50,8 @@ class PseudoLabelCallback(Callback):
         batch_size: Images that a rank predicts at once; by default 16 slices (on a CPU at most as many as have 2^17
             pixels) or 1 volume. It is not that of training, so that labels do not depend on the number of processes.
         guard: `"restore"` ends the run with the best network, the one that came in included, if that of the last epoch
-            is worse by estimate (see [`Guard`][apl_lightning.guard.Guard]); `"warn"` only says so; `"off"`.
+            has lost a quarter of the best estimated gain (see [`Guard`][apl_lightning.guard.Guard]); `"warn"` only says
+            so; `"off"`.
         ignore_small_components: Whether every component of a class except its largest one in a patient gets weight 0,
             for classes whose largest components hold most of the weight; needs the patients (`case`) and the order of
             slices (see [`find_small_components`][apl_lightning.labels.find_small_components]). By default only with
@@ -227,7 +228,7 @@ class PseudoLabelCallback(Callback):
         torch.manual_seed(derived_seed(self._seed, trainer.current_epoch, batch_idx, trainer.global_rank))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """With `guard="restore"`, return to the best network if that of the last epoch is worse."""
+        """With `guard="restore"`, return to the best network if that of the last epoch is harmed."""
         self._judge(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

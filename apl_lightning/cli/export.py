@@ -38,9 +38,7 @@ def export(network: nn.Module, checkpoint: str | Path, out: str | Path, size: Se
     if out.suffix != ".onnx":
         torch.save(network.state_dict(), out)
         return
-    example = example_input(network)
-    if size is not None:
-        example = torch.rand(*example.shape[:2], *size)
+    example = example_input(network, size)
     batch = torch.export.Dim("batch")
     options: Any = {"dynamo": True, "external_data": False, "verbose": False}  # one file
     torch.onnx.export(network, (example,), out, dynamic_shapes=({0: batch},), **options)

@@ -1,5 +1,6 @@
 """Find the classifier of a network by running it on an example."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +18,11 @@ class HeadNotFoundError(ValueError):
     """No single module of the network turns features into class scores."""
 
 
-def example_input(model: nn.Module) -> Tensor:
-    """Two images of noise that `model` accepts, with the channels of its first convolution; or a `ValueError`."""
+def example_input(model: nn.Module, size: Sequence[int] | None = None) -> Tensor:
+    """Two images of noise that `model` accepts, with the channels of its first convolution; or a `ValueError`.
+
+    Without a spatial `size`, it is the first one of a few that the network accepts.
+    """
     first = next((module for module in model.modules() if isinstance(module, _CONVOLUTIONS)), None)
     if first is None:
         raise ValueError(
@@ -28,8 +32,8 @@ def example_input(model: nn.Module) -> Tensor:
     dimensions = len(first.kernel_size)
     weight, channels = first.weight, first.in_channels
     generator = torch.Generator().manual_seed(0)
-    for size in _SIZES[dimensions]:
-        noise = torch.randn(2, channels, *[size] * dimensions, generator=generator)
+    for tried in [size] if size is not None else [[extent] * dimensions for extent in _SIZES[dimensions]]:
+        noise = torch.randn(2, channels, *tried, generator=generator)
         example = noise.to(device=weight.device, dtype=weight.dtype)
         try:
             with evaluating(model), torch.no_grad():
@@ -38,10 +42,13 @@ def example_input(model: nn.Module) -> Tensor:
             failure = f"{type(error).__name__}: {error}"
         else:
             return example
+    accepted = f"(2, {channels}, {', '.join(['S'] * dimensions)}) with S one of {sorted(_SIZES[dimensions])}"
+    cure = "`example`, a batch that the network accepts, or to a command `size`"
+    if size is not None:
+        accepted, cure = f"(2, {', '.join(map(str, [channels, *size]))})", "another `size`"
     raise ValueError(
-        f"Expected `model` to accept images of shape (2, {channels}, {', '.join(['S'] * dimensions)}) with S one of "
-        f"{sorted(_SIZES[dimensions])}, but {type(model).__name__} raised {failure}: pass `example`, a batch that the "
-        "network accepts."
+        f"Expected `model` to accept images of shape {accepted}, but {type(model).__name__} raised {failure}: "
+        f"pass {cure}."
     )
 
 

@@ -14,12 +14,13 @@ from apl_lightning.refinement.batchnorm import BatchNormMode, batch_norms
 class TentModule(RefinementModule):
     r"""Minimise the entropy $-\sum_c p_c \log p_c$ of the main head; a baseline without pseudo labels or callback.
 
-    BatchNorm normalises with the statistics of each batch and updates its running statistics (`batch_norm="train"` is
-    the default here). Only its scales and shifts are trained. Train on any loader of images. The arguments are those of
+    BatchNorm normalises with the statistics of each batch and updates its running statistics (`batch_norm="train"`,
+    the default here), or keeps those of the source (`"frozen"`). Only its scales and shifts are trained. Train on
+    any loader of images. The arguments are those of
     [`RefinementModule`][apl_lightning.refinement.RefinementModule].
 
     Raises:
-        ValueError: If the network has no BatchNorm with affine parameters.
+        ValueError: If the network has no BatchNorm with affine parameters, or `batch_norm` is another mode.
 
     Examples:
         >>> import torch
@@ -40,6 +41,11 @@ class TentModule(RefinementModule):
         batch_norm: BatchNormMode = "train",
         **options: Any,
     ) -> None:
+        if batch_norm in ("auto", "adapt"):  # by the callback, which Tent does not need
+            raise ValueError(
+                f"Expected `batch_norm` of Tent to be 'train' or 'frozen', but got {batch_norm!r}: re-estimate the "
+                "statistics before, by `apl_lightning.refinement.adapt_batch_norm`."
+            )
         super().__init__(model, num_classes, class_names, batch_norm=batch_norm, **options)
 
     def choose_parameters(self) -> None:

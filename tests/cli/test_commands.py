@@ -16,10 +16,12 @@ import yaml
 from monai.networks.nets import UNet
 from nifti_project import project
 from phantoms import AFFINES, write
-from torch import nn
+from torch import Tensor, nn
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 from apl_lightning.cli import main
+from apl_lightning.cli.export import export
+from apl_lightning.cli.inspect import inspect
 
 __all__ = ["project"]
 UNET = {"spatial_dims": 2, "in_channels": 1, "out_channels": 3, "channels": [4, 8], "strides": [2], "norm": "batch"}
@@ -115,6 +117,32 @@ def test_inspect(network: nn.Module, capsys: pytest.CaptureFixture[str]) -> None
     assert "no network of the seven systems" in capsys.readouterr().out
     assert "pass `num_classes`" in failure(capsys, "inspect", what)
     assert "does not exist" in failure(capsys, "inspect", "--what", "missing.pt")
+
+
+class OneSize(nn.Module):
+    """Learns a position of each pixel, so it takes images of 20 x 36 pixels and no others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(1, 4, 3, padding=1)
+        self.positions = nn.Parameter(torch.rand(1, 4, 20, 36))
+        self.classifier = nn.Conv2d(4, 3, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(images) + self.positions)
+        return logits
+
+
+def test_a_network_of_one_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="or to a command `size`"):
+        inspect(OneSize(), 3)
+    with pytest.raises(ValueError, match=r"shape \(2, 1, 20, 40\).*another `size`"):
+        inspect(OneSize(), 3, size=(20, 40))
+    inspect(OneSize(), 3, size=(20, 36))
+    assert "the classifier is 'classifier'" in capsys.readouterr().out
+    torch.save(OneSize().state_dict(), tmp_path / "source.pt")
+    export(OneSize(), tmp_path / "source.pt", tmp_path / "plain.onnx", size=(20, 36))
+    assert "images of shape (B, 1, 20, 36)" in capsys.readouterr().out
 
 
 def test_preflight(network: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:

@@ -210,6 +210,12 @@ def test_tent_needs_batch_norm() -> None:
         TentModule(network, CLASSES)
 
 
+@pytest.mark.parametrize("mode", ["auto", "adapt"])
+def test_tent_re_estimates_no_statistics(mode: Any) -> None:
+    with pytest.raises(ValueError, match="'train' or 'frozen'.*adapt_batch_norm"):
+        TentModule(TinyNet(), CLASSES, batch_norm=mode)
+
+
 def labelled_batch(soft: bool = False) -> dict[str, Tensor]:
     labels = torch.rand(2, CLASSES, 8, 8).softmax(1) if soft else torch.randint(CLASSES, (2, 8, 8))
     return {"image": torch.rand(2, 1, 8, 8), "pseudo_label": labels, "weight": torch.rand(2, 8, 8)}

@@ -62,7 +62,7 @@ class Moments:
         """Count moments before and after these calls and within the write of a checkpoint; only in a forked process."""
         for owner, names in {
             os: ["replace"],
-            APL: ["__call__"],
+            APL: ["observe", "settle", "decide"],
             PseudoLabelStore: ["start", "join", "publish", "prune"],
             RoundWriter: ["add", "__exit__"],
             RoundReader: ["ignore"],
