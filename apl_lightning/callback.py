@@ -46,7 +46,8 @@ class PseudoLabelCallback(Callback):
         every_n_epochs: Make new labels before each n-th epoch.
         patience: Labels stay once their network's estimated gain has not risen by half a point for this many rounds:
             labels that are made again and again drift. `None`, or `guard="off"`, makes new ones up to the last epoch.
-        inferer: Runs the module on images, as MONAI's `SlidingWindowInferer`; by default that of the module.
+        inferer: Runs the module on images for the labels, as MONAI's `SlidingWindowInferer`; by default that of the
+            module, which validation and the re-estimation of BatchNorm always take.
         batch_size: Images that a rank predicts at once; by default 16 slices (on a CPU at most as many as have 2^17
             pixels) or 1 volume. It is not that of training, so that labels do not depend on the number of processes.
         guard: `"restore"` ends the run with the best network, the one that came in included, if that of the last epoch

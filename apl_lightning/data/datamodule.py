@@ -182,7 +182,8 @@ class TargetDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the seed and the store of the interrupted run; with another joint batch size a `ValueError`."""
-        if self._target is None or not state_dict:
+        is_fit = self.trainer is None or self.trainer.state.fn == "fit"  # Lightning also calls it for a test
+        if self._target is None or not state_dict or not is_fit:
             return
         if (saved := state_dict["joint_batch_size"]) != (now := self._joint_batch_size()):
             raise ValueError(
@@ -243,4 +244,4 @@ class TargetDataModule(LightningDataModule):
         """A new folder for this run, the same on all ranks."""
         name: str = broadcast(f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}")
         root = "." if self.trainer is None else self.trainer.default_root_dir
-        return Path(self.store_dir or Path(root, "pseudo_labels")).absolute() / name
+        return Path(self.store_dir or Path(root, "pseudo_labels")).expanduser().absolute() / name

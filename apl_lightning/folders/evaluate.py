@@ -100,8 +100,11 @@ def evaluate_folder(
 def surface_scores(prediction: Array, reference: Array, spacing: Sequence[float]) -> tuple[float, float, float]:
     """Dice, HD95 and ASSD (mm) of two masks (*S), of which neither is empty."""
     metrics = package("monai.metrics")
-    masks = [torch.from_numpy(mask.astype(np.float32))[None, None] for mask in (prediction, reference)]
-    options = {"include_background": True, "spacing": list(spacing)}
+    # Of a single slice in 3D every pixel would lie on the surface.
+    flat = tuple(axis for axis, extent in enumerate(prediction.shape) if extent == 1)[: max(0, prediction.ndim - 2)]
+    squeezed = [mask.squeeze(flat).astype(np.float32) for mask in (prediction, reference)]
+    masks = [torch.from_numpy(mask)[None, None] for mask in squeezed]
+    options = {"include_background": True, "spacing": [mm for axis, mm in enumerate(spacing) if axis not in flat]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 calls a function of its own in an old way
         dice = metrics.compute_dice(*masks, include_background=True)

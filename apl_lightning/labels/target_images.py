@@ -68,9 +68,10 @@ class TargetImages:
                 yield ImageBatch(
                     [index for index, _ in alike],
                     moved,
-                    [sample.get("label") for _, sample in alike],
+                    # They outlive the batch, and a tensor of a worker keeps a file open.
+                    [label if (label := sample.get("label")) is None else label.clone() for _, sample in alike],
                     [sample.get("case", "") for _, sample in alike],
-                    [sample["fingerprint"] for _, sample in alike],
+                    [sample["fingerprint"].clone() for _, sample in alike],
                 )
 
     def _check_deterministic(self, images: Tensor, moved: Tensor) -> None:
@@ -88,5 +89,11 @@ class _Untransformed(Dataset[Any]):
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
-        sample = self.dataset.read(index)
+        sample = {name: _compact(value) for name, value in self.dataset.read(index).items()}
         return index, {**sample, "fingerprint": fingerprint(sample["image"])}
+
+
+def _compact(value: Any) -> Any:
+    """A copy of a tensor that is a part of a larger one, as a worker would send all of that."""
+    is_part = isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes
+    return value.clone() if is_part else value

@@ -175,3 +175,10 @@ def test_images_of_different_size_need_a_crop_or_batches_of_one(tmp_path: Path, 
 
 def test_default_transform_is_random_affine() -> None:
     assert TargetDataModule(Images()).transform == RandomAffine()
+
+
+def test_store_in_the_home_directory(tmp_path: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = TargetDataModule(Images(2), store_dir="~/labels")
+    trainer(max_steps=1, callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), data)
+    assert list((tmp_path / "labels").iterdir())

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from phantoms import Array, affine, write
+from scipy import ndimage
 
 from apl_lightning.folders import evaluate_folder
 
@@ -43,6 +44,20 @@ def test_lines_of_unequal_length(tmp_path: Path) -> None:
     assert score.dice == pytest.approx(16 / 18)
     assert score.assd == pytest.approx((2 + 4) / 18)
     assert score.hd95 == pytest.approx(np.percentile([0] * 8 + [2, 4], 95))
+
+
+def test_a_single_slice_is_a_plane(tmp_path: Path) -> None:
+    """Only the rim of a disc is its surface, though in 3D every voxel of one slice lies at a border."""
+    rows, columns = np.mgrid[:48, :48]
+    discs = [((rows - 20) ** 2 + (columns - centre) ** 2 <= 144) for centre in (20, 24)]
+    for folder, disc in zip("pr", discs, strict=True):
+        write(tmp_path / folder / "a.nii.gz", disc[..., None].astype(np.uint8), affine("RAS", (2, 2, 7)))
+    rims = [2 * np.argwhere(disc & ~ndimage.binary_erosion(disc)) for disc in discs]
+    between = np.linalg.norm(rims[0][:, None] - rims[1][None], axis=-1)
+    nearest = between.min(axis=1), between.min(axis=0)
+    (score, *_) = evaluate_folder(tmp_path / "p", tmp_path / "r")
+    assert score.hd95 == pytest.approx(max(np.percentile(one, 95) for one in nearest))
+    assert score.assd == pytest.approx(np.concatenate(nearest).mean())
 
 
 def test_scores_that_do_not_exist(tmp_path: Path) -> None:

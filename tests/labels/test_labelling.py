@@ -9,8 +9,10 @@ import pytest
 import torch
 from conftest import CLASSES, Images, TinyNet
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+from apl_lightning.labels.spool import Spool
 
 
 def test_preparation_reads_all_images_shuffled(tmp_path: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +43,38 @@ def test_new_patches_in_each_pass(tmp_path: Path, trainer: Any, monkeypatch: pyt
     first, second = seen
     assert first.shape == second.shape == (4, 1, 8, 8)
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_kept_of_a_batch(tmp_path: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """Neither a file of a worker, of which a process may open 1024, nor the tensor that it is a part of."""
+    batches: list[Any] = []
+    put = Spool.put
+    monkeypatch.setattr(Spool, "put", lambda self, batch, *more: [batches.append(batch), put(self, batch, *more)][1])
+    images = TensorDataset(torch.rand(6, 1, 16, 16), torch.randint(CLASSES, (6, 16, 16)))
+    data = TargetDataModule(images, store_dir=tmp_path, transform=None, num_workers=workers)
+    trainer(max_steps=1, callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), data)
+    kept = [tensor for batch in batches for tensor in (*batch.references, *batch.fingerprints)]
+    assert len(kept) == 12
+    assert not any(tensor.is_shared() for tensor in kept)
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in kept)
+
+
+def test_workers_send_single_samples(tmp_path: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not the whole tensor of which a sample is a part."""
+    sizes = []
+    stack = torch.stack
+
+    def recorded(tensors: list[Tensor], *args: Any, **options: Any) -> Tensor:
+        sizes.extend(tensor.untyped_storage().nbytes() / tensor.nbytes for tensor in tensors if tensor.is_shared())
+        return stack(tensors, *args, **options)
+
+    monkeypatch.setattr(torch, "stack", recorded)
+    images = TensorDataset(torch.rand(6, 1, 16, 16))
+    data = TargetDataModule(images, store_dir=tmp_path, transform=None, num_workers=1)
+    trainer(max_steps=1, callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), data)
+    assert sizes
+    assert set(sizes) == {1.0}
 
 
 class Pooled(TinyNet):

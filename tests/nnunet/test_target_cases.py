@@ -19,6 +19,7 @@ def plan(channels: int, ending: str = ".nii.gz") -> Any:
     ("files", "channels", "ending", "cases"),
     [
         (["a_0000.nii.gz", "b_0000.nii.gz", "dataset.json"], 1, ".nii.gz", {"a": 1, "b": 1}),
+        (["a_0000.nii.gz", "._a_0000.nii.gz"], 1, ".nii.gz", {"a": 1}),  # copied from a Mac
         (["a_0000.nii.gz", "a_0001.nii.gz"], 2, ".nii.gz", {"a": 2}),
         (["a_0000.png"], 3, ".png", {"a": 1}),  # red, green and blue in one file
     ],

@@ -16,7 +16,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
     A file that cannot be read is a `CheckpointError`, a missing one a `FileNotFoundError`.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if is_bundle(path):
         return read_sifa_bundle(path)
     if path.is_dir():
