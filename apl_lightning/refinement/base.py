@@ -142,8 +142,8 @@ class RefinementModule(EvaluationSteps, ABC):
         """Refuse to train weights in half precision; without an `inferer`, take one for the data module's patches."""
         if stage == "fit":
             refuse_half_weights(self.trainer)
-            if self.teacher is not None and self.teacher.n_averaged == 1:
-                self.teacher.copy(self.model)  # weights may have been loaded into `model` since
+        if self.teacher is not None and self.teacher.n_averaged == 1:
+            self.teacher.copy(self.model)  # weights may have been loaded into `model` since
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         if datamodule is not None and self.inferer is self._window:  # no other one was passed
             patches = getattr(datamodule, "patches", None)
@@ -243,7 +243,7 @@ class RefinementModule(EvaluationSteps, ABC):
             ValueError: If a weight is NaN or infinite.
         """
         model = self.model
-        if self.teacher is not None:
+        if self.teacher is not None and self.teacher.n_averaged > 1:
             model = copy.deepcopy(model)
             model.load_state_dict(self.teacher.module.state_dict())
         if broken := not_finite(model.state_dict()):

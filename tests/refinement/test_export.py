@@ -8,6 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import CLASSES, Images, TinyNet
+from torch.utils.data import DataLoader
 
 from apl_lightning import APLModule, PseudoLabelCallback, SelfTrainingModule, TargetDataModule
 
@@ -42,6 +43,16 @@ def test_weights_loaded_before_a_fit_are_kept(tmp_path: Path, trainer: Make) -> 
     module.model.network.load_state_dict(other.state_dict())
     exported = fit(module, tmp_path, trainer).state_dict()
     assert torch.equal(exported["classifier.weight"], other.classifier.weight)
+
+
+def test_weights_loaded_without_a_fit_are_validated_and_exported(trainer: Make) -> None:
+    expected = APLModule(TinyNet(), CLASSES)
+    module = APLModule(TinyNet(), CLASSES)
+    module.model.load_state_dict(expected.model.state_dict())
+    assert torch.equal(module.export().classifier.weight, expected.export().classifier.weight)
+    loader = DataLoader(Images(4, labelled=True))
+    scores, of_expected = (trainer().validate(one, loader) for one in (module, expected))
+    assert scores == of_expected
 
 
 class Break(pl.Callback):
