@@ -133,6 +133,7 @@ def refined_module(network: nn.Module) -> APLModule:
     with torch.no_grad():
         for parameter in module.teacher.parameters():
             parameter.mul_(1.5)
+    module.teacher.n_averaged += 1  # as after a step
     return module
 
 

@@ -35,6 +35,8 @@ def test_of_a_refinement_it_is_the_teacher(tmp_path: Path) -> None:
     module = APLModule(TinyNet(), CLASSES)
     with torch.no_grad():
         module.model.network.classifier.bias.add_(1)  # the student
+    assert module.teacher is not None
+    module.teacher.n_averaged += 1  # as after a step
     loaded = load_weights(TinyNet(), save(tmp_path / "run.ckpt", {"state_dict": module.state_dict()}))
     for name, value in module.export().state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
