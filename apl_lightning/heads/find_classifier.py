@@ -32,7 +32,7 @@ def example_input(model: nn.Module, size: Sequence[int] | None = None) -> Tensor
     dimensions = len(first.kernel_size)
     weight, channels = first.weight, first.in_channels
     generator = torch.Generator().manual_seed(0)
-    for tried in [size] if size is not None else [[extent] * dimensions for extent in _SIZES[dimensions]]:
+    for tried in [[extent] * dimensions for extent in _SIZES[dimensions]] if size is None else [size]:
         noise = torch.randn(2, channels, *tried, generator=generator)
         example = noise.to(device=weight.device, dtype=weight.dtype)
         try:
@@ -42,13 +42,13 @@ def example_input(model: nn.Module, size: Sequence[int] | None = None) -> Tensor
             failure = f"{type(error).__name__}: {error}"
         else:
             return example
-    accepted = f"(2, {channels}, {', '.join(['S'] * dimensions)}) with S one of {sorted(_SIZES[dimensions])}"
-    cure = "`example`, a batch that the network accepts, or to a command `size`"
-    if size is not None:
-        accepted, cure = f"(2, {', '.join(map(str, [channels, *size]))})", "another `size`"
+    shape = f"(2, {channels}, {', '.join(str(extent) for extent in size or 'S' * dimensions)})"
+    cure = "another `size`"
+    if size is None:
+        shape += f" with S one of {sorted(_SIZES[dimensions])}"
+        cure = "`example`, a batch that the network accepts, or to a command `size`"
     raise ValueError(
-        f"Expected `model` to accept images of shape {accepted}, but {type(model).__name__} raised {failure}: "
-        f"pass {cure}."
+        f"Expected `model` to accept images of shape {shape}, but {type(model).__name__} raised {failure}: pass {cure}."
     )
 
 

@@ -68,10 +68,9 @@ class TargetImages:
                 yield ImageBatch(
                     [index for index, _ in alike],
                     moved,
-                    # They outlive the batch, and a tensor of a worker keeps a file open.
-                    [label if (label := sample.get("label")) is None else label.clone() for _, sample in alike],
+                    [_own(sample.get("label")) for _, sample in alike],
                     [sample.get("case", "") for _, sample in alike],
-                    [sample["fingerprint"].clone() for _, sample in alike],
+                    [_own(sample["fingerprint"]) for _, sample in alike],
                 )
 
     def _check_deterministic(self, images: Tensor, moved: Tensor) -> None:
@@ -89,11 +88,12 @@ class _Untransformed(Dataset[Any]):
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
-        sample = {name: _compact(value) for name, value in self.dataset.read(index).items()}
+        sample = {name: _own(value) for name, value in self.dataset.read(index).items()}
         return index, {**sample, "fingerprint": fingerprint(sample["image"])}
 
 
-def _compact(value: Any) -> Any:
-    """A copy of a tensor that is a part of a larger one, as a worker would send all of that."""
-    is_part = isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes
-    return value.clone() if is_part else value
+def _own(value: Any) -> Any:
+    """A copy of a tensor that would keep more than itself: all of a larger one, or an open file of a worker."""
+    if isinstance(value, Tensor) and (value.is_shared() or value.untyped_storage().nbytes() > value.nbytes):
+        return value.clone()
+    return value

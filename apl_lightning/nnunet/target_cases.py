@@ -48,8 +48,7 @@ def find_cases(folder: Path, plan: Plan) -> dict[str, list[Path]]:
     """
     ending = plan.dataset["file_ending"]
     pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
-    paths = list(folder.iterdir()) if folder.is_dir() else []
-    found = sorted(path.name for path in paths if not path.name.startswith("."))
+    found = sorted(path.name for path in folder.glob("[!.]*"))
     matches = [match for name in found if (match := pattern.fullmatch(name))]
     if not matches:
         raise ValueError(

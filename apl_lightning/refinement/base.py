@@ -142,7 +142,7 @@ class RefinementModule(EvaluationSteps, ABC):
         """Refuse to train weights in half precision; without an `inferer`, take one for the data module's patches."""
         if stage == "fit":
             refuse_half_weights(self.trainer)
-        if self.teacher is not None and self.teacher.n_averaged == 1:
+        if self.teacher is not None and self.teacher.is_copy:
             self.teacher.copy(self.model)  # weights may have been loaded into `model` since
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         if datamodule is not None and self.inferer is self._window:  # no other one was passed
@@ -192,7 +192,7 @@ class RefinementModule(EvaluationSteps, ABC):
 
     def prepare_refinement(self, images: Iterable[Tensor]) -> None:
         """Before the first round: take over an earlier fit's teacher, and adapt BatchNorm."""
-        if self.teacher is not None and self.teacher.n_averaged > 1:
+        if self.teacher is not None and not self.teacher.is_copy:
             self.model.load_state_dict(self.teacher.module.state_dict())
         if self.batch_norm == "auto" and batch_norms(self.model):
             self._batch_norm_choice = BatchNormChoice(self.model)
@@ -243,7 +243,7 @@ class RefinementModule(EvaluationSteps, ABC):
             ValueError: If a weight is NaN or infinite.
         """
         model = self.model
-        if self.teacher is not None and self.teacher.n_averaged > 1:
+        if self.teacher is not None and not self.teacher.is_copy:
             model = copy.deepcopy(model)
             model.load_state_dict(self.teacher.module.state_dict())
         if broken := not_finite(model.state_dict()):

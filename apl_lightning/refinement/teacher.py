@@ -40,6 +40,11 @@ class Teacher(AveragedModel):
         self.n_averaged.fill_(1)  # the first update averages too: otherwise it copies the student
         self.eval()
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether no step has been averaged yet."""
+        return bool(self.n_averaged == 1)
+
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in evaluation mode."""
         return super().train(False)
