@@ -103,6 +103,7 @@ class PseudoLabelCallback(Callback):
         self.statistics: dict[str, float] = {}
         self._epoch = -1  # the epoch that `round` was made for
         self._saved_round = -1  # the round that the newest checkpoint refers to
+        self._checksum: int | None = None  # of the labels of `round`
         self._seed = 0
         self._has_judged = False  # whether the network of the last epoch has been measured
 
@@ -140,7 +141,7 @@ class PseudoLabelCallback(Callback):
             )
         once_per_node(local_rank, "Publishing the new pseudo labels", lambda: store.publish(round))
         once_per_node(local_rank, "Deleting old pseudo labels", lambda: store.prune(keep={round, self._saved_round}))
-        self.round, self._epoch = round, trainer.current_epoch
+        self.round, self._epoch, self._checksum = round, trainer.current_epoch, store.reader(round).checksum
         if self.guard.mode != "off":
             if type(self.denoiser).predict is not Denoiser.predict:
                 classes = labelling.look(seed)
@@ -173,6 +174,7 @@ class PseudoLabelCallback(Callback):
         door.refuse_weight_averaging(trainer)
         door.refuse_tuner(trainer)
         self.round = self._epoch = self._saved_round = -1
+        self._checksum = None
         self._has_judged = False
         self.selection.reset()
         self._seed = run_seed()
@@ -256,15 +258,21 @@ class PseudoLabelCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The round, its epoch, and what guard and denoiser remember; the labels stay in the store."""
-        state = {"round": self.round, "epoch": self._epoch, "seed": self._seed, "denoiser": self.denoiser.state_dict()}
-        return {**state, "selection": self.selection.state_dict()}
+        return {
+            "round": self.round,
+            "checksum": self._checksum,
+            "epoch": self._epoch,
+            "seed": self._seed,
+            "denoiser": self.denoiser.state_dict(),
+            "selection": self.selection.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the round of the checkpoint."""
         if state_dict["denoiser"]:
             self.denoiser.load_state_dict(state_dict["denoiser"])
         self.round = self._saved_round = state_dict["round"]
-        self._epoch = state_dict["epoch"]
+        self._epoch, self._checksum = state_dict["epoch"], state_dict["checksum"]
         self.selection.load_state_dict(state_dict["selection"])
         self._seed = state_dict["seed"]
 
@@ -274,9 +282,9 @@ class PseudoLabelCallback(Callback):
         return self.selection.guard
 
     def _find_labels(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Publish the labels of the checkpoint's round; make them anew if their files are damaged."""
+        """Publish the labels of the checkpoint's round; make them anew if they are damaged, or those of another run."""
         store, local_rank = target_dataset(trainer).store, trainer.local_rank
-        if damage := max(gather("" if local_rank else store.damage(self.round))):
+        if damage := max(gather("" if local_rank else store.damage(self.round, self._checksum))):
             warnings.warn(
                 f"The labels of round {self.round} are made anew with the weights of the checkpoint, so this run does "
                 f"not continue exactly. {damage}",

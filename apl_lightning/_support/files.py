@@ -37,21 +37,18 @@ def new_file(path: str | Path) -> Path:
     return path
 
 
-def write_checked(path: Path, content: bytes) -> None:
-    """Write a file with its checksum at the end."""
+def write_checked(path: Path, content: bytes) -> int:
+    """Write a file with its checksum at the end; returns the checksum."""
+    checksum: int = google_crc32c.value(content)
     with replacing(path) as unfinished:
-        unfinished.write_bytes(content + _checksum(content))
+        unfinished.write_bytes(content + checksum.to_bytes(4, "big"))
+    return checksum
 
 
-def read_checked(path: Path) -> bytes:
-    """Read a file of `write_checked`; an `OSError` if it is missing or has changed."""
+def read_checked(path: Path, expected: int | None = None) -> bytes:
+    """Read a file of `write_checked`; an `OSError` if it is missing, has changed or has not the expected checksum."""
     content = path.read_bytes()
-    content, checksum = content[:-4], content[-4:]
-    if _checksum(content) != checksum:
+    content, checksum = content[:-4], int.from_bytes(content[-4:], "big")
+    if google_crc32c.value(content) != checksum or expected not in (None, checksum):
         raise OSError(0, "its checksum differs")
     return content
-
-
-def _checksum(content: bytes) -> bytes:
-    value: int = google_crc32c.value(content)
-    return value.to_bytes(4, "big")

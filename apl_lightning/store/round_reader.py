@@ -46,6 +46,12 @@ class RoundReader:
         """What identifies the image of one sample, (K,)."""
         return torch.from_numpy(self._index["fingerprint"][index])
 
+    @property
+    def checksum(self) -> int:
+        """That of the checksums of all samples: it differs from that of a round with other labels or weights."""
+        value: int = google_crc32c.value(self._index["checksum"].tobytes())
+        return value
+
     def read(self, index: int) -> PseudoLabel:
         """Labels and weights of one sample."""
         labels, weights = self._arrays(index)

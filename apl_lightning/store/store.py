@@ -60,12 +60,15 @@ class PseudoLabelStore:
         """Whether the labels of this round are complete."""
         return (self.folder(round) / INDEX).exists()
 
-    def damage(self, round: int) -> str:
-        """What is missing or damaged in the files of this round; an empty string if nothing is."""
+    def damage(self, round: int, checksum: int | None = None) -> str:
+        """What is missing, damaged or of another checksum in the files of this round; an empty string if nothing is."""
         try:
-            self.reader(round).check()
+            reader = self.reader(round)
+            reader.check()
         except RuntimeError as error:
             return str(error)
+        if checksum not in (None, reader.checksum):
+            return f"Those in {self.folder(round)} are of another run, which was resumed in the same folder."
         return ""
 
     def read(self, index: int) -> PseudoLabel:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 from apl_lightning.denoisers import UPL
-from apl_lightning.guard import Guard, careful_gain
+from apl_lightning.guard import Guard, Snapshot, careful_gain
 from apl_lightning.labels import Labelling
 from apl_lightning.labels.labelling import CAREFUL_GAIN, GAIN
 from apl_lightning.refinement import adapt_batch_norm
@@ -285,6 +285,18 @@ def test_resumed_run_restores_the_same_round(tmp_path: Path, trainer: Make, scri
     with pytest.warns(UserWarning, match="network of round 0 is restored"):
         trainer(max_epochs=3, callbacks=[PseudoLabelCallback()]).fit(module, data, ckpt_path=saved, weights_only=False)
     assert_same(module, states[1])
+
+
+def test_a_snapshot_of_another_run_is_not_restored(tmp_path: Path) -> None:
+    """Two runs that continue from one checkpoint write a file for the same round in the same folder."""
+    first, second = Snapshot(), Snapshot()
+    first.write(nn.Linear(2, 2), tmp_path)
+    resumed = Snapshot()
+    resumed.load_state_dict(first.state_dict())
+    assert resumed.is_in(tmp_path)
+    second.write(nn.Linear(2, 2), tmp_path)
+    assert second.is_in(tmp_path)
+    assert not resumed.is_in(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,28 @@ def test_an_intact_round_is_kept(stopped: Path, trainer: Make, images: Images) -
     assert fit(trainer, stopped, images, resume=True).callbacks[0].round == 2
 
 
+def test_the_labels_of_another_run_are_made_anew(stopped: Path, trainer: Make, images: Images) -> None:
+    """Two runs continue from one checkpoint; the first one's next checkpoint finds the second one's labels."""
+
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if (trainer.current_epoch, batch_idx) == (2, 1):
+                trainer.save_checkpoint(stopped / "first.ckpt")
+
+    class Change(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.add_(0.1)
+
+    fit(trainer, stopped, images, Save(), resume=True)
+    fit(trainer, stopped, images, Change(), resume=True)
+    (stopped / "first.ckpt").rename(stopped / "stopped.ckpt")
+    with pytest.warns(UserWarning, match="round 2 are made anew with the weights.*round-000002 are of another run"):
+        ended = fit(trainer, stopped, images, resume=True)
+    assert ended.callbacks[0].round == 3
+
+
 def test_a_round_damaged_during_training_is_named(trainer: Make, tmp_path: Path, images: Images) -> None:
     class Damage(pl.Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
