@@ -21,6 +21,16 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def explaining_disk_errors(folder: Path, what: str) -> Iterator[None]:
+    """Add to an `OSError` what could not be written to the folder of a round, and the cure."""
+    try:
+        yield
+    except OSError as error:
+        cure = "free some space or pass another `store_dir`"
+        raise OSError(error.errno, f"{error.strerror} while writing {what} to {folder}: {cure}") from error
+
+
 def new_folder(path: str | Path) -> Path:
     """The path of a folder for results, which is not made here; a `ValueError` if there is something."""
     path = Path(path).expanduser()

@@ -51,7 +51,7 @@ def refine_folder(
             or the path of one with default options. Its labels are not used.
         network: A network in 2D (for a folder with a `plane`) or 3D, a YAML file with its `class_path` and `init_args`,
             or a checkpoint of one of the seven systems.
-        out: A new or empty folder.
+        out: A new or empty folder. Files of your callbacks and loggers go there too; pseudo labels are deleted at the end.
         num_classes: The number of classes, background included.
         class_names: Names for table and pictures, background included.
         system: The system of a checkpoint (see [`load`][apl_lightning.checkpoints.load]). Its `preprocess` prepares the
@@ -79,12 +79,16 @@ def refine_folder(
         ValueError: If `out` has content, the folder has no images, the network does not fit, or slices differ in size.
     """
     out = new_folder(out)
-    device = device_of(accelerator)
+    device_of(accelerator)  # fails here, and not after the images are prepared
     folder, network = as_folder_and_network(images, network, num_classes, system)
     batch_size = _batch_size(folder, patch_size, batch_size)
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix="run-") as root, isolated_random_state(cuda=True):
+    with tempfile.TemporaryDirectory(dir=out, prefix="labels-") as labels, isolated_random_state(cuda=True):
         torch.manual_seed(seed)
+        options: dict[str, Any] = {"accelerator": accelerator, "precision": precision, "max_epochs": max_epochs}
+        options |= {"enable_model_summary": False, "default_root_dir": out, **(trainer_options or {})}
+        trainer = one_process_trainer(options)
+        device = trainer.strategy.root_device
         module = as_module(network, folder, num_classes, class_names, patch_size, learning_rate=learning_rate)
         if check:
             module.to(device)
@@ -96,10 +100,8 @@ def refine_folder(
             patch_size=patch_size,
             patches_per_volume=patches_per_volume,
             steps_per_epoch=steps_per_epoch,
+            store_dir=labels,
         )
-        options: dict[str, Any] = {"accelerator": accelerator, "precision": precision, "max_epochs": max_epochs}
-        options |= {"enable_model_summary": False, "default_root_dir": root, **(trainer_options or {})}
-        trainer = one_process_trainer(options)
         trainer.fit(module, data)
     refined = module.export()
     torch.save(refined.state_dict(), out / "refined.pt")

@@ -1,11 +1,13 @@
 """What a denoiser keeps of each batch until it has seen the whole data set."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from apl_lightning._support.files import explaining_disk_errors
 from apl_lightning.labels.target_images import ImageBatch
 
 
@@ -28,7 +30,10 @@ class Spool:
             self._batches.append((without_images, kept))
             return
         path = self._folder / f"spool-{self._rank:05d}-{len(self._batches):06d}.pt"
-        torch.save((without_images._asdict(), kept), path)
+        content = io.BytesIO()  # into a file, `torch.save` hides the reason of an error
+        torch.save((without_images._asdict(), kept), content)
+        with explaining_disk_errors(self._folder, "what the denoiser keeps until all images are predicted"):
+            path.write_bytes(content.getbuffer())
         self._batches.append(path)
 
     def __iter__(self) -> Iterator[tuple[ImageBatch, list[Tensor]]]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from apl_lightning._support.device import device_of
 from apl_lightning._support.files import new_folder
 from apl_lightning._support.packages import package
 from apl_lightning._support.random_state import isolated_random_state
@@ -61,7 +60,8 @@ def refine(
         results_folder: The folder that nnU-Net has trained into, such as `nnUNetTrainer__nnUNetPlans__3d_fullres`.
         images: A folder of target images, named as nnU-Net wants them: `case_0000.nii.gz`, one file per channel.
         out: The refined results folder; it must be empty, or not exist. Preprocessed images and pseudo labels are kept
-            in it during the run; folds that are done stay if a later one fails.
+            in it during the run; folds that are done stay if a later one fails. Files of your callbacks and loggers go
+            into the folder of the fold.
         folds: The folds, numbers or `"all"`; by default those that have the checkpoint.
         checkpoint: The name of the checkpoints in each fold; `checkpoint_best.pth` is the other one that nnU-Net
             writes. The refined ones get the same name.
@@ -117,14 +117,15 @@ def refine(
                 num_workers=num_workers,
                 patch_size=plan.patch_size,
                 steps_per_epoch=steps_per_epoch,
+                store_dir=Path(folder) / "labels",
             )
             with isolated_random_state(cuda=True):
                 torch.manual_seed(seed)
+                trainer = one_process_trainer({**options, "default_root_dir": target / name, **(trainer_options or {})})
                 module = _module(network, plan, axes if mirroring else None, learning_rate)
                 if check:
-                    module.to(device_of(accelerator))
+                    module.to(trainer.strategy.root_device)
                     preflight(module, dataset, num_classes=len(plan.class_names), inferer=module.inferer).warn()
-                trainer = one_process_trainer({**options, "default_root_dir": folder, **(trainer_options or {})})
                 trainer.fit(module, data)
             copy_plans(source, target)
             write_checkpoint(read, module.export(), target / name / checkpoint)

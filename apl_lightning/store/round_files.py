@@ -1,8 +1,7 @@
 """Write one round: a data file and a table of contents for each rank, and an index that joins the tables."""
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apl_lightning._support.files import read_checked, write_checked
+from apl_lightning._support.files import explaining_disk_errors, read_checked, write_checked
 from apl_lightning._support.soft_labels import is_soft
 
 INDEX = "index.npz"
@@ -84,16 +83,9 @@ class RoundWriter:
             }
             save_table(self._table, {**table, "dtype": self._dtype.name, "planes": self._planes})
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{error.strerror} while writing pseudo labels ({self._dtype.itemsize + 1} bytes per pixel) to "
-                f"{self._folder}: free some space or pass another `store_dir`",
-            ) from error
+    def _explained(self) -> AbstractContextManager[None]:
+        what = f"pseudo labels ({self._dtype.itemsize + 1} bytes per pixel)"
+        return explaining_disk_errors(self._folder, what)
 
 
 def _bytes(shares: Tensor) -> bytes:

@@ -256,12 +256,14 @@ def test_options_of_the_run(target: Path, source: nn.Module) -> None:
     class Rates(pl.Callback):
         def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             rates.extend(group["lr"] for group in trainer.optimizers[0].param_groups)
+            (Path(trainer.default_root_dir) / "rates.txt").write_text(str(rates))
 
     options = {"callbacks": [Rates()], "limit_train_batches": 1, "logger": CSVLogger(target, name="log")}
     folder = NiftiFolder(target / "images", plane="axial", size=(24, 20))
     run = {"accelerator": "cpu", "max_epochs": 1, "check": False}
     refine_folder(folder, source, target / "out", 3, learning_rate=1e-3, trainer_options=options, **run)  # type: ignore[arg-type]
     assert rates == pytest.approx([1e-3, 1e-4])
+    assert (target / "out" / "rates.txt").exists(), "what callbacks write stays"
     assert "pseudo/estimated_gain" in (target / "log" / "version_0" / "metrics.csv").read_text()
     with pytest.raises(ValueError, match="Expected one process, but got devices=2"):
         refine_folder(folder, source, target / "two", 3, trainer_options={"devices": 2}, **run)  # type: ignore[arg-type]

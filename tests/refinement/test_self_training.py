@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,17 @@ def test_spool_uses_temporary_files_beyond_its_memory(tmp_path: Path) -> None:
         assert all(batch.images.device.type == "meta" and bool(batch.references[0].all()) for batch, _ in back)
         torch.testing.assert_close([tuple(kept) for _, kept in back], observed, rtol=0, atol=0)
         assert not list(tmp_path.iterdir())
+
+
+def test_spool_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    batch = ImageBatch([0], torch.rand(1, 1, 4, 4), [None], [""], [torch.ones(16)])
+    spool = Spool(tmp_path, 0, torch.device("cpu"), memory=0)
+    with pytest.raises(OSError, match="No space left on device while writing what the denoiser .*another `store_dir`"):
+        spool.put(batch, (torch.rand(1, 4, 4),))
 
 
 def test_resumed_run_continues_with_its_thresholds(trainer: Make, tmp_path: Path) -> None:
