@@ -3,7 +3,7 @@
 import torch
 
 
-def device_of(accelerator: str) -> str:
+def device_of(accelerator: str) -> torch.device:
     """The device that a trainer with this accelerator computes on.
 
     Raises:
@@ -17,4 +17,4 @@ def device_of(accelerator: str) -> str:
             f"Expected `accelerator` to be 'auto', 'cpu' or a device of this machine, which has {available}, but got "
             f"{accelerator!r}."
         )
-    return device
+    return torch.device(device)

@@ -20,7 +20,9 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
         csv.writer(file).writerows([header, *rows])
 
 
-def write_predictions(module: RefinementModule, folder: NiftiFolder, out: Path, batch_size: int, device: str) -> None:
+def write_predictions(
+    module: RefinementModule, folder: NiftiFolder, out: Path, batch_size: int, device: torch.device
+) -> None:
     """Write `labels/<case>.nii.gz`, `pictures/<case>.png` and `volumes.csv`, in ml."""
     for name in ("labels", "pictures"):
         (out / name).mkdir(parents=True)
@@ -39,7 +41,9 @@ def write_predictions(module: RefinementModule, folder: NiftiFolder, out: Path, 
 
 
 @torch.no_grad()
-def _predict(module: RefinementModule, folder: NiftiFolder, case: int, batch_size: int, device: str) -> list[Tensor]:
+def _predict(
+    module: RefinementModule, folder: NiftiFolder, case: int, batch_size: int, device: torch.device
+) -> list[Tensor]:
     """The label maps of all samples of a case."""
     indices, labels = folder.samples_of(case), []
     for start in range(0, len(indices), batch_size):
