@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
@@ -102,7 +103,7 @@ def log_hyperparameters(trainer: Trainer, module: LightningModule, values: dict[
 @contextmanager
 def on_root_device(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """The module on the device of this rank; before `on_fit_end` Lightning moves it to the CPU."""
-    module.to(trainer.strategy.root_device)
+    module.to(root_device(trainer))
     try:
         yield
     finally:
@@ -170,6 +171,11 @@ def refuse_weight_averaging(trainer: Trainer) -> None:
             f"Expected no `{found[0]}`, which replaces the network at the end: use `ema_decay`, which averages the "
             "weights already."
         )
+
+
+def root_device(trainer: Trainer) -> torch.device:
+    """The device of this process."""
+    return trainer.strategy.root_device
 
 
 def to_device(trainer: Trainer, batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from apl_lightning._support.device import device_of
 from apl_lightning._support.files import new_folder
+from apl_lightning._support.lightning import root_device
 from apl_lightning._support.random_state import isolated_random_state
 from apl_lightning.folders.networks import as_folder_and_network, as_module
 from apl_lightning.folders.output import write_predictions
@@ -88,7 +89,7 @@ def refine_folder(
         options: dict[str, Any] = {"accelerator": accelerator, "precision": precision, "max_epochs": max_epochs}
         options |= {"enable_model_summary": False, "default_root_dir": out, **(trainer_options or {})}
         trainer = one_process_trainer(options)
-        device = trainer.strategy.root_device
+        device = root_device(trainer)
         module = as_module(network, folder, num_classes, class_names, patch_size, learning_rate=learning_rate)
         if check:
             module.to(device)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from apl_lightning._support.files import new_folder
+from apl_lightning._support.lightning import root_device
 from apl_lightning._support.packages import package
 from apl_lightning._support.random_state import isolated_random_state
 from apl_lightning.folders import one_process_trainer
@@ -124,7 +125,7 @@ def refine(
                 trainer = one_process_trainer({**options, "default_root_dir": target / name, **(trainer_options or {})})
                 module = _module(network, plan, axes if mirroring else None, learning_rate)
                 if check:
-                    module.to(trainer.strategy.root_device)
+                    module.to(root_device(trainer))
                     preflight(module, dataset, num_classes=len(plan.class_names), inferer=module.inferer).warn()
                 trainer.fit(module, data)
             copy_plans(source, target)

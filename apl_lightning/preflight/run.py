@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
+from tqdm.auto import tqdm
 
 from apl_lightning._support.modes import evaluating
 from apl_lightning._support.resizing import resize_to
@@ -27,6 +28,7 @@ _MOST = 32  # slices
 _MOST_VOLUMES = 4
 _ORDERS = 2  # orders of the axes of a volume that are also tried with flips
 _MOST_PIXELS = 2**24  # of an enlarged image
+_MOST_OF_A_VOLUME = 2**22  # voxels that an inferer runs on: each view of a whole body would take minutes
 _SHOWN = 4
 _LONGEST = 120  # characters of a message
 
@@ -55,7 +57,8 @@ def preflight(
         images: A map-style data set or a list, of tensors (C, *S), `(image, label)` or dictionaries, in 2D or 3D.
         num_classes: The number of classes, background included; by default the channels of the first logit map. A map
             with one channel is that of a binary network.
-        inferer: Runs the network on images (B, C, *S), as MONAI's `SlidingWindowInferer` does.
+        inferer: Runs the network on images (B, C, *S), as MONAI's `SlidingWindowInferer` does. Of a volume it gets the
+            centre, with at most 2^22 voxels.
         main_output: Index of the logit map among those of the output.
         max_images: How many images are used, spread over the data set; 32 slices or 4 volumes by default.
         image_key: The key of the image in dictionaries.
@@ -74,6 +77,8 @@ def preflight(
         >>> report.warn()  # nothing to warn of
     """
     tensors = _sample(images, Keys(image=image_key), max_images)
+    if inferer is not None:
+        tensors = [centre(image, _MOST_OF_A_VOLUME) if image.ndim == 4 else image for image in tensors]
     parts = _parts(tensors)
     network = Network(model, num_classes, inferer, main_output)
     with evaluating(model), torch.no_grad():
@@ -113,7 +118,7 @@ def _try(
     """A trial of each view, and why others could not be tried."""
     trials, skipped = [], []
     largest = max(image[0].numel() for part in parts for image in part)
-    for view in views:
+    for view in tqdm(views, "Preflight", leave=False, disable=None):
         if largest * view.enlarges ** (parts[0][0].ndim - 1) > _MOST_PIXELS and view.enlarges > 1:
             skipped.append(f"{view.looks}: larger images than {_MOST_PIXELS} pixels")
             continue
@@ -157,6 +162,16 @@ def _sample(images: Any, keys: Keys, most: int | None) -> list[Tensor]:
     count = min(len(images), most or (_MOST_VOLUMES if first.ndim == 4 else _MOST))
     indices = [(2 * place + 1) * len(images) // (2 * count) for place in range(count)]
     return [read_sample(images[index], keys, index)["image"] for index in indices]
+
+
+def centre(image: Tensor, most: int) -> Tensor:
+    """The centre of an image (C, *S), with axes of the same proportions and at most `most` pixels; a view."""
+    pixels = image[0].numel()
+    factor = min(1.0, (most / pixels) ** (1 / (image.ndim - 1)))
+    for axis, extent in enumerate(image.shape[1:], start=1):
+        kept = max(1, int(factor * extent))
+        image = image.narrow(axis, (extent - kept) // 2, kept)
+    return image
 
 
 def _parts(images: Sequence[Tensor]) -> list[Sequence[Tensor]]:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from apl_lightning import APLModule
 from apl_lightning.preflight import MARGINS, PreflightReport, Trial, View, best_of, preflight
+from apl_lightning.preflight.run import centre
 from apl_lightning.preflight.views import views_of
 
 SLICES = phantoms(16, 2, seed=2)[0]
@@ -245,6 +246,25 @@ def test_number_of_images(batch_norm_network: nn.Module) -> None:
     assert {len(trial.gains) for trial in report.trials} == {1}
     report = preflight(batch_norm_network, Recorded())
     assert {len(trial.gains) for trial in report.trials} == {4}
+
+
+def test_centre_of_large_volumes() -> None:
+    image = torch.arange(10 * 6 * 4.0).view(1, 10, 6, 4)
+    assert torch.equal(centre(image, 30), image[:, 2:7, 1:4, 1:3])  # half of each axis
+    assert torch.equal(centre(image, 240), image)
+
+
+def test_inferer_gets_the_centre_of_a_volume(volume_network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apl_lightning.preflight.run._MOST_OF_A_VOLUME", 8**3)
+    seen: set[int] = set()
+
+    def inferer(images: Tensor, model: nn.Module) -> Tensor:
+        seen.add(images[0, 0].numel())
+        return model(images)
+
+    preflight(volume_network, [VOLUMES[0]], inferer=inferer)
+    assert 8**3 in seen
+    assert max(seen) <= 16**3  # of twice the size
 
 
 def test_warning_and_picture(batch_norm_network: nn.Module, tmp_path: Path) -> None:
