@@ -89,17 +89,17 @@ class CaseDice:
             key = ("no index", len(self._counts)) if indices is None else int(indices[position])
             self._counts[key] = (None if cases is None else cases[position], counts)
 
-    def compute(self) -> Tensor:
-        """Dice per class over all ranks, (num_classes,); NaN for a class that never occurs."""
-        table = self.per_case()
+    def compute(self, all_ranks: bool = True) -> Tensor:
+        """Dice per class over all ranks, or those of this one, (num_classes,); NaN for a class that never occurs."""
+        table = self.per_case(all_ranks)
         return torch.stack(list(table.values())).nanmean(dim=0) if table else torch.full((self.num_classes,), torch.nan)
 
-    def per_case(self) -> dict[str, Tensor]:
+    def per_case(self, all_ranks: bool = True) -> dict[str, Tensor]:
         """Dice per class of each case; NaN for a class that is absent from prediction and reference."""
         # Samples without an index differ between ranks, and a sample without a case is a case.
         samples = {
             (rank, key) if isinstance(key, tuple) else key: value
-            for rank, counts in enumerate(gather(self._counts))
+            for rank, counts in enumerate(gather(self._counts) if all_ranks else [self._counts])
             for key, value in counts.items()
         }
         named = [(str(key) if case is None else case, counts) for key, (case, counts) in samples.items()]

@@ -142,13 +142,18 @@ class RefinementModule(EvaluationSteps, ABC):
         """Refuse to train weights in half precision; without an `inferer`, take one for the data module's patches."""
         if stage == "fit":
             refuse_half_weights(self.trainer)
-        if self.teacher is not None and self.teacher.is_copy:
-            self.teacher.copy(self.model)  # weights may have been loaded into `model` since
+        if self.teacher is not None and self.teacher.is_outdated(self.model):
+            self.teacher.copy(self.model)
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         if datamodule is not None and self.inferer is self._window:  # no other one was passed
             patches = getattr(datamodule, "patches", None)
             self._window = sliding_window(patches.size) if isinstance(patches, RandomPatches) else None
             self.inferer = self._window
+
+    def on_fit_end(self) -> None:
+        """Weights that are loaded into `model` from now on count, and not the teacher of this fit."""
+        if self.teacher is not None:
+            self.teacher.remember(self.model)
 
     @class_only
     def load_from_checkpoint(  # type: ignore[override]
@@ -243,7 +248,7 @@ class RefinementModule(EvaluationSteps, ABC):
             ValueError: If a weight is NaN or infinite.
         """
         model = self.model
-        if self.teacher is not None and not self.teacher.is_copy:
+        if self.teacher is not None and not self.teacher.is_outdated(model):
             model = copy.deepcopy(model)
             model.load_state_dict(self.teacher.module.state_dict())
         if broken := not_finite(model.state_dict()):

@@ -67,7 +67,9 @@ class EvaluationSteps(LightningModule):
         return main
 
     def _log_dice(self, stage: str) -> None:
-        dice = self.dice.compute()[1:].to(self.device)  # NCCL reduces no tensor of the CPU
+        # After DDP in the same script, a trainer on one device evaluates on one rank.
+        dice = self.dice.compute(all_ranks=self.trainer.world_size > 1)
+        dice = dice[1:].to(self.device)  # NCCL reduces no tensor of the CPU
         names = self.class_names[1:]
         values = {f"{stage}/dice/{name}": value for name, value in zip(names, dice, strict=True) if not value.isnan()}
         # The values are equal on all ranks; without `sync_dist` Lightning warns.

@@ -140,6 +140,20 @@ def test_a_failed_validation_does_not_count_in_the_next_one(trainer: Make) -> No
     assert trainer().validate(module, good, verbose=False) == [expected]
 
 
+def test_a_trainer_on_one_device_waits_for_no_other_rank(trainer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after DDP in the same script, where rank 0 alone evaluates, and the process group is still there."""
+    module, data = APLModule(TinyNet(), CLASSES), DataLoader(Images(2, labelled=True))
+    expected = trainer().validate(module, data, verbose=False)
+
+    def hang(_: Any) -> None:
+        raise AssertionError("waits for other ranks")
+
+    monkeypatch.setattr("apl_lightning._support.distributed.is_distributed", lambda: True)
+    monkeypatch.setattr("torch.distributed.all_gather_object", hang)
+    monkeypatch.setattr("torch.distributed.all_reduce", hang)
+    assert trainer().validate(module, data, verbose=False) == expected
+
+
 def test_prediction_of_images_some_of_which_have_labels(trainer: Make) -> None:
     module = APLModule(TinyNet(), CLASSES)
     mixed = [sample if number % 2 else sample[0] for number, sample in enumerate(Images(5, labelled=True))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import CLASSES, Images, TinyNet
+from torch import Tensor
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 from apl_lightning.refinement import Teacher
@@ -125,5 +127,24 @@ def test_weights_loaded_after_construction_are_refined(tmp_path: Path, trainer: 
     module, weights = APLModule(TinyNet(), CLASSES), TinyNet().state_dict()
     module.model.network.load_state_dict(weights)
     trainer(max_epochs=0).fit(module, TargetDataModule(Images(2), store_dir=tmp_path))
+    assert_same(module, weights)
+
+
+def test_weights_loaded_after_a_fit_are_refined(tmp_path: Path, trainer: Make) -> None:
+    """One module for several hospitals: weights that are loaded into it count, and not the teacher before."""
+    module = fit(tmp_path, trainer)
+    ended, whole = module.export().state_dict(), copy.deepcopy(module.state_dict())
+    source = TinyNet().state_dict()
+    module.model.network.load_state_dict(source)
+    assert_same(module, source)
+    trainer(max_epochs=0).fit(module, TargetDataModule(Images(2), store_dir=tmp_path / "next"))
+    assert_same(module, source)
+    module.load_state_dict(whole)  # has a teacher, which counts
+    assert_same(module, ended)
+    trainer(max_epochs=0).fit(module, TargetDataModule(Images(2), store_dir=tmp_path / "last"))
+    assert_same(module, ended)
+
+
+def assert_same(module: Any, expected: dict[str, Tensor]) -> None:
     exported = module.export().state_dict()
-    assert all(torch.equal(value, exported[name]) for name, value in weights.items())
+    assert all(torch.equal(value, exported[name]) for name, value in expected.items())
