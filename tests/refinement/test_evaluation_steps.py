@@ -145,7 +145,7 @@ def test_a_trainer_on_one_device_waits_for_no_other_rank(trainer: Make, monkeypa
     module, data = APLModule(TinyNet(), CLASSES), DataLoader(Images(2, labelled=True))
     expected = trainer().validate(module, data, verbose=False)
 
-    def hang(_: Any) -> None:
+    def hang(*_: Any) -> None:
         raise AssertionError("waits for other ranks")
 
     monkeypatch.setattr("apl_lightning._support.distributed.is_distributed", lambda: True)
