@@ -21,7 +21,7 @@ PAPER = Preset(
     module=MappingProxyType({"batch_norm": "frozen", **_LOSSES, **_STEPS}),
     callback=MappingProxyType(
         {
-            "denoiser": APL(balanced=False),
+            "denoiser": APL(),
             "every_n_epochs": 1,
             "patience": None,
             "ignore_small_components": False,

@@ -170,7 +170,7 @@ def test_labels_are_made_in_evaluation_mode(tmp_path: Path, trainer: Make) -> No
 
     data = TargetDataModule(images, transform=flip, batch_size=1, store_dir=tmp_path / "labels")
     module = APLModule(WithDropout(), CLASSES, learning_rate=0.0, batch_norm="adapt", dropout=True)
-    callback = PseudoLabelCallback(APL(balanced=False), guard="off")
+    callback = PseudoLabelCallback(APL(), guard="off")
     fit = trainer(callbacks=[callback])
     fit.fit(module, data)
     module.eval()

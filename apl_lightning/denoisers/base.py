@@ -146,7 +146,7 @@ def denoise(
         >>> import torch
         >>> from apl_lightning.denoisers import APL, denoise
         >>> p = torch.tensor([[[0.7], [0.3]]])
-        >>> [(labels, weights)] = denoise(APL(), [(p, p)])  # one predicted class: nothing to balance
+        >>> [(labels, weights)] = denoise(APL(), [(p, p)])
         >>> round(weights.item(), 4)
         0.4
     """

@@ -1,4 +1,4 @@
-"""The loss on pseudo labels: that of the denoiser, and a Dice loss."""
+"""The loss on pseudo labels: that of the denoiser, and a Dice loss with balanced weights."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from apl_lightning._support.resizing import resize_to
 from apl_lightning.data import describe
 from apl_lightning.denoisers import APL, Denoiser
 from apl_lightning.heads import Logits
-from apl_lightning.losses import mean_over_heads, weighted_dice_loss
+from apl_lightning.losses import balanced_weights, mean_over_heads, weighted_dice_loss
 
 
 def check_labelled(batch: Any) -> None:
@@ -22,12 +22,16 @@ def check_labelled(batch: Any) -> None:
 
 
 def label_loss(denoiser: Denoiser, logits: Logits, batch: dict[str, Tensor], dice_weight: float) -> Tensor:
-    """The denoiser's loss of both heads on `pseudo_label` and `weight`, and `dice_weight` times the Dice loss."""
+    """The denoiser's loss of both heads on `pseudo_label` and `weight`, and `dice_weight` times the Dice loss.
+
+    The Dice loss has balanced weights.
+    """
     labels, weights = batch["pseudo_label"], batch["weight"]
     main, aux = (resize_to(z, weights) for z in logits)
     loss = denoiser.loss(main, aux, labels, weights)
     if dice_weight:
-        dice = mean_over_heads(lambda z: weighted_dice_loss(z, labels, weights), main, aux)
+        balanced = balanced_weights(labels, weights, main.shape[1])
+        dice = mean_over_heads(lambda z: weighted_dice_loss(z, labels, balanced), main, aux)
         loss = loss + dice_weight * dice
     return loss
 

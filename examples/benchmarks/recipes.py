@@ -21,6 +21,7 @@ from torch.optim import SGD, Adam
 
 from apl_lightning import APLModule, RefinementModule, SelfTrainingModule
 from apl_lightning.denoisers import APL, BDL, CBST, CRST, DPL, IAST, UPL, Chebyshev, Denoiser, MRNet, Threshold
+from apl_lightning.losses import mean_over_heads, weighted_dice_loss
 from apl_lightning.presets import PAPER
 
 COUNTED = {"ignore_small_components": False}
@@ -29,22 +30,26 @@ AS_PUBLISHED = {"guard": "warn", "patience": None}
 EXTRAS = {"dice_weight": 1.0, "dropout": False, "ema_decay": 0.95, "learning_rate": 6e-4}
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class OtherAPL(APL):
     """APL with soft labels, or with weights of 1."""
 
     soft: bool = False
     weighted: bool = True
 
-    def observe(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, ...]:
-        """The merged probabilities (B, C, *S) for soft labels, after labels and margins."""
-        observed = super().observe(p_main, p_aux)
-        return (*observed, (p_main + p_aux) / 2) if self.soft else observed
-
-    def decide(self, labels: Tensor, margins: Tensor, *soft: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:
         """Labels (B, *S), or soft ones (B, C, *S), and weights (B, *S)."""
-        labels, weights = super().decide(labels, margins)
-        return soft[0] if self.soft else labels, weights if self.weighted else torch.ones_like(weights)
+        labels, margins = super().__call__(p_main, p_aux)
+        return (p_main + p_aux) / 2 if self.soft else labels, margins if self.weighted else torch.ones_like(margins)
+
+
+class DiceAPL(APL):
+    """APL with a Dice loss whose weights are those of the cross-entropy, not balanced."""
+
+    def loss(self, main: Tensor, aux: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """The sum of both losses, averaged over both heads."""
+        dice = mean_over_heads(lambda logits: weighted_dice_loss(logits, labels, weights), main, aux)
+        return super().loss(main, aux, labels, weights) + dice
 
 
 class Recipe(NamedTuple):
@@ -117,7 +122,7 @@ MORE = (
         "APL, weights of 1": _apl(callback={"denoiser": OtherAPL(weighted=False)}),
         "APL, soft labels": _apl(callback={"denoiser": OtherAPL(soft=True)}),
         "APL, soft labels, weights of 1": _apl(callback={"denoiser": OtherAPL(soft=True, weighted=False)}),
-        "APL, margins not balanced": _apl(callback={"denoiser": APL(balanced=False)}),
+        "APL, Dice loss not balanced": _apl({"dice_weight": 0.0}, {"denoiser": DiceAPL()}),
         "APL, temperature 4": _apl(callback={"denoiser": APL(temperature=4.0)}),
         "APL, BatchNorm of the source": _apl({"batch_norm": "frozen"}),
         "APL, BatchNorm re-estimated": _apl({"batch_norm": "adapt"}),

@@ -17,7 +17,7 @@ def denoised(denoiser: APL, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tens
 @pytest.mark.parametrize(("aux_weight", "temperature"), [(1.0, 1.0), (0.5, 1.0), (0.0, 3.0), (1.0, 2.0)])
 def test_equals_the_equation(shape: tuple[int, ...], aux_weight: float, temperature: float) -> None:
     z_main, z_aux = torch.randn(shape) * 3, torch.randn(shape) * 3
-    labels, weights = denoised(APL(aux_weight, temperature, balanced=False), z_main.softmax(1), z_aux.softmax(1))
+    labels, weights = denoised(APL(aux_weight, temperature), z_main.softmax(1), z_aux.softmax(1))
     merged = (z_main / temperature).softmax(1) + aux_weight * (z_aux / temperature).softmax(1)
     top = (merged / (1 + aux_weight)).topk(2, dim=1)
     assert torch.equal(labels, top.indices[:, 0])
@@ -29,31 +29,6 @@ def test_saturated_and_tied_probabilities() -> None:
     for temperature in (1.0, 4.0):
         assert denoised(APL(temperature=temperature), sure, sure)[1].item() == pytest.approx(1)
         assert denoised(APL(temperature=temperature), torn, torn)[1].item() == pytest.approx(0)
-
-
-def test_balanced_over_the_data_set() -> None:
-    batches = [tuple((torch.randn(2, 4, 5, 6) * 3).softmax(1) for _ in range(2)) for _ in range(3)]
-    plain, balanced = denoise(APL(balanced=False), batches), denoise(APL(), batches)
-    labels, margins = (torch.cat(parts) for parts in zip(*plain, strict=True))
-    means = [margins[labels == c].double().mean() for c in range(4)]
-    for (label, margin), (same, weight) in zip(plain, balanced, strict=True):
-        assert torch.equal(label, same)
-        for c in range(4):
-            expected = (margin[label == c] * max(means) / means[c]).clamp(max=1).float()
-            torch.testing.assert_close(weight[label == c], expected, atol=1e-4, rtol=1e-4)
-
-
-def test_a_rare_and_unsure_class_at_most_doubles() -> None:
-    p = torch.tensor([[0.99, 0.3, 0.4995], [0.01, 0.6, 0.0], [0.0, 0.1, 0.5005]])[None]
-    _, weights = denoised(APL(), p, p)
-    torch.testing.assert_close(weights, torch.tensor([[0.98, 0.6, 0.002]]))
-
-
-def test_a_class_without_any_margin_stays_at_0() -> None:
-    p = torch.tensor([[0.9, 0.0], [0.1, 0.5], [0.0, 0.5]])[None]
-    labels, weights = denoised(APL(), p, p)
-    assert labels.tolist() == [[0, 1]]
-    torch.testing.assert_close(weights, torch.tensor([[0.8, 0.0]]))
 
 
 def test_bad_options_are_an_error() -> None:

@@ -50,7 +50,7 @@ def test_call_of_a_dataset_denoiser_is_an_error() -> None:
     """A label pass would not use it."""
     with pytest.raises(TypeError, match="Expected Mine to override `observe` and `decide`, but got `__call__`"):
 
-        class Mine(denoisers.APL):
+        class Mine(denoisers.CBST):
             def __call__(self, *predictions: Tensor) -> Any: ...
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+from apl_lightning.denoisers import CBST
 from apl_lightning.labels.spool import Spool
 
 
@@ -53,7 +54,7 @@ def test_what_is_kept_of_a_batch(tmp_path: Path, trainer: Any, monkeypatch: pyte
     monkeypatch.setattr(Spool, "put", lambda self, batch, *more: [batches.append(batch), put(self, batch, *more)][1])
     images = TensorDataset(torch.rand(6, 1, 16, 16), torch.randint(CLASSES, (6, 16, 16)))
     data = TargetDataModule(images, store_dir=tmp_path, transform=None, num_workers=workers)
-    trainer(max_steps=1, callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), data)
+    trainer(max_steps=1, callbacks=[PseudoLabelCallback(CBST())]).fit(APLModule(TinyNet(), CLASSES), data)
     kept = [tensor for batch in batches for tensor in (*batch.references, *batch.fingerprints)]
     assert len(kept) == 12
     assert not any(tensor.is_shared() for tensor in kept)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
-from apl_lightning.losses import consistency_loss, weighted_dice_loss
+from apl_lightning.losses import balanced_weights, consistency_loss, weighted_dice_loss
 
 Make = Callable[..., pl.Trainer]
 
@@ -64,7 +64,7 @@ def test_both_losses_in_one_pass_equal_two_optimisers() -> None:
     w = data["weight"]
     labels = data["pseudo_label"]
     losses = [(w * F.cross_entropy(z, labels, reduction="none")).sum() / w.sum() for z in (main, aux)]
-    losses += [weighted_dice_loss(z, labels, w) for z in (main, aux)]
+    losses += [weighted_dice_loss(z, labels, balanced_weights(labels, w, CLASSES)) for z in (main, aux)]
     for_encoder = torch.autograd.grad(sum(losses) / 2, encoder)
     module.losses(data)["loss"].backward()
     for parameter, expected in zip(heads + encoder, for_heads + for_encoder, strict=True):

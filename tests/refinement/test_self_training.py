@@ -28,7 +28,7 @@ from apl_lightning.data.joint_transforms import TARGET_KEYS
 from apl_lightning.denoisers import APL, CBST, CRST, DPL, IAST, Predictor, Threshold
 from apl_lightning.labels.spool import Spool
 from apl_lightning.labels.target_images import ImageBatch
-from apl_lightning.losses import weighted_cross_entropy, weighted_dice_loss
+from apl_lightning.losses import balanced_weights, weighted_cross_entropy, weighted_dice_loss
 
 Make = Callable[..., pl.Trainer]
 
@@ -73,7 +73,8 @@ def test_dice_loss_is_added_to_that_of_the_denoiser() -> None:
     torch.manual_seed(0)
     module = SelfTrainingModule(TinyNet(), CLASSES, dice_weight=0.5, **options)
     both = module(given["image"])
-    dice = sum(weighted_dice_loss(z, given["pseudo_label"], given["weight"]) for z in both) / 2
+    weights = balanced_weights(given["pseudo_label"], given["weight"], CLASSES)
+    dice = sum(weighted_dice_loss(z, given["pseudo_label"], weights) for z in both) / 2
     torch.testing.assert_close(module.losses(given)["loss"], alone.losses(given)["loss"] + 0.5 * dice)
     with pytest.raises(ValueError, match="Expected `dice_weight` to be at least 0 and finite, but got -1"):
         SelfTrainingModule(TinyNet(), CLASSES, dice_weight=-1.0)
@@ -237,7 +238,8 @@ def test_dice_loss_of_soft_labels_in_training() -> None:
     given = labelled_batch(soft=True)
     module = SelfTrainingModule(TinyNet(), CLASSES, dice_weight=0.5, batch_norm="frozen")
     both = module.model(given["image"])
-    dice = sum(weighted_dice_loss(z, given["pseudo_label"], given["weight"]) for z in both) / 2
+    weights = balanced_weights(given["pseudo_label"], given["weight"], CLASSES)
+    dice = sum(weighted_dice_loss(z, given["pseudo_label"], weights) for z in both) / 2
     ce = (
         sum(
             (-(given["pseudo_label"] * z.log_softmax(1)).sum(1) * given["weight"]).sum() / given["weight"].sum()

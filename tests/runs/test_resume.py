@@ -62,7 +62,7 @@ class Moments:
         """Count moments before and after these calls and within the write of a checkpoint; only in a forked process."""
         for owner, names in {
             os: ["replace"],
-            APL: ["observe", "settle", "decide"],
+            APL: ["__call__"],
             PseudoLabelStore: ["start", "join", "publish", "prune"],
             RoundWriter: ["add", "__exit__"],
             RoundReader: ["ignore"],

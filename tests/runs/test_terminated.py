@@ -25,7 +25,7 @@ Make = Callable[..., pl.Trainer]
 PATIENCE = 60  # timeout in seconds; a run takes about 2
 # Two batches of labels, of training and of validation: the third call is in the second round.
 PLACES: dict[str, tuple[type, str]] = {
-    "label pass": (APL, "observe"),
+    "label pass": (APL, "__call__"),
     "training": (APLModule, "training_step"),
     "validation": (APLModule, "validation_step"),
 }

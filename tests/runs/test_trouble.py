@@ -73,10 +73,10 @@ class Arm(pl.Callback):
 class FailsOnRankOne(APL):
     """A denoiser that fails on rank 1 only."""
 
-    def observe(self, p_main: Any, p_aux: Any) -> Any:
+    def __call__(self, p_main: Any, p_aux: Any) -> Any:
         if torch.distributed.get_rank() == 1:
             raise ZeroDivisionError("division by zero")
-        return super().observe(p_main, p_aux)
+        return super().__call__(p_main, p_aux)
 
 
 def attempt(queue: Any, make: Make, folder: Path, data: Any, arm: Arm, denoiser: Any, workers: int) -> None:
@@ -108,7 +108,7 @@ def message(*arguments: Any) -> str:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_corrupt_sample_in_the_label_pass(tmp_path: Path, trainer: Make, workers: int) -> None:
     text = message(trainer, tmp_path, Troubled("sample", 20), Arm("later labels"), None, workers)
-    assert "Predicting the target images failed on ranks [1]: " in text
+    assert "Making pseudo labels failed on ranks [1]: " in text
     assert "sample 20: OSError: unexpected end of file" in text
 
 
@@ -126,7 +126,7 @@ def test_corrupt_sample_in_training(tmp_path: Path, trainer: Make) -> None:
 
 def test_killed_worker(tmp_path: Path, trainer: Make) -> None:
     text = message(trainer, tmp_path, Troubled("worker", 20), Arm("later labels"), None, 1)
-    assert "Predicting the target images failed on ranks [1]: RuntimeError: DataLoader worker" in text
+    assert "Making pseudo labels failed on ranks [1]: RuntimeError: DataLoader worker" in text
 
 
 def test_full_disk(tmp_path: Path, trainer: Make) -> None:
@@ -138,7 +138,7 @@ def test_full_disk(tmp_path: Path, trainer: Make) -> None:
 
 def test_denoiser_error_on_one_rank(tmp_path: Path, trainer: Make) -> None:
     text = message(trainer, tmp_path, Troubled("", 0), Arm("never"), FailsOnRankOne(), 0)
-    assert "Predicting the target images failed on ranks [1]: ZeroDivisionError: division by zero" in text
+    assert "Making pseudo labels failed on ranks [1]: ZeroDivisionError: division by zero" in text
 
 
 def test_sharded_networks_are_refused(network: TinyNet) -> None:
