@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from apl_lightning.denoisers import APL
-
 
 class Preset(NamedTuple):
     """Arguments of module, callback and data module."""
@@ -20,21 +18,15 @@ _STEPS = {"learning_rate": 3e-4, "head_rate": 1.0, "dropout": True, "ema_decay":
 PAPER = Preset(
     module=MappingProxyType({"batch_norm": "frozen", **_LOSSES, **_STEPS}),
     callback=MappingProxyType(
-        {
-            "denoiser": APL(),
-            "every_n_epochs": 1,
-            "patience": None,
-            "ignore_small_components": False,
-            "guard": "off",
-        }
+        {"every_n_epochs": 1, "patience": None, "ignore_small_components": False, "guard": "off"}
     ),
     data=MappingProxyType({"transform": None}),
 )
 """Paper settings.
 
 Only the equations of the paper are public. Everything else is off: re-estimated BatchNorm, the joint transform, the
-Dice loss, a lower learning rate of the heads, the moving average, balanced margins, and the treatment of small
-components. Dropout is active, as in usual training. The paper has no learning rate; without a moving average, 3e-4 is
-safer than the default. Use it as `APLModule(model, 5, **PAPER.module)`, `PseudoLabelCallback(**PAPER.callback)` and
+Dice loss, a lower learning rate of the heads, the moving average, and the treatment of small components. Dropout is
+active, as in usual training. The paper has no learning rate; without a moving average, 3e-4 is safer than the default.
+Use it as `APLModule(model, 5, **PAPER.module)`, `PseudoLabelCallback(**PAPER.callback)` and
 `TargetDataModule(images, **PAPER.data)`.
 """

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
-from apl_lightning.denoisers import APL, denoise
-
-
-def denoised(denoiser: APL, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:
-    return denoise(denoiser, [(p_main, p_aux)])[0]
+from apl_lightning.denoisers import APL
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 9), (2, 5, 3, 4), (1, 3, 2, 3, 4)])
 @pytest.mark.parametrize(("aux_weight", "temperature"), [(1.0, 1.0), (0.5, 1.0), (0.0, 3.0), (1.0, 2.0)])
 def test_equals_the_equation(shape: tuple[int, ...], aux_weight: float, temperature: float) -> None:
     z_main, z_aux = torch.randn(shape) * 3, torch.randn(shape) * 3
-    labels, weights = denoised(APL(aux_weight, temperature), z_main.softmax(1), z_aux.softmax(1))
+    labels, weights = APL(aux_weight, temperature)(z_main.softmax(1), z_aux.softmax(1))
     merged = (z_main / temperature).softmax(1) + aux_weight * (z_aux / temperature).softmax(1)
     top = (merged / (1 + aux_weight)).topk(2, dim=1)
     assert torch.equal(labels, top.indices[:, 0])
@@ -27,8 +22,8 @@ def test_equals_the_equation(shape: tuple[int, ...], aux_weight: float, temperat
 def test_saturated_and_tied_probabilities() -> None:
     sure, torn = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1), torch.tensor([0.5, 0.5, 0.0]).view(1, 3, 1)
     for temperature in (1.0, 4.0):
-        assert denoised(APL(temperature=temperature), sure, sure)[1].item() == pytest.approx(1)
-        assert denoised(APL(temperature=temperature), torn, torn)[1].item() == pytest.approx(0)
+        assert APL(temperature=temperature)(sure, sure)[1].item() == pytest.approx(1)
+        assert APL(temperature=temperature)(torn, torn)[1].item() == pytest.approx(0)
 
 
 def test_bad_options_are_an_error() -> None:
