@@ -204,6 +204,8 @@ class PseudoLabelCallback(Callback):
             # The Dice of the network as it came in is only for the log: nothing may take it for that of an epoch.
             door.validate(trainer)
             trainer.callback_metrics.clear()
+        if self.round >= 0:
+            self.selection.find_snapshot(store.directory, trainer.local_rank)
         # A run that was interrupted after its last step needs no more labels.
         if self.round < 0 or (self._is_due(trainer.current_epoch) and not has_finished):
             self.update(trainer, pl_module)

@@ -58,7 +58,8 @@ def write_checked(path: Path, content: bytes) -> int:
 def read_checked(path: Path, expected: int | None = None) -> bytes:
     """Read a file of `write_checked`; an `OSError` if it is missing, has changed or has not the expected checksum."""
     content = path.read_bytes()
-    content, checksum = content[:-4], int.from_bytes(content[-4:], "big")
-    if google_crc32c.value(content) != checksum or expected not in (None, checksum):
+    content, end = content[:-4], content[-4:]
+    checksum = google_crc32c.value(content)
+    if checksum.to_bytes(4, "big") != end or expected not in (None, checksum):
         raise OSError(0, "its checksum differs")
     return content

@@ -25,7 +25,7 @@ def write_predictions(
 ) -> None:
     """Write `labels/<case>.nii.gz`, `pictures/<case>.png` and `volumes.csv`, in ml."""
     for name in ("labels", "pictures"):
-        (out / name).mkdir(parents=True)
+        (out / name).mkdir(parents=True, exist_ok=True)
     module.to(device).eval()
     names, rows = module.class_names, []
     for index, case in enumerate(tqdm(folder.cases, "Predicting", disable=None)):

@@ -52,7 +52,7 @@ def refine_folder(
             or the path of one with default options. Its labels are not used.
         network: A network in 2D (for a folder with a `plane`) or 3D, a YAML file with its `class_path` and `init_args`,
             or a checkpoint of one of the seven systems.
-        out: A new or empty folder. Your callbacks and loggers write there too; pseudo labels stay only during the run.
+        out: A new or empty folder. Your callbacks write there too, unless they have a folder of their own.
         num_classes: The number of classes, background included.
         class_names: Names for table and pictures, background included.
         system: The system of a checkpoint (see [`load`][apl_lightning.checkpoints.load]). Its `preprocess` prepares the

@@ -19,7 +19,7 @@ class Snapshot:
 
     def __init__(self) -> None:
         self.round = -1  # the network as it came in
-        self._checksum: int | None = None  # on the process that has written the file
+        self._checksum: int | None = None  # of the file; known to rank 0, which saves it
         self._saved: int | None = None  # the round that the newest checkpoint refers to
 
     def write(self, module: nn.Module, folder: Path) -> None:

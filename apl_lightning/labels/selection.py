@@ -95,6 +95,22 @@ class Selection:
             share_state(module)
         self._warn("After the last epoch", gain, self._outcome(exists, folder))
 
+    def find_snapshot(self, folder: Path, local_rank: int) -> None:
+        """Let a resumed run without the file of its best candidate keep later ones."""
+        if (
+            self.guard.mode != "restore"
+            or not self.first
+            or all(gather(local_rank != 0 or self.snapshot.is_in(folder)))
+        ):
+            return
+        if rank() == 0:
+            warnings.warn(
+                f"The best network so far is not in {folder}: its file is missing, damaged or that of another run. If "
+                "the run is harmed, it ends with the best network from here on.",
+                stacklevel=2,
+            )
+        self.guard.reset()
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to know."""
         indices = sorted(self.first)
@@ -143,7 +159,7 @@ class Selection:
         best = "as it came in" if round < 0 else f"of round {round}"
         if exists:
             return f"guard='restore': the network {best} is restored"
-        return f"guard='restore': the network {best} was better, but its file is missing or damaged in {folder}"
+        return f"guard='restore': the network {best} was better, but its file in {folder} is missing or damaged"
 
     def _warn(self, when: str, gain: float, cure: str) -> None:
         if rank() > 0:

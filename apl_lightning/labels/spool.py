@@ -1,6 +1,5 @@
 """What a denoiser keeps of each batch until it has seen the whole data set."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,10 +29,10 @@ class Spool:
             self._batches.append((without_images, kept))
             return
         path = self._folder / f"spool-{self._rank:05d}-{len(self._batches):06d}.pt"
-        content = io.BytesIO()  # into a file, `torch.save` hides the reason of an error
-        torch.save((without_images._asdict(), kept), content)
-        with explaining_disk_errors(self._folder, "what the denoiser keeps until all images are predicted"):
-            path.write_bytes(content.getbuffer())
+        what = "what the denoiser keeps until all images are predicted"
+        # With a path in place of a file, torch hides the reason of an error.
+        with explaining_disk_errors(self._folder, what), path.open("wb") as file:
+            torch.save((without_images._asdict(), kept), file)
         self._batches.append(path)
 
     def __iter__(self) -> Iterator[tuple[ImageBatch, list[Tensor]]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from apl_lightning._support.device import device_of
 from apl_lightning._support.files import new_folder
 from apl_lightning._support.lightning import root_device
 from apl_lightning._support.packages import package
@@ -61,8 +62,8 @@ def refine(
         results_folder: The folder that nnU-Net has trained into, such as `nnUNetTrainer__nnUNetPlans__3d_fullres`.
         images: A folder of target images, named as nnU-Net wants them: `case_0000.nii.gz`, one file per channel.
         out: The refined results folder; it must be empty, or not exist. Preprocessed images and pseudo labels are kept
-            in it during the run; folds that are done stay if a later one fails. Files of your callbacks and loggers go
-            into the folder of the fold.
+            in it during the run; folds that are done stay if a later one fails. Files of your callbacks go into
+            the folder of the fold, unless they have one of their own.
         folds: The folds, numbers or `"all"`; by default those that have the checkpoint.
         checkpoint: The name of the checkpoints in each fold; `checkpoint_best.pth` is the other one that nnU-Net
             writes. The refined ones get the same name.
@@ -104,6 +105,7 @@ def refine(
     plan = read_plan(source, read_checkpoint(source / names[0] / checkpoint)["init_args"]["configuration"])
     cases = find_cases(Path(images).expanduser(), plan)
     load_network(source, names[0], checkpoint)  # fails here, and not after the preprocessing
+    device_of(accelerator)
     target.mkdir(parents=True, exist_ok=True)
     logged = {}
     with tempfile.TemporaryDirectory(prefix="unfinished_", dir=target) as folder:

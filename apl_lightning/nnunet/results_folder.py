@@ -71,7 +71,7 @@ def copy_plans(folder: Path, out: Path) -> None:
 
 def write_checkpoint(checkpoint: dict[str, Any], network: nn.Module, path: Path) -> None:
     """Write a checkpoint with the weights of `network`, and everything else as it was read."""
-    path.parent.mkdir()
+    path.parent.mkdir(exist_ok=True)
     with replacing(path) as unfinished:
         torch.save({**checkpoint, "network_weights": network.cpu().state_dict()}, unfinished)
 

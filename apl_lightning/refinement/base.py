@@ -155,6 +155,13 @@ class RefinementModule(EvaluationSteps, ABC):
         if self.teacher is not None:
             self.teacher.remember(self.model)
 
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Load network and teacher; weights that are loaded into `model` from now on count, and not this teacher."""
+        outcome = super().load_state_dict(*arguments, **options)
+        if self.teacher is not None:
+            self.teacher.remember(self.model)
+        return outcome
+
     @class_only
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: Any, *arguments: Any, **options: Any
@@ -183,7 +190,10 @@ class RefinementModule(EvaluationSteps, ABC):
         """The losses of a training batch by name; training minimises the one called `loss`."""
 
     def forward(self, image: Tensor) -> Logits:
-        """Logits of both heads at the size of the image, each (B, C, *S), from the teacher if there is one."""
+        """Logits of both heads at the size of the image, each (B, C, *S), from the teacher if there is one.
+
+        Weights that are loaded into `model` reach the teacher when a trainer next runs the module.
+        """
         main, aux = self.model(image) if self.teacher is None else self.teacher(image)
         return Logits(resize_to(main, image), resize_to(aux, image))
 

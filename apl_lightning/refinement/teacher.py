@@ -37,7 +37,7 @@ class Teacher(AveragedModel):
             raise ValueError(f"Expected `ema_decay` to be None or in [0, 1), but got {decay}.")
         super().__init__(student, multi_avg_fn=partial(_ema_update, decay), use_buffers=True)
         self.requires_grad_(False)
-        self._left: list[Tensor] = []  # sums of both networks as the last fit has left them
+        self._remembered: list[Tensor] = []  # sums over the weights of both networks
         self.n_averaged.fill_(1)  # the first update averages too: otherwise it copies the student
         self.eval()
 
@@ -51,14 +51,14 @@ class Teacher(AveragedModel):
         return super().train(False)
 
     def remember(self, student: nn.Module) -> None:
-        """Keep in mind both networks as a fit leaves them."""
-        self._left = [_sums(student), _sums(self.module)]
+        """Keep in mind both networks as they are, after a fit or from a checkpoint."""
+        self._remembered = [_sums(student), _sums(self.module)]
 
     def is_outdated(self, student: nn.Module) -> bool:
-        """Whether it is a copy, or weights were loaded into the student alone since the last fit."""
-        if self.is_copy or not self._left:
+        """Whether it is a copy, or weights were loaded into the student alone since it was remembered."""
+        if self.is_copy or not self._remembered:
             return self.is_copy
-        earlier, mine = self._left
+        earlier, mine = self._remembered
         return torch.equal(mine, _sums(self.module)) and not torch.equal(earlier, _sums(student))
 
     def copy(self, student: nn.Module) -> None:
@@ -68,7 +68,8 @@ class Teacher(AveragedModel):
 
 
 def _sums(network: nn.Module) -> Tensor:
-    return torch.stack([parameter.detach().cpu().double().sum() for parameter in network.parameters()])
+    """What changes with the weights; 0 for a parameter that has NaN."""
+    return torch.stack([parameter.detach().cpu().double().sum() for parameter in network.parameters()]).nan_to_num()
 
 
 def _ema_update(decay: float, averaged: list[Tensor], current: list[Tensor], _count: Any) -> None:

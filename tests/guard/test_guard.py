@@ -268,7 +268,7 @@ def test_lost_snapshot_keeps_the_last_network(
                 harm(path)
 
     scripted(0.1, 0.2, 0.1, 0.0)
-    with pytest.warns(UserWarning, match="the network of round 1 was better, but its file is missing or damaged in "):
+    with pytest.warns(UserWarning, match="the network of round 1 was better, but its file in .* is missing or damaged"):
         module, states = fit(tmp_path, trainer, PseudoLabelCallback(), callbacks=[Lose()])
     weight = module.model.network.encoder[0].weight
     assert all(not torch.equal(weight, state["network.encoder.0.weight"]) for state in states)
@@ -297,6 +297,20 @@ def test_a_snapshot_of_another_run_is_not_restored(tmp_path: Path) -> None:
     second.write(nn.Linear(2, 2), tmp_path)
     assert second.is_in(tmp_path)
     assert not resumed.is_in(tmp_path)
+
+
+def test_resumed_run_without_its_snapshot_keeps_a_later_network(tmp_path: Path, trainer: Make, scripted: Any) -> None:
+    saved = tmp_path / "saved.ckpt"
+    scripted(0.3, 0.1, 0.2, 0.3)
+    fit(tmp_path, trainer, PseudoLabelCallback(), callbacks=[Save(saved, after=0)])
+    for path in (tmp_path / "labels").rglob("best-*"):
+        path.unlink()
+    scripted(0.1, 0.2, 0.0)
+    with pytest.warns(UserWarning, match="best") as caught:
+        fit(tmp_path, trainer, PseudoLabelCallback(), ckpt_path=saved)
+    (found, restored) = [str(warning.message) for warning in caught if "best" in str(warning.message)]
+    assert "missing, damaged or that of another run" in found
+    assert "the network of round 2 is restored" in restored
 
 
 @pytest.mark.parametrize(

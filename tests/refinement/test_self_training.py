@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,10 +159,7 @@ def test_spool_uses_temporary_files_beyond_its_memory(tmp_path: Path) -> None:
 
 
 def test_spool_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "open", lambda *_: open("/dev/full", "wb"))  # noqa: SIM115
     batch = ImageBatch([0], torch.rand(1, 1, 4, 4), [None], [""], [torch.ones(16)])
     spool = Spool(tmp_path, 0, torch.device("cpu"), memory=0)
     with pytest.raises(OSError, match="No space left on device while writing what the denoiser .*another `store_dir`"):

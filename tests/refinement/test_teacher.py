@@ -143,6 +143,20 @@ def test_weights_loaded_after_a_fit_are_refined(tmp_path: Path, trainer: Make) -
     assert_same(module, ended)
     trainer(max_epochs=0).fit(module, TargetDataModule(Images(2), store_dir=tmp_path / "last"))
     assert_same(module, ended)
+    module.load_state_dict(whole)
+    module.model.network.load_state_dict(source)
+    assert_same(module, source)
+
+
+def test_weights_loaded_after_a_fit_that_diverged_are_refined(tmp_path: Path, trainer: Make) -> None:
+    module, source = fit(tmp_path, trainer), APLModule(TinyNet(), CLASSES)
+    assert module.teacher is not None
+    for network in (module.model, module.teacher):
+        for parameter in network.parameters():
+            parameter.data.fill_(torch.nan)
+    module.on_fit_end()
+    module.model.load_state_dict(source.model.state_dict())
+    assert_same(module, source.export().state_dict())
 
 
 def assert_same(module: Any, expected: dict[str, Tensor]) -> None:

@@ -44,7 +44,11 @@ def stopped(trainer: Make, tmp_path: Path, images: Images) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("harm", [zero, flip_a_bit, truncate, Path.unlink])
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("harm", [zero, flip_a_bit, truncate, empty, Path.unlink])
 @pytest.mark.parametrize("name", ["rank-00000.bin", "index.npz"])
 def test_a_damaged_round_is_made_anew(stopped: Path, trainer: Make, images: Images, harm: Any, name: str) -> None:
     (path,) = (stopped / "labels").glob(f"*/round-000001/{name}")
