@@ -52,7 +52,8 @@ def refine_folder(
             or the path of one with default options. Its labels are not used.
         network: A network in 2D (for a folder with a `plane`) or 3D, a YAML file with its `class_path` and `init_args`,
             or a checkpoint of one of the seven systems.
-        out: A new or empty folder. Your callbacks write there too, unless they have a folder of their own.
+        out: A new or empty folder. During the run pseudo labels lie there too, and your callbacks write there, unless
+            `trainer_options` has another `default_root_dir`.
         num_classes: The number of classes, background included.
         class_names: Names for table and pictures, background included.
         system: The system of a checkpoint (see [`load`][apl_lightning.checkpoints.load]). Its `preprocess` prepares the
@@ -83,11 +84,12 @@ def refine_folder(
     device_of(accelerator)  # fails here, and not after the images are prepared
     folder, network = as_folder_and_network(images, network, num_classes, system)
     batch_size = _batch_size(folder, patch_size, batch_size)
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix="labels-") as labels, isolated_random_state(cuda=True):
+    options: dict[str, Any] = {"accelerator": accelerator, "precision": precision, "max_epochs": max_epochs}
+    options |= {"enable_model_summary": False, "default_root_dir": out, **(trainer_options or {})}
+    for folder_of_run in (out, root := Path(options["default_root_dir"]).expanduser()):
+        folder_of_run.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root, prefix="labels-") as labels, isolated_random_state(cuda=True):
         torch.manual_seed(seed)
-        options: dict[str, Any] = {"accelerator": accelerator, "precision": precision, "max_epochs": max_epochs}
-        options |= {"enable_model_summary": False, "default_root_dir": out, **(trainer_options or {})}
         trainer = one_process_trainer(options)
         device = root_device(trainer)
         module = as_module(network, folder, num_classes, class_names, patch_size, learning_rate=learning_rate)

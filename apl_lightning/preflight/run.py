@@ -17,7 +17,7 @@ from apl_lightning.preflight.network import Network
 from apl_lightning.preflight.picture import Shown
 from apl_lightning.preflight.report import PreflightReport, Trial
 from apl_lightning.preflight.score import Score
-from apl_lightning.preflight.views import AS_THEY_ARE, Kind, View, next_views, views_of
+from apl_lightning.preflight.views import AS_THEY_ARE, Kind, View, cut, next_views, views_of
 
 # The least gain of a finding in one part of the images, by kind. Two data sets choose about the same, see
 # docs/preflight.md. Ranges have more, because another contrast changes their gain by about 1 and a wrong range by 3.
@@ -28,7 +28,7 @@ _MOST = 32  # slices
 _MOST_VOLUMES = 4
 _ORDERS = 2  # orders of the axes of a volume that are also tried with flips
 _MOST_PIXELS = 2**24  # of an enlarged image
-_MOST_OF_A_VOLUME = 2**22  # voxels that an inferer runs on: each view of a whole body would take minutes
+_MOST_OF_A_VOLUME = 2**23  # voxels that an inferer runs on: each view of a whole body would take minutes
 _SHOWN = 4
 _LONGEST = 120  # characters of a message
 
@@ -58,7 +58,7 @@ def preflight(
         num_classes: The number of classes, background included; by default the channels of the first logit map. A map
             with one channel is that of a binary network.
         inferer: Runs the network on images (B, C, *S), as MONAI's `SlidingWindowInferer` does. Of a volume it gets the
-            centre, with at most 2^22 voxels.
+            centre, with at most 2^23 voxels.
         main_output: Index of the logit map among those of the output.
         max_images: How many images are used, spread over the data set; 32 slices or 4 volumes by default.
         image_key: The key of the image in dictionaries.
@@ -165,12 +165,13 @@ def _sample(images: Any, keys: Keys, most: int | None) -> list[Tensor]:
 
 
 def centre(image: Tensor, most: int) -> Tensor:
-    """The centre of an image (C, *S), with axes of the same proportions and at most `most` pixels; a view."""
-    pixels = image[0].numel()
-    factor = min(1.0, (most / pixels) ** (1 / (image.ndim - 1)))
-    for axis, extent in enumerate(image.shape[1:], start=1):
-        kept = max(1, int(factor * extent))
-        image = image.narrow(axis, (extent - kept) // 2, kept)
+    """The centre of an image (C, *S) with at most `most` pixels, its longest axes cut; a view."""
+    size, left = list(image.shape[1:]), most
+    for done, axis in enumerate(sorted(range(len(size)), key=size.__getitem__)):
+        size[axis] = cut(size[axis], int(left ** (1 / (len(size) - done))))
+        left = left // size[axis]
+    for axis, kept in enumerate(size, start=1):
+        image = image.narrow(axis, (image.shape[axis] - kept) // 2, kept)
     return image
 
 

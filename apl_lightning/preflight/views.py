@@ -103,6 +103,12 @@ def _mean(images: Tensor, width: int) -> Tensor:
     return means
 
 
+def cut(size: int, most: int) -> int:
+    """At most `most` of an axis, with the powers of two of its size."""
+    multiple = min(size & -size, _LARGEST_MULTIPLE)
+    return size if size <= most else max(multiple, most // multiple * multiple)
+
+
 def _rounded(size: int, like: int) -> int:
     multiple = min(like & -like, _LARGEST_MULTIPLE)
     return -(-size // multiple) * multiple

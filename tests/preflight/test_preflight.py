@@ -249,22 +249,24 @@ def test_number_of_images(batch_norm_network: nn.Module) -> None:
 
 
 def test_centre_of_large_volumes() -> None:
-    image = torch.arange(10 * 6 * 4.0).view(1, 10, 6, 4)
-    assert torch.equal(centre(image, 30), image[:, 2:7, 1:4, 1:3])  # half of each axis
-    assert torch.equal(centre(image, 240), image)
+    image = torch.arange(14 * 7 * 4.0).view(1, 14, 7, 4)
+    assert torch.equal(centre(image, 14 * 7 * 4), image)
+    assert torch.equal(centre(image, 4 * 7 * 6), image[:, 4:10, :6])  # the longest axis stays even
+    assert torch.equal(centre(image, 4 * 5 * 5), image[:, 5:9, 1:6])
+    assert centre(torch.empty(1, 512, 512, 1000), 2**23).shape == (1, 192, 192, 224)
 
 
 def test_inferer_gets_the_centre_of_a_volume(volume_network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apl_lightning.preflight.run._MOST_OF_A_VOLUME", 8**3)
+    monkeypatch.setattr("apl_lightning.preflight.run._MOST_OF_A_VOLUME", 16**3)
     seen: set[int] = set()
 
     def inferer(images: Tensor, model: nn.Module) -> Tensor:
         seen.add(images[0, 0].numel())
         return model(images)
 
-    preflight(volume_network, [VOLUMES[0]], inferer=inferer)
-    assert 8**3 in seen
-    assert max(seen) <= 16**3  # of twice the size
+    preflight(volume_network, [torch.cat([VOLUMES[0]] * 3, dim=-1)], inferer=inferer)
+    assert 16**3 in seen
+    assert max(seen) == 32**3, "of twice the size"
 
 
 def test_warning_and_picture(batch_norm_network: nn.Module, tmp_path: Path) -> None:
