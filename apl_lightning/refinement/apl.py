@@ -30,7 +30,8 @@ class APLModule(RefinementModule):
     Args:
         consistency_weight: $\lambda_{con}$; 0 does not train the heads.
         refinement_weight: $\lambda_{ssl}$; 0 does not train the encoder.
-        dice_weight: The weight of the Dice loss in L_SSL beside the cross-entropy, which has 1; 0 as in the paper.
+        dice_weight: The weight of the Dice loss in L_SSL beside the cross-entropy, which has 1; 0 as in the paper. Its
+            pixels have [`balanced_weights`][apl_lightning.losses.balanced_weights].
         weighting: The definition of W in L_Con.
         learning_rate: The learning rate of the encoder.
         head_rate: The learning rate of the heads, relative to `learning_rate`. The steps of Adam do not depend on the

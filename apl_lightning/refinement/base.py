@@ -54,7 +54,8 @@ class RefinementModule(EvaluationSteps, ABC):
         optimizer: Called with the parameters and `lr`: a class, or a `functools.partial` of one.
         learning_rate: The learning rate.
         dice_weight: The weight of [`weighted_dice_loss`][apl_lightning.losses.weighted_dice_loss] beside the loss of
-            the denoiser (not in `TentModule`, which has no labels).
+            the denoiser (not in `TentModule`, which has no labels). Its pixels have
+            [`balanced_weights`][apl_lightning.losses.balanced_weights].
         dropout: Whether layers with dropout or stochastic depth are active in training.
         ema_decay: Labels, validation, test, prediction and `export` use an exponential moving average of the network
             with this decay (see [`Teacher`][apl_lightning.refinement.Teacher]); `None` uses the network itself.
@@ -235,7 +236,7 @@ class RefinementModule(EvaluationSteps, ABC):
         return choice.choose(self.model, gain)
 
     def label_loss(self, logits: Logits, batch: dict[str, Tensor]) -> Tensor:
-        """The denoiser's loss of both heads on `pseudo_label` and `weight`, and `dice_weight` times the Dice loss."""
+        """The denoiser's loss of both heads on labels and weights, and `dice_weight` times the balanced Dice loss."""
         return label_loss(denoiser_of(self), logits, batch, self.dice_weight)
 
     def training_step(self, batch: Any, batch_idx: int = 0) -> Tensor:
