@@ -97,11 +97,9 @@ class Selection:
 
     def find_snapshot(self, folder: Path, local_rank: int) -> None:
         """Let a resumed run without the file of its best candidate keep later ones."""
-        if (
-            self.guard.mode != "restore"
-            or not self.first
-            or all(gather(local_rank != 0 or self.snapshot.is_in(folder)))
-        ):
+        if self.guard.mode != "restore" or not self.first:
+            return
+        if all(gather(local_rank != 0 or self.snapshot.is_in(folder))):
             return
         if rank() == 0:
             warnings.warn(
