@@ -119,7 +119,7 @@ class PseudoLabelCallback(Callback):
 
     @property
     def has_settled(self) -> bool:
-        """Whether the labels stay, because the estimated gain has stopped to rise."""
+        """Whether the labels stay, because the estimated gain has stopped rising."""
         if self.patience is None or self.guard.mode == "off":
             return False
         return self.round - self.selection.risen_in >= self.patience
@@ -206,11 +206,10 @@ class PseudoLabelCallback(Callback):
             trainer.callback_metrics.clear()
         if self.round >= 0:
             self.selection.find_snapshot(store.directory, trainer.local_rank)
+        has_labels = self.round >= 0 and self._find_labels(trainer)
         # A run that was interrupted after its last step needs no more labels.
-        if self.round < 0 or (self._is_due(trainer.current_epoch) and not has_finished):
+        if not has_labels or (self._is_due(trainer.current_epoch) and not has_finished):
             self.update(trainer, pl_module)
-        else:
-            self._find_labels(trainer, pl_module)
         with all_or_none("Comparing the target images with those that have pseudo labels"):
             dataset.check_labelled_images()
 
@@ -225,9 +224,10 @@ class PseudoLabelCallback(Callback):
         """Refuse a batch with the labels of another round."""
         rounds = batch.get("round") if isinstance(batch, dict) else None
         if rounds is None or any(int(round) != self.round for round in rounds):
+            cure = "its loader fetched it too early" if rounds is not None else "a hook or a `collate` dropped the key"
             raise RuntimeError(
-                f"Expected a batch with pseudo labels of round {self.round}, but got {rounds}: its loader fetched it "
-                "too early. Use the loaders of `TargetDataModule`, or a `LazyDataLoader` with its `collate`."
+                f"Expected a batch with `round` {self.round}, that of its pseudo labels, but got {rounds}: {cure}. Use "
+                "the loaders of `TargetDataModule`, or a `LazyDataLoader` with its `collate`, and keep all keys."
             )
         # Dropout draws the same numbers after a resume.
         torch.manual_seed(derived_seed(self._seed, trainer.current_epoch, batch_idx, trainer.global_rank))
@@ -283,8 +283,8 @@ class PseudoLabelCallback(Callback):
         """What decides which network to end with."""
         return self.selection.guard
 
-    def _find_labels(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Publish the labels of the checkpoint's round; make them anew if they are damaged, or those of another run."""
+    def _find_labels(self, trainer: Trainer) -> bool:
+        """Publish the labels of the checkpoint's round; delete them if they are damaged, or those of another run."""
         store, local_rank = target_dataset(trainer).store, trainer.local_rank
         if damage := max(gather("" if local_rank else store.damage(self.round, self._checksum))):
             warnings.warn(
@@ -293,9 +293,9 @@ class PseudoLabelCallback(Callback):
                 stacklevel=2,
             )
             once_per_node(local_rank, "Deleting damaged pseudo labels", lambda: store.discard(self.round))
-            self.update(trainer, pl_module)
         else:
             once_per_node(local_rank, "Publishing pseudo labels", lambda: store.publish(self.round))
+        return not damage
 
     @property
     def _next_seed(self) -> int:

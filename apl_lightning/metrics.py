@@ -9,7 +9,7 @@ from apl_lightning._support.distributed import gather
 
 
 def overlap_counts(predictions: Tensor, labels: Tensor, num_classes: int, ignore_index: int | None = None) -> Tensor:
-    """Per class, the pixels in both, in prediction and reference: (3, num_classes) from class indices in range.
+    """(3, num_classes): pixels in both, in the prediction and in the reference, from class indices in range.
 
     Pixels whose label is `ignore_index` do not count.
     """

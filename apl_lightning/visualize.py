@@ -10,7 +10,7 @@ from torch import Tensor
 
 from apl_lightning._support.lightning import Callback, LightningModule, Trainer
 from apl_lightning._support.lightning_package import is_a, require_lightning
-from apl_lightning.data import TargetDataset
+from apl_lightning.labels import target_dataset
 
 # The ten colours of Tableau; background stays transparent.
 COLOURS = np.frombuffer(
@@ -49,20 +49,24 @@ class PseudoLabelOverlay(Callback):
 
     Args:
         samples: The number of samples, spread over the data set, or their indices.
-        every_n_epochs: Show them after each n-th epoch.
+        every_n_epochs: Show them after the first epoch, and each n-th one from there.
+
+    Raises:
+        ValueError: If `every_n_epochs` is below 1.
     """
 
     def __init__(self, samples: int | Sequence[int] = 4, every_n_epochs: int = 1) -> None:
         require_lightning(self)
+        if every_n_epochs < 1:
+            raise ValueError(f"Expected `every_n_epochs` to be at least 1, but got {every_n_epochs}.")
         self.samples = samples
         self.every_n_epochs = every_n_epochs
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the labels of this epoch."""
-        loader: Any = trainer.train_dataloader
         if not trainer.is_global_zero or trainer.current_epoch % self.every_n_epochs:
             return
-        dataset: TargetDataset = loader.dataset
+        dataset = target_dataset(trainer)
         class_names: Any = pl_module.class_names
         names = dict(enumerate(class_names))
         loggers: list[Any] = [logger for logger in trainer.loggers if is_a(logger, "WandbLogger", "TensorBoardLogger")]

@@ -124,6 +124,11 @@ def test_png_files(tmp_path: Path, trainer: Any, labelled: bool) -> None:
     assert np.array_equal(picture[:, :20], grey(Images(5, (16, 20))[1]))
 
 
+def test_number_of_epochs() -> None:
+    with pytest.raises(ValueError, match="`every_n_epochs` to be at least 1, but got 0"):
+        PseudoLabelOverlay(every_n_epochs=0)
+
+
 def test_overlay_colours_only_labelled_pixels() -> None:
     image, labels = torch.rand(1, 6, 7), torch.randint(3, (6, 7))
     picture, below = overlay(image, labels, opacity=0.4), grey(image)

@@ -27,7 +27,7 @@ def explaining_disk_errors(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cure = "free some space or pass another `store_dir`"
+        cure = "free some space or pass another `store_dir` (or `out`)"
         raise OSError(error.errno, f"{error.strerror} while writing {what} to {folder}: {cure}") from error
 
 

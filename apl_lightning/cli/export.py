@@ -14,7 +14,13 @@ from apl_lightning.checkpoints import load_weights
 from apl_lightning.heads import example_input
 
 
-def export(network: nn.Module, checkpoint: str | Path, out: str | Path, size: Sequence[int] | None = None) -> None:
+def export(
+    network: nn.Module,
+    checkpoint: str | Path,
+    out: str | Path,
+    size: Sequence[int] | None = None,
+    prefix: str | None = None,
+) -> None:
     """Write the plain network of a checkpoint: a state dict (`.pt`, `.pth`), or an ONNX model (`.onnx`).
 
     Args:
@@ -22,6 +28,7 @@ def export(network: nn.Module, checkpoint: str | Path, out: str | Path, size: Se
         checkpoint: A checkpoint of the trainer, or any file with the weights of the network.
         out: A new file. An ONNX model takes images (B, C, *S) in batches of any size.
         size: The spatial size of images for an ONNX model; by default one that the network accepts.
+        prefix: What precedes the keys, if the checkpoint has several networks of this class.
 
     Raises:
         ImportError: If `out` is an ONNX model, and onnx or onnxscript is missing.
@@ -33,7 +40,7 @@ def export(network: nn.Module, checkpoint: str | Path, out: str | Path, size: Se
         raise ValueError(f"Expected `out` to end with .pt, .pth or .onnx, but got {out.name}.")
     if out.suffix == ".onnx":
         package("onnxscript", "onnx", "a file .onnx needs onnx")  # before the work begins
-    load_weights(network, checkpoint)
+    load_weights(network, checkpoint, prefix)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix != ".onnx":
         torch.save(network.state_dict(), out)

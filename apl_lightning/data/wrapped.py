@@ -18,6 +18,7 @@ class WrappedDataModule(TargetDataModule):
         self._fixed = set(options)
         self._hooks: dict[str, TransferHooks] = {}  # of each loader
         super().__init__(**options)
+        self.prepare_data_per_node = getattr(existing, "prepare_data_per_node", True)
 
     def prepare_data(self) -> None:
         self._existing.prepare_data()

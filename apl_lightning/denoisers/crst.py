@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from apl_lightning.denoisers.cbst import CBST
-from apl_lightning.losses import joint_mean, mean_over_heads, weighted_cross_entropy
+from apl_lightning.losses import divergence_from_uniform, joint_mean, mean_over_heads, weighted_cross_entropy
 
 
 @dataclass(eq=False)
@@ -66,8 +66,3 @@ class CRST(CBST):
             return weighted_cross_entropy(logits, labels, weights) + self.weight * divergence
 
         return mean_over_heads(regularised, main, aux)
-
-
-def divergence_from_uniform(logits: Tensor) -> Tensor:
-    r"""$\mathrm{KL}(u, p) + \mathrm{const} = -\frac{1}{C} \sum_c \log p_c$ of each pixel, (B, *S)."""
-    return -logits.float().log_softmax(dim=1).mean(dim=1)

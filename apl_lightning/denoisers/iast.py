@@ -9,9 +9,8 @@ from torch import Tensor
 
 from apl_lightning.denoisers.base import DatasetDenoiser
 from apl_lightning.denoisers.confidence import merge
-from apl_lightning.denoisers.crst import divergence_from_uniform
 from apl_lightning.denoisers.histogram import ConfidenceHistogram
-from apl_lightning.losses import entropy, joint_mean, mean_over_heads, weighted_cross_entropy
+from apl_lightning.losses import divergence_from_uniform, entropy, joint_mean, mean_over_heads, weighted_cross_entropy
 
 
 @dataclass(eq=False)

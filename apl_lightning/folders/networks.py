@@ -1,5 +1,6 @@
 """The network that a folder is labelled with."""
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -92,6 +93,11 @@ def as_module(
             return refine(example=noise.to(next(network.parameters(), noise)))
         except Exception:
             raise refused from None
+
+
+def as_predictor(network: nn.Module, *arguments: Any) -> APLModule:
+    """The module of a network that is not trained and may be frozen, with the arguments of `as_module`."""
+    return as_module(copy.deepcopy(network).requires_grad_(True), *arguments)
 
 
 def _as_folder(images: NiftiFolder | str | Path) -> NiftiFolder:

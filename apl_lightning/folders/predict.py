@@ -7,7 +7,7 @@ from torch import nn
 
 from apl_lightning._support.device import device_of
 from apl_lightning._support.files import new_folder
-from apl_lightning.folders.networks import as_folder_and_network, as_module
+from apl_lightning.folders.networks import as_folder_and_network, as_predictor
 from apl_lightning.folders.output import write_predictions
 from apl_lightning.nifti import NiftiFolder
 
@@ -50,5 +50,5 @@ def predict_folder(
     out = new_folder(out)
     device = device_of(accelerator)
     folder, network = as_folder_and_network(images, network, num_classes, system)
-    module = as_module(network, folder, num_classes, class_names, patch_size)
+    module = as_predictor(network, folder, num_classes, class_names, patch_size)
     write_predictions(module, folder, out, batch_size, device)

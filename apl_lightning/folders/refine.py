@@ -86,8 +86,9 @@ def refine_folder(
     batch_size = _batch_size(folder, patch_size, batch_size)
     options: dict[str, Any] = {"accelerator": accelerator, "precision": precision, "max_epochs": max_epochs}
     options |= {"enable_model_summary": False, "default_root_dir": out, **(trainer_options or {})}
-    for folder_of_run in (out, root := Path(options["default_root_dir"]).expanduser()):
-        folder_of_run.mkdir(parents=True, exist_ok=True)
+    root = Path(options["default_root_dir"]).expanduser()
+    for place in (out, root):
+        place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix="labels-") as labels, isolated_random_state(cuda=True):
         torch.manual_seed(seed)
         trainer = one_process_trainer(options)

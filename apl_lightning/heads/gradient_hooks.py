@@ -44,7 +44,7 @@ class GradientHooks:
             features, self._features = self._features, ((), {})
             self._inside = True
             try:
-                logits += [frozen(head, *features) for head in (classifier, self.sibling) if head is not None]
+                logits += [run_constant(head, *features) for head in (classifier, self.sibling) if head is not None]
             finally:
                 self._inside = False
         return torch.cat(logits) if len(logits) > 1 else output
@@ -78,7 +78,7 @@ def detached(value: Any) -> Any:
     return value
 
 
-def frozen(head: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any] | None = None) -> Tensor:
+def run_constant(head: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any] | None = None) -> Tensor:
     """The head as a constant function: gradients pass through it, and its parameters and buffers do not change."""
     state = {name: parameter.detach() for name, parameter in head.named_parameters()}
     state |= {name: buffer.clone() for name, buffer in head.named_buffers()}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from apl_lightning._support.resizing import resize_to
-from apl_lightning.heads.gradient_hooks import FeatureTap, GradientHooks, frozen
+from apl_lightning.heads.gradient_hooks import FeatureTap, GradientHooks, run_constant
 
 
 class Logits(NamedTuple):
@@ -102,5 +102,5 @@ class TappedHead(SecondHead):
         if copies == 1:
             logits = [self._read(features)]
         else:
-            logits = [self._read(features.detach()), frozen(self._read, (features,))]
+            logits = [self._read(features.detach()), run_constant(self._read, (features,))]
         return [Logits(z, resize_to(aux, z)) for z, aux in zip(main.chunk(copies), logits, strict=True)]

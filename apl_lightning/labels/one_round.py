@@ -18,7 +18,7 @@ def label_round(
         denoiser: Turns predictions into labels and weights.
         round: The number of the round.
         seed: The seed of the label pass.
-        largest_component_share: See `find_small_components`; `None` counts small components.
+        largest_component_share: See `find_small_components`; `None` keeps small components.
     """
     store, local_rank = labelling.dataset.store, labelling.local_rank
     statistics, classes = labelling.label(denoiser, round, seed)

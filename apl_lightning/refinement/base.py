@@ -113,8 +113,10 @@ class RefinementModule(EvaluationSteps, ABC):
         if self.model.num_classes != num_classes:
             raise ValueError(f"Expected `num_classes` {self.model.num_classes}, as in `model`, but got {num_classes}.")
         num_classes = self.model.num_classes
-        if class_names is not None and len(class_names) != num_classes:
-            raise ValueError(f"Expected {num_classes} `class_names`, background included, but got {list(class_names)}.")
+        if class_names is not None and not len(set(class_names)) == len(class_names) == num_classes:
+            raise ValueError(
+                f"Expected {num_classes} different `class_names`, background included, but got {list(class_names)}."
+            )
         self.dice_weight = dice_weight
         self.dropout = dropout
         self.teacher = None if ema_decay is None else Teacher(self.model, ema_decay)

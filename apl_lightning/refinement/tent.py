@@ -46,6 +46,10 @@ class TentModule(RefinementModule):
                 f"Expected `batch_norm` of Tent to be 'train' or 'frozen', but got {batch_norm!r}: re-estimate the "
                 "statistics before, by `apl_lightning.refinement.adapt_batch_norm`."
             )
+        if options.get("dice_weight"):
+            raise ValueError(
+                f"Expected no `dice_weight`, but got {options['dice_weight']}: Tent has no labels for a Dice loss."
+            )
         super().__init__(model, num_classes, class_names, batch_norm=batch_norm, **options)
 
     def choose_parameters(self) -> None:

@@ -15,6 +15,7 @@ from apl_lightning._support.files import explaining_disk_errors, read_checked, w
 from apl_lightning._support.soft_labels import is_soft
 
 INDEX = "index.npz"
+CURE = ": resuming the run from its last checkpoint makes its pseudo labels anew."
 _COLUMNS = ("sample", "rank", "offset", "shape", "case", "checksum", "fingerprint")
 _UNKNOWN = torch.empty(0)
 
@@ -56,8 +57,14 @@ class RoundWriter:
         content = _bytes(labels) if soft else labels.cpu().numpy().astype(self._dtype).tobytes()
         content += _bytes(weights)
         row = (index, self._file.tell(), tuple(shape), case, google_crc32c.value(content), fingerprint.tolist())
+        planes = len(labels) if soft else 0
+        if self._rows and planes != self._planes:
+            raise ValueError(
+                f"Expected all labels of a round to be soft, or none, but sample {index} has {planes} classes of soft "
+                f"labels and those before have {self._planes}: check the denoiser."
+            )
+        self._planes = planes
         self._rows.append(row)
-        self._planes = len(labels) if soft else 0
         with self._explained():
             self._file.write(content)
 
@@ -128,7 +135,4 @@ def load_table(path: Path) -> dict[str, Any]:
 
 def damaged(path: Path, what: str) -> RuntimeError:
     """The error for a file that is missing or damaged."""
-    return RuntimeError(
-        f"Expected {path} as it was written, but it is missing or damaged ({what}): resuming the run from its last "
-        "checkpoint makes its pseudo labels anew."
-    )
+    return RuntimeError(f"Expected {path} as it was written, but it is missing or damaged ({what}){CURE}")

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from apl_lightning._support.files import replacing
-from apl_lightning.store.round_files import INDEX, RoundWriter, write_index
+from apl_lightning.store.round_files import CURE, INDEX, RoundWriter, write_index
 from apl_lightning.store.round_reader import PseudoLabel, RoundReader
 
 _POINTER = "current"
@@ -66,7 +66,7 @@ class PseudoLabelStore:
             reader = self.reader(round)
             reader.check()
         except RuntimeError as error:
-            return str(error)
+            return f"{str(error).removesuffix(CURE)}."
         if checksum not in (None, reader.checksum):
             return f"Those in {self.folder(round)} are of another run, which was resumed in the same folder."
         return ""
@@ -172,8 +172,8 @@ class PseudoLabelStore:
             )
         if (found := mark.read_text()) != (expected := json.dumps({"length": self.length})):
             raise ValueError(
-                f"Expected the pseudo labels of a data set of this length, {expected}, but {mark} says {found!r}: name "
-                "another folder, or delete this one."
+                f"Expected the pseudo labels of a data set of this length, {expected}, but {mark} says {found!r}: "
+                "resume a run with the images that it began with; for another run, name another folder."
             )
 
 

@@ -151,6 +151,10 @@ def test_preflight(network: nn.Module, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["preflight", "--config", "check.yaml", "--picture", "seen.png"]) == 0
     assert "views" in capsys.readouterr().out
     assert Path("seen.png").stat().st_size > 0
+    assert main(["preflight", "--config", "check.yaml", "--picture", "seen.png"]) != 0
+    text = capsys.readouterr()
+    assert "Expected a new file, but seen.png exists" in text.err
+    assert "views" not in text.out
 
 
 def test_wrong_arguments_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,10 @@ def test_refinement_gains_and_writes_all_results(target: Path, source: nn.Module
 
 
 def test_labels_are_those_of_the_network(target: Path, source: nn.Module) -> None:
-    """Without resampling, a file holds what the network says of each slice of the array."""
-    predict_folder(NiftiFolder(target / "images", plane="axial"), source, target / "out", 3, accelerator="cpu")
+    """Without resampling, a file holds what the network says of each slice of the array. It may be frozen."""
+    frozen = copy.deepcopy(source).requires_grad_(False)
+    predict_folder(NiftiFolder(target / "images", plane="axial"), frozen, target / "out", 3, accelerator="cpu")
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
     canonical = nibabel.as_closest_canonical(nibabel.load(target / "images" / "oblique.nii.gz"))
     slices = torch.from_numpy(np.array(canonical.dataobj, order="C")).movedim(2, 0)[:, None]
     with torch.no_grad():

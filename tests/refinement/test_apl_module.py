@@ -233,7 +233,8 @@ def test_logits_are_resized_to_the_image() -> None:
     ("options", "message"),
     [
         ({"num_classes": 4}, r"\(B, 4, ...\) logits.*pass num_classes=3"),
-        ({"class_names": ["liver"]}, "3 `class_names`, background included"),
+        ({"class_names": ["liver"]}, "3 different `class_names`, background included"),
+        ({"class_names": ["other", "kidney", "kidney"]}, "3 different `class_names`, background included"),
         ({"weighting": "entropy"}, "`weighting` to be one of"),
         ({"batch_norm": "sync"}, "`batch_norm` to be one of .*'adapt', 'frozen', 'train'.* but got 'sync'"),
         ({"consistency_weight": -1.0}, "at least 0 and not both 0, but got -1.0"),

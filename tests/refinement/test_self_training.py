@@ -223,6 +223,8 @@ def test_tent_needs_batch_norm() -> None:
 def test_tent_re_estimates_no_statistics(mode: Any) -> None:
     with pytest.raises(ValueError, match="'train' or 'frozen'.*adapt_batch_norm"):
         TentModule(TinyNet(), CLASSES, batch_norm=mode)
+    with pytest.raises(ValueError, match="Expected no `dice_weight`, but got 1.0: Tent has no labels"):
+        TentModule(TinyNet(), CLASSES, dice_weight=1.0)
 
 
 def labelled_batch(soft: bool = False) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def test_labels_deleted_during_the_run(tmp_path: Path, trainer: Any, workers: in
 
     with pytest.raises(RuntimeError, match="If the run has one, the labels were deleted.*from its last checkpoint"):
         fit(Delete())
-    with pytest.warns(UserWarning, match="made anew"):
+    with pytest.warns(UserWarning, match="made anew"), pytest.warns(UserWarning, match="The best network so far"):
         fit(ckpt_path=tmp_path / "saved.ckpt", weights_only=True)
 
 

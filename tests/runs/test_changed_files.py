@@ -59,6 +59,24 @@ def test_a_damaged_round_is_made_anew(stopped: Path, trainer: Make, images: Imag
     assert ended.train_dataloader.dataset.store.damage(3) == ""
 
 
+def test_a_damaged_round_before_a_due_one(trainer: Make, tmp_path: Path, images: Images) -> None:
+    """A checkpoint at the end of an epoch: the next round is due, and the one before is no longer needed."""
+
+    class AtTheEnd(pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            if trainer.current_epoch == 1:
+                trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+                raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        fit(trainer, tmp_path, images, AtTheEnd())
+    flip_a_bit(next((tmp_path / "labels").glob("*/round-000001/rank-00000.bin")))
+    with pytest.warns(UserWarning, match="round 1 are made anew"):
+        ended = fit(trainer, tmp_path, images, resume=True)
+    assert ended.callbacks[0].round == 2
+    assert ended.train_dataloader.dataset.store.damage(2) == ""
+
+
 def test_an_intact_round_is_kept(stopped: Path, trainer: Make, images: Images) -> None:
     assert fit(trainer, stopped, images, resume=True).callbacks[0].round == 2
 

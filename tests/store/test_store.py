@@ -106,7 +106,9 @@ def test_reading_deleted_labels_is_an_error(tmp_path: Path, lost: str) -> None:
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
     fill(PseudoLabelStore(tmp_path / "labels", 2), 0, make([(3, 3)] * 2))
-    with pytest.raises(ValueError, match=r'length, {"length": 3}, but .*store.json says .{"length": 2}.: name another'):
+    with pytest.raises(
+        ValueError, match=r'length, {"length": 3}, but .*store.json says .{"length": 2}.: resume a run with'
+    ):
         PseudoLabelStore(tmp_path / "labels", 3)
     thesis = tmp_path / "thesis" / "chapter.tex"
     thesis.parent.mkdir()
@@ -126,6 +128,11 @@ def test_bad_values_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             with pytest.raises(ValueError, match=r"weights in \[0, 1\] for sample 0.*check the denoiser"):
                 writer.add(0, torch.zeros(2, 2), weights)
 
+        writer.add(0, torch.zeros(2, 2, dtype=torch.long), torch.ones(2, 2))
+        with pytest.raises(
+            ValueError, match="to be soft, or none, but sample 1 has 5 classes of soft labels and those"
+        ):
+            writer.add(1, torch.rand(5, 2, 2), torch.ones(2, 2))
         writer._file.close()
 
         def full(_: bytes) -> int:
@@ -133,8 +140,8 @@ def test_bad_values_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
         monkeypatch.setattr(writer, "_file", type("Full", (), {"write": staticmethod(full), "tell": int, "close": int}))
         with pytest.raises(OSError, match=r"No space left .*\(2 bytes per pixel\).*another `store_dir`"):
-            writer.add(0, torch.zeros(2, 2), torch.ones(2, 2))
-    assert np.load(tmp_path / "round-000000" / "rank-00000.npz")["sample"].tolist() == [0]
+            writer.add(1, torch.zeros(2, 2), torch.ones(2, 2))
+    assert np.load(tmp_path / "round-000000" / "rank-00000.npz")["sample"].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("harm", [zero, flip_a_bit, truncate, Path.unlink])

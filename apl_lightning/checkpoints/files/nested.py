@@ -13,7 +13,7 @@ _MAX_NAME_LENGTH = 1_000
 _MAX_SHARING = 16  # copies of a network in one file may share their values
 
 
-def tensors_in(content: object, path: Path) -> dict[str, Tensor]:
+def tensors_by_name(content: object, path: Path) -> dict[str, Tensor]:
     """All tensors in the content of a file, by their keys joined with dots, for example `state_dict.conv1.weight`.
 
     No tensors, two with the same name, tensors that are not dense, and content beyond the limits are a

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from apl_lightning.checkpoints.error import CheckpointError
-from apl_lightning.checkpoints.files.nested import tensors_in
+from apl_lightning.checkpoints.files.nested import tensors_by_name
 
 
 def is_safetensors(path: Path) -> bool:
@@ -30,4 +30,4 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"Expected an intact .safetensors file, but {path} is damaged ({error}): copy it again."
         ) from None
-    return tensors_in(content, path)
+    return tensors_by_name(content, path)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from apl_lightning.checkpoints.error import CheckpointError
-from apl_lightning.checkpoints.files.nested import tensors_in
+from apl_lightning.checkpoints.files.nested import tensors_by_name
 from apl_lightning.checkpoints.files.other_formats import describe_other_format
 
 
 def read_torch_file(path: Path) -> dict[str, Tensor]:
-    """Read all tensors in a checkpoint, with `weights_only=True`, as `tensors_in` names them.
+    """Read all tensors in a checkpoint, with `weights_only=True`, as `tensors_by_name` names them.
 
     A file that is damaged, has another format, or contains Python objects or no tensors is a `CheckpointError`.
     """
@@ -30,7 +30,7 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types of errors on damaged files
         raise CheckpointError(_explanation(path, error, intact)) from None
-    return tensors_in(content, path)
+    return tensors_by_name(content, path)
 
 
 def _check_archive(path: Path) -> None:
