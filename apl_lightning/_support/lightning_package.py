@@ -24,7 +24,7 @@ def overrides(module: object, method: str) -> bool:
 
 
 def require_lightning(thing: object) -> None:
-    """Raise a `TypeError` for a class without a Lightning base class, which is only the source of the two that have."""
+    """Raise a `TypeError` for a class without a base class of Lightning: two that inherit from it have one each."""
     if package_of(thing) is None:
         base = next(base for base in type(thing).__mro__ if base.__module__.startswith("apl_lightning."))
         name = base.__name__
@@ -37,7 +37,7 @@ def refuse_pairing(thing: object, package: str | None) -> None:
     own, name = package_of(thing), type(thing).__name__
     if own and package and own != package:
         raise TypeError(
-            f"Expected {name} to meet a trainer of `{own}`, but got one of `{package}`, which has its own classes: "
+            f"Expected a trainer of `{own}` for {name}, but got one of `{package}`, which has its own classes: "
             f"`from {DOORS[package]} import {name}`, and so for the module and its data."
         )
 
@@ -45,8 +45,8 @@ def refuse_pairing(thing: object, package: str | None) -> None:
 def refuse_other_package(thing: object) -> None:
     """Raise a `TypeError` if the caller was called by the other package than that of `thing`.
 
-    A trainer of that package would refuse a module as no `LightningModule`. Before, it reads the `state_key` of each
-    callback, when it is made, and the `__class__` of the module.
+    A trainer of that package would say that a module is no `LightningModule`. Two properties raise this error before:
+    `state_key`, which a new trainer reads of each callback, and `__class__`, which it reads of a module.
     """
     caller = f"{sys._getframe(2).f_globals.get('__name__')}."
     for package in DOORS:

@@ -44,7 +44,9 @@ def load_weights(network: nn.Module, path: str | Path, prefix: str | None = None
     expected = network.state_dict()
     shapes = {name: tuple(value.shape) for name, value in expected.items() if not name.endswith(_OPTIONAL)}
     if not shapes:
-        raise ValueError(f"Expected a network with weights, but {type(network).__name__} has none.")
+        raise ValueError(
+            f"Expected a network with weights, but {type(network).__name__} has none: build its layers before."
+        )
     first = next(iter(shapes))
     places = sorted(name.removesuffix(first) for name in tensors if f".{name}".endswith(f".{first}"))
     found = [

@@ -31,7 +31,8 @@ def read_sample(sample: object, keys: Keys, index: int) -> dict[str, Any]:
 
     Raises:
         TypeError: If the sample has another form, or its image is not a floating point tensor.
-        ValueError: If image and label do not match, the image contains NaN or infinity, or the label fractions.
+        ValueError: If image and label do not match, the image contains NaN or infinity, or the label has
+            fractions.
     """
     parts = parts_of(sample, keys, index)
     image = as_tensor(parts["image"])

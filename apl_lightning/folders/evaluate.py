@@ -15,7 +15,7 @@ from apl_lightning.nifti import Array, nifti_files, package, read_labels
 
 
 class Score(NamedTuple):
-    """The scores of a class in a case, or their mean over the cases, and what is to be known about them.
+    """The scores of a class in a case, or their mean over the cases, with a note if some are missing.
 
     `dice` is in [0, 1], `hd95` (95 % Hausdorff distance) and `assd` (average symmetric surface distance) are in mm.
     """

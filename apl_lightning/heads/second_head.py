@@ -72,7 +72,7 @@ class OwnHead(SecondHead):
         return [network.get_submodule(self._path)]
 
     def route(self, routed: bool) -> None:
-        """Set it for both classifiers."""
+        """Route the gradients of both classifiers, or stop to."""
         super().route(routed)
         self._own_hooks.routed = routed
 

@@ -34,7 +34,9 @@ def read_labels(path: Path) -> tuple[Array, Grid]:
     values = _values(path)
     values = values.reshape(values.shape[:3]) if values.shape[3:] == (1,) else values
     if values.ndim != 3:
-        raise ValueError(f"Expected one label map (X, Y, Z), but {path} has shape {values.shape}.")
+        raise ValueError(
+            f"Expected one label map (X, Y, Z), but {path} has shape {values.shape}: save class indices of one volume."
+        )
     labels = np.rint(values).astype(np.int64)
     # A scale factor in the header, which some tools leave there, gives values beside the integers.
     if not np.allclose(labels, values, rtol=0, atol=0.01) or labels.min() < 0:

@@ -157,7 +157,7 @@ def _standard() -> View:
 
 def _channel_orders(channels: int) -> list[View]:
     orders = [list(order) for order in islice(permutations(range(channels)), 1, 1 + _MOST_ORDERS)]
-    looks = "to have their channels in another order"
+    looks = "as if their channels were in another order"
     return [View("channels", looks, f"`image = image[{order}]`", partial(_pick, order=order)) for order in orders]
 
 

@@ -137,7 +137,7 @@ class RefinementModule(EvaluationSteps, ABC):
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """The class. `isinstance` of a trainer asks for it, before it calls this no `LightningModule`."""
+        """The class; an error if the trainer that asks for it, by `isinstance`, is of the other package."""
         refuse_other_package(self)
         return type(self)
 

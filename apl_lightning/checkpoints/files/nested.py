@@ -50,7 +50,10 @@ def tensors_by_name(content: object, path: Path) -> dict[str, Tensor]:
                 f"{path} repeats its values: save tensor.clone() of expanded tensors."
             )
     if not tensors:
-        raise CheckpointError(f"Expected a state dict, but {path} contains a {type(content).__name__} without tensors.")
+        raise CheckpointError(
+            f"Expected a state dict, but {path} contains a {type(content).__name__} without tensors: "
+            "save `network.state_dict()`."
+        )
     return tensors
 
 
