@@ -6,7 +6,7 @@ from apl_lightning.data.fingerprints import check_fingerprint, fingerprint
 from apl_lightning.data.loader import LazyDataLoader, collate
 from apl_lightning.data.random_affine import RandomAffine
 from apl_lightning.data.random_patches import RandomPatches, sliding_window
-from apl_lightning.data.sample_format import Keys, describe, read_sample, split_batch
+from apl_lightning.data.sample_format import Keys, describe, length_of, read_sample, split_batch
 from apl_lightning.data.sampler import DrawnSample, EpochSampler
 from apl_lightning.data.wrapped import WrappedDataModule
 from apl_lightning.nifti import NiftiFolder

@@ -1,18 +1,17 @@
 """Target images joined with their pseudo labels, and images for evaluation."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
 from apl_lightning._support.seeding import derived_seed, seeded
 from apl_lightning.data.alignment import check_alignment
 from apl_lightning.data.fingerprints import check_fingerprint, fingerprint
 from apl_lightning.data.joint_transforms import Transform, transform_jointly
 from apl_lightning.data.random_patches import RandomPatches
-from apl_lightning.data.sample_format import Keys, read_sample, warn_of_unread_label
+from apl_lightning.data.sample_format import Keys, length_of, read_sample, warn_of_unread_label
 from apl_lightning.data.sampler import DrawnSample
 from apl_lightning.store import PseudoLabelStore
 
@@ -59,7 +58,7 @@ class TargetDataset(Dataset[Any]):
         self.transform = transform
         self.patches = patches
         self.keys = keys
-        length = _length(dataset)
+        length = length_of(dataset)
         sample = dataset[0]
         image = read_sample(sample, keys, index=0)["image"]
         warn_of_unread_label(sample, image, keys)
@@ -131,7 +130,7 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
         self.dataset = dataset
         self.keys = keys
         self.labelled = labelled
-        self._length = _length(dataset)
+        self._length = length_of(dataset)
 
     def __len__(self) -> int:
         return self._length
@@ -150,19 +149,3 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
 def _probes(length: int) -> list[int]:
     """A few evenly spaced indices."""
     return sorted({step * (length - 1) // (_PROBES - 1) for step in range(_PROBES)})
-
-
-def _length(dataset: object) -> int:
-    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise TypeError(
-            f"Expected a map-style data set with `__len__` and `__getitem__`, but got {type(dataset).__name__}: "
-            "pseudo labels belong to an index; wrap the data set, not its loader."
-        )
-    if isinstance(dataset, str | Mapping):
-        raise TypeError(
-            f"Expected a data set of images, but got {dataset!r:.60}: pass a data set that reads the files, such as "
-            "`monai.data.Dataset`, or a list of images."
-        )
-    if len(dataset) == 0:
-        raise ValueError("Expected at least one sample, but the data set is empty: check its paths.")
-    return len(dataset)

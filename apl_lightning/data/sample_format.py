@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 
 @dataclass(frozen=True)
@@ -149,3 +150,20 @@ def describe(value: object) -> str:
     if isinstance(value, Tensor | np.ndarray):
         return f"{type(value).__name__} of {value.dtype} with shape {tuple(value.shape)}"
     return type(value).__name__
+
+
+def length_of(dataset: object) -> int:
+    """The number of samples of a map-style data set; a `TypeError` or a `ValueError` if it is none, or empty."""
+    if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise TypeError(
+            f"Expected a map-style data set with `__len__` and `__getitem__`, but got {type(dataset).__name__}: "
+            "samples are read by their index; wrap the data set, not its loader."
+        )
+    if isinstance(dataset, str | Mapping):
+        raise TypeError(
+            f"Expected a data set of images, but got {dataset!r:.60}: pass a data set that reads the files, such as "
+            "`monai.data.Dataset`, or a list of images."
+        )
+    if len(dataset) == 0:
+        raise ValueError("Expected at least one sample, but the data set is empty: check its paths.")
+    return len(dataset)

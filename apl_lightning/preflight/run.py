@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
 from tqdm.auto import tqdm
 
 from apl_lightning._support.modes import evaluating
 from apl_lightning._support.resizing import resize_to
-from apl_lightning.data import Keys, read_sample
+from apl_lightning.data import Keys, length_of, read_sample
 from apl_lightning.heads import Inferer
 from apl_lightning.preflight.network import Network
 from apl_lightning.preflight.picture import Shown
@@ -149,18 +148,12 @@ def gain(view: View, before: Score, after: Score) -> float:
 
 def _sample(images: Any, keys: Keys, most: int | None) -> list[Tensor]:
     """Some images (C, *S), spread over the data set."""
-    if isinstance(images, IterableDataset | str) or not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
-        raise TypeError(
-            f"Expected a map-style data set or a list of images, but got {type(images).__name__}: pass the data set, "
-            "not its loader or its folder."
-        )
-    if len(images) == 0:
-        raise ValueError("Expected at least one image, but the data set is empty: check its paths.")
+    length = length_of(images)
     if most is not None and most < 1:
         raise ValueError(f"Expected `max_images` to be at least 1, but got {most}.")
     first = read_sample(images[0], keys, 0)["image"]
-    count = min(len(images), most or (_MOST_VOLUMES if first.ndim == 4 else _MOST))
-    indices = [(2 * place + 1) * len(images) // (2 * count) for place in range(count)]
+    count = min(length, most or (_MOST_VOLUMES if first.ndim == 4 else _MOST))
+    indices = [(2 * place + 1) * length // (2 * count) for place in range(count)]
     return [read_sample(images[index], keys, index)["image"] for index in indices]
 
 

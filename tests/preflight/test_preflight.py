@@ -287,7 +287,7 @@ def test_warning_and_picture(batch_norm_network: nn.Module, tmp_path: Path) -> N
 
 
 def test_wrong_arguments(batch_norm_network: nn.Module) -> None:
-    with pytest.raises(TypeError, match="map-style data set or a list of images, but got str"):
+    with pytest.raises(TypeError, match="data set of images, but got 'images': pass a data set"):
         preflight(batch_norm_network, "images")
     with pytest.raises(ValueError, match="the data set is empty"):
         preflight(batch_norm_network, [])
