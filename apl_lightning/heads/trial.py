@@ -53,7 +53,9 @@ def run_trial(
     if main is None:
         main = find_main_output(network, channels, example) if len(maps) > 1 else 0
     if not 0 <= main < len(maps):
-        raise ValueError(f"Expected `main_output` from 0 to {len(maps) - 1}, an index of the outputs, but got {main}.")
+        raise ValueError(
+            f"Expected `main_output` at least 0 and below {len(maps)}, the number of outputs, but got {main}."
+        )
     if not maps[main].isfinite().all():
         broken = not_finite(network.state_dict())
         cause = f"{broken[0]!r} has NaN or infinity: load other weights" if broken else "pass images as `example`"

@@ -148,7 +148,7 @@ class AddsItsInput(WithActivation):
         ),
         (TinyNet, {"aux": "layer9"}, ValueError, "`aux` to be 'auto', .* or the dotted path .* but got 'layer9'"),
         (TinyNet, {"aux": "own"}, ValueError, "two outputs with 3 channels and a classifier each for aux='own'"),
-        (TinyNet, {"main_output": 1}, ValueError, "`main_output` below 1"),
+        (TinyNet, {"main_output": 1}, ValueError, "`main_output` at least 0 and below 1"),
         (lambda: WithActivation(nn.Softmax(dim=1)), {}, ValueError, r"behind a sigmoid or a softmax.*activation=None"),
         (AddsItsInput, {}, HeadNotFoundError, "treat each image by itself behind its classifier 'network.classifier'"),
         (lambda: WithActivation(nn.Sigmoid()), {}, ValueError, r"behind a sigmoid or a softmax.*activation=None"),
