@@ -204,8 +204,6 @@ class PseudoLabelCallback(Callback):
             # The Dice of the network as it came in is only for the log: nothing may take it for that of an epoch.
             door.validate(trainer)
             trainer.callback_metrics.clear()
-        if self.round >= 0:
-            self.selection.find_snapshot(store.directory, trainer.local_rank)
         has_labels = self.round >= 0 and self._find_labels(trainer)
         # A run that was interrupted after its last step needs no more labels.
         if not has_labels or (self._is_due(trainer.current_epoch) and not has_finished):
@@ -286,6 +284,7 @@ class PseudoLabelCallback(Callback):
     def _find_labels(self, trainer: Trainer) -> bool:
         """Publish the labels of the checkpoint's round; delete them if they are damaged, or those of another run."""
         store, local_rank = target_dataset(trainer).store, trainer.local_rank
+        self.selection.find_snapshot(store.directory, local_rank)
         if damage := max(gather("" if local_rank else store.damage(self.round, self._checksum))):
             warnings.warn(
                 f"The labels of round {self.round} are made anew with the weights of the checkpoint, so this run does "

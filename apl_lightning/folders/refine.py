@@ -14,9 +14,8 @@ from apl_lightning._support.lightning import root_device
 from apl_lightning._support.random_state import isolated_random_state
 from apl_lightning.folders.networks import as_folder_and_network, as_module
 from apl_lightning.folders.output import write_predictions
-from apl_lightning.folders.trainer import one_process_trainer
+from apl_lightning.folders.trainer import check_images, one_process_trainer
 from apl_lightning.nifti import NiftiFolder
-from apl_lightning.preflight import preflight
 from apl_lightning.pytorch_lightning import TargetDataModule
 
 
@@ -92,11 +91,9 @@ def refine_folder(
     with tempfile.TemporaryDirectory(dir=root, prefix="labels-") as labels, isolated_random_state(cuda=True):
         torch.manual_seed(seed)
         trainer = one_process_trainer(options)
-        device = root_device(trainer)
         module = as_module(network, folder, num_classes, class_names, patch_size, learning_rate=learning_rate)
         if check:
-            module.to(device)
-            preflight(module, Unlabelled(folder), num_classes=num_classes, inferer=module.inferer).warn()
+            check_images(trainer, module, Unlabelled(folder))
         data = TargetDataModule(
             Unlabelled(folder),
             batch_size=batch_size,
@@ -109,7 +106,7 @@ def refine_folder(
         trainer.fit(module, data)
     refined = module.export()
     torch.save(refined.state_dict(), out / "refined.pt")
-    write_predictions(module, folder, out, 8, device)
+    write_predictions(module, folder, out, 8, root_device(trainer))
     return refined
 
 

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from apl_lightning.pytorch_lightning import PseudoLabelCallback, Trainer
+from apl_lightning._support.lightning import root_device
+from apl_lightning.preflight import preflight
+from apl_lightning.pytorch_lightning import APLModule, PseudoLabelCallback, Trainer
 
 
 def one_process_trainer(options: dict[str, Any]) -> Trainer:
@@ -27,3 +29,9 @@ def one_process_trainer(options: dict[str, Any]) -> Trainer:
         callbacks.insert(0, PseudoLabelCallback())
     defaults = {"devices": 1, "logger": False, "enable_checkpointing": False}
     return Trainer(**{**defaults, **options, "callbacks": callbacks})
+
+
+def check_images(trainer: Trainer, module: APLModule, images: Any) -> None:
+    """Run preflight on the trainer's device, which warns of images that look wrong to the module's network."""
+    module.to(root_device(trainer))
+    preflight(module, images, num_classes=len(module.class_names), inferer=module.inferer).warn()

@@ -89,7 +89,7 @@ class Selection:
             self._warn("After the last epoch", gain, "Look at the pseudo labels, or pass guard='restore'")
             return
         folder = labelling.dataset.store.directory
-        exists = all(gather(local_rank != 0 or self.snapshot.is_in(folder)))
+        exists = self._has_snapshot(folder, local_rank)
         if exists:
             once_per_node(local_rank, "Restoring the best network", partial(self.snapshot.restore, module, folder))
             share_state(module)
@@ -97,9 +97,7 @@ class Selection:
 
     def find_snapshot(self, folder: Path, local_rank: int) -> None:
         """Let a resumed run without the file of its best candidate keep later ones."""
-        if self.guard.mode != "restore" or not self.first:
-            return
-        if all(gather(local_rank != 0 or self.snapshot.is_in(folder))):
+        if self.guard.mode != "restore" or not self.first or self._has_snapshot(folder, local_rank):
             return
         if rank() == 0:
             warnings.warn(
@@ -146,6 +144,10 @@ class Selection:
             if "finite predictions" in str(error):
                 return math.nan
             raise
+
+    def _has_snapshot(self, folder: Path, local_rank: int) -> bool:
+        """Whether the file of the best candidate is on all nodes; all ranks call it."""
+        return all(gather(local_rank != 0 or self.snapshot.is_in(folder)))
 
     def _keep(self, round: int, labelling: Labelling) -> None:
         self.snapshot.round = round

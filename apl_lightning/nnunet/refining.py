@@ -10,10 +10,9 @@ from torch import nn
 
 from apl_lightning._support.device import device_of
 from apl_lightning._support.files import new_folder
-from apl_lightning._support.lightning import root_device
 from apl_lightning._support.packages import package
 from apl_lightning._support.random_state import isolated_random_state
-from apl_lightning.folders import one_process_trainer
+from apl_lightning.folders import check_images, one_process_trainer
 from apl_lightning.nnunet.network import Plan, load_network, read_plan
 from apl_lightning.nnunet.results_folder import (
     copy_plans,
@@ -23,7 +22,6 @@ from apl_lightning.nnunet.results_folder import (
 )
 from apl_lightning.nnunet.target_cases import find_cases, preprocess
 from apl_lightning.nnunet.windows import Windows
-from apl_lightning.preflight import preflight
 from apl_lightning.pytorch_lightning import APLModule, TargetDataModule
 
 
@@ -127,8 +125,7 @@ def refine(
                 trainer = one_process_trainer({**options, "default_root_dir": target / name, **(trainer_options or {})})
                 module = _module(network, plan, axes if mirroring else None, learning_rate)
                 if check:
-                    module.to(root_device(trainer))
-                    preflight(module, dataset, num_classes=len(plan.class_names), inferer=module.inferer).warn()
+                    check_images(trainer, module, dataset)
                 trainer.fit(module, data)
             copy_plans(source, target)
             write_checkpoint(read, module.export(), target / name / checkpoint)
