@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from apl_lightning._support.modes import evaluating, hooked, trainable
 from apl_lightning.heads.gradient_hooks import detached
-from apl_lightning.heads.outputs import logit_maps, within_unit_interval
+from apl_lightning.heads.outputs import logit_maps
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SIZES = {1: (64, 128, 256), 2: (64, 128, 224, 256, 96, 512), 3: (32, 64, 96, 128)}
@@ -102,25 +102,6 @@ def explains(model: nn.Module, path: str, channels: int, example: Tensor, output
     constant = hooked(model.get_submodule(path), post=lambda _module, _inputs, result: detached(result))
     with constant, trainable(model), evaluating(model):
         return not logit_maps(model(example), channels)[output].requires_grad
-
-
-def find_main_output(model: nn.Module, channels: int, example: Tensor) -> int:
-    """The index of the main logit map: the one that depends on most parameters, the first among equals.
-
-    An auxiliary output leaves the network early, so it depends on fewer: ADVENT returns it first, torchvision last.
-    Probabilities depend on as many as their logits, and come after them.
-    """
-    with trainable(model), evaluating(model):
-        maps = logit_maps(model(example), channels)
-        sizes = [_reached(m, [p for p in model.parameters() if p.requires_grad]) for m in maps]
-    return max(range(len(maps)), key=lambda index: (sizes[index], not within_unit_interval(maps[index])))
-
-
-def _reached(logits: Tensor, parameters: list[nn.Parameter]) -> int:
-    if not logits.requires_grad:  # labels, say
-        return 0
-    gradients = torch.autograd.grad(logits.sum(), parameters, retain_graph=True, allow_unused=True)
-    return sum(p.numel() for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None)
 
 
 def _record_calls(modules: dict[str, nn.Module], model: nn.Module, example: Tensor) -> dict[str, _Call]:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from apl_lightning._support.modes import evaluating, not_finite
-from apl_lightning.heads.find_classifier import example_input, explains, find_classifier, find_main_output
-from apl_lightning.heads.outputs import channels_of, explain_wrong_classes, logit_maps, shapes_of
+from apl_lightning.heads.find_classifier import example_input, explains, find_classifier
+from apl_lightning.heads.main_output import select_main_output
+from apl_lightning.heads.outputs import shapes_of
 
 
 class Trial(NamedTuple):
@@ -45,17 +46,7 @@ def run_trial(
     example = example_input(network) if example is None else example
     with evaluating(network), torch.no_grad():
         output = network(example)
-    channels = channels_of(output, num_classes, selected=main_output is not None)
-    maps = logit_maps(output, channels)
-    if not maps:
-        raise ValueError(explain_wrong_classes(output, num_classes, tuple(example.shape)))
-    main = main_output
-    if main is None:
-        main = find_main_output(network, channels, example) if len(maps) > 1 else 0
-    if not 0 <= main < len(maps):
-        raise ValueError(
-            f"Expected `main_output` at least 0 and below {len(maps)}, the number of outputs, but got {main}."
-        )
+    maps, channels, main = select_main_output(network, output, num_classes, example, main_output, example)
     if not maps[main].isfinite().all():
         broken = not_finite(network.state_dict())
         cause = f"{broken[0]!r} has NaN or infinity: load other weights" if broken else "pass images as `example`"

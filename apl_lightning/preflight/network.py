@@ -1,12 +1,11 @@
 """A network as preflight asks it: images in, scores and label maps out."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from apl_lightning.heads import Inferer, channels_of, logit_maps, shapes_of, tensors_in, within_unit_interval
+from apl_lightning.heads import Inferer, Logits, logit_maps, select_main_output, tensors_in, within_unit_interval
 from apl_lightning.preflight.score import RunningStatistics, Score, count_foreground, sureness
 from apl_lightning.preflight.views import View
 
@@ -14,15 +13,30 @@ _BATCH = 8
 
 
 class Network:
-    """Scores images under views; the arguments are those of [`preflight`][apl_lightning.preflight.preflight]."""
+    """Scores images under views, by its main output, which a run on one `image` (C, *S) shows.
 
-    def __init__(self, model: nn.Module, num_classes: int | None, inferer: Inferer | None, main_output: int) -> None:
+    The other arguments are those of [`preflight`][apl_lightning.preflight.preflight].
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int | None,
+        inferer: Inferer | None,
+        main_output: int | None,
+        image: Tensor,
+    ) -> None:
         self._model = model
-        self._num_classes = num_classes
         self._inferer = inferer
-        self._main_output = main_output
         self._statistics = RunningStatistics(model)
         self._like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        output = self._run(image[None])
+        if main_output is None and isinstance(output, Logits):
+            main_output = 0
+        classes = num_classes or _channels_of_first_map(output, image.ndim + 1)
+        example = image[None].to(self._like) if inferer is None else None  # a volume may be too large for gradients
+        found = select_main_output(model, output, classes, image[None], main_output, example)
+        self._channels, self._main_output = found.channels, found.main
 
     def score(self, view: View, images: Sequence[Tensor]) -> Score:
         """The score of images (C, *S) under a view."""
@@ -33,20 +47,8 @@ class Network:
 
     def logits(self, view: View, images: Tensor) -> Tensor:
         """The logits of images (B, C, *S) under a view."""
-        seen = view.change(images.to(self._like.device)).to(self._like.dtype)
-        output = self._model(seen) if self._inferer is None else self._inferer(seen, self._model)
-        return self._main_map(output, tuple(seen.shape))
-
-    def _main_map(self, output: Any, shape: tuple[int, ...]) -> Tensor:
-        maps = [tensor for tensor in tensors_in(output) if tensor.ndim == len(shape) and tensor.is_floating_point()]
-        classes = self._num_classes or max([2, *(tensor.shape[1] for tensor in maps[:1])])
-        found = logit_maps(output, channels_of(output, classes))
-        if len(found) <= self._main_output:
-            raise ValueError(
-                f"Expected `model` to return (B, {classes}, ...) logits, but got {shapes_of(output)} for an input of "
-                f"shape {shape}: pass `num_classes`, the channels of its logits, and `main_output`."
-            )
-        logits = found[self._main_output]
+        output = self._run(view.change(images.to(self._like.device)))
+        logits = logit_maps(output, self._channels)[self._main_output]
         if not bool(torch.isfinite(logits).all()):
             raise ValueError(
                 "Expected `model` to return finite logits, but got NaN or infinity: check its weights, and the range "
@@ -59,6 +61,16 @@ class Network:
                 "pass the network without this layer."
             )
         return logits
+
+    def _run(self, images: Tensor) -> object:
+        images = images.to(self._like)
+        output: object = self._model(images) if self._inferer is None else self._inferer(images, self._model)
+        return output
+
+
+def _channels_of_first_map(output: object, dimensions: int) -> int:
+    maps = [tensor for tensor in tensors_in(output) if tensor.ndim == dimensions and tensor.is_floating_point()]
+    return max([2, *(tensor.shape[1] for tensor in maps[:1])])
 
 
 def _batches(images: Sequence[Tensor]) -> Iterator[Tensor]:

@@ -38,7 +38,7 @@ def preflight(
     *,
     num_classes: int | None = None,
     inferer: Inferer | None = None,
-    main_output: int = 0,
+    main_output: int | None = None,
     max_images: int | None = None,
     image_key: str = "image",
 ) -> PreflightReport:
@@ -58,13 +58,13 @@ def preflight(
             with one channel is that of a binary network.
         inferer: Runs the network on images (B, C, *S), as MONAI's `SlidingWindowInferer` does. Of a volume it gets the
             centre, with at most 2^23 voxels.
-        main_output: Index of the logit map among those of the output.
+        main_output: Index of the main logit map among several; if `None`, the one that depends on most parameters.
         max_images: How many images are used, spread over the data set; 32 slices or 4 volumes by default.
         image_key: The key of the image in dictionaries.
 
     Raises:
         TypeError: If the images have another form.
-        ValueError: If there are no images, or the output has no finite logits.
+        ValueError: If there are no images, the output has no finite logits, or `main_output` is out of its range.
 
     Examples:
         >>> import torch
@@ -79,8 +79,8 @@ def preflight(
     if inferer is not None:
         tensors = [centre(image, _MOST_OF_A_VOLUME) if image.ndim == 4 else image for image in tensors]
     parts = _parts(tensors)
-    network = Network(model, num_classes, inferer, main_output)
     with evaluating(model), torch.no_grad():
+        network = Network(model, num_classes, inferer, main_output, tensors[0])
         before = [network.score(AS_THEY_ARE, part) for part in parts]
         views = views_of(tensors[0][None])
         if before[0].likeness is None:

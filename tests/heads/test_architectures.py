@@ -12,8 +12,7 @@ from monai.networks.nets.daf3d import DAF3D
 from torch import Tensor, nn
 
 from apl_lightning import HeadNotFoundError, add_dual_heads
-from apl_lightning.heads.find_classifier import example_input, find_main_output
-from apl_lightning.heads.outputs import logit_maps
+from apl_lightning.heads import example_input, select_main_output
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -29,8 +28,8 @@ def test_heads_are_found(name: str) -> None:
 
     def main_of(net: nn.Module) -> Tensor:
         with torch.no_grad():
-            maps = logit_maps(net(image), CLASSES)
-        return maps[find_main_output(network, CLASSES, image) if len(maps) > 1 else 0]
+            found = select_main_output(network, net(image), CLASSES, image, example=image)
+        return found.maps[found.main]
 
     expected = main_of(network)
     assert row(name, model) in PAGE.read_text(), "run `python tests/heads/architectures.py`"

@@ -168,6 +168,26 @@ def test_module_with_two_heads_as_its_network() -> None:
     assert [trial.gain for trial in whole.trials] == pytest.approx([trial.gain for trial in plain.trials], abs=1e-4)
 
 
+class AuxiliaryFirst(nn.Module):
+    """A network that returns the logits of one layer on the image before its own."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.early = nn.Conv2d(1, 4, 1)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [self.early(image), self.network(image)]
+
+
+def test_main_output_is_found(network: nn.Module) -> None:
+    plain, both = preflight(network, list(SLICES)), AuxiliaryFirst(network)
+    for found in (preflight(both, list(SLICES)), preflight(both, list(SLICES), inferer=lambda image, net: net(image))):
+        assert [trial.gain for trial in found.trials] == pytest.approx([trial.gain for trial in plain.trials])
+    early = preflight(both, list(SLICES), main_output=0)
+    assert max(abs(trial.surer[0]) for trial in early.trials if trial.view.kind == "orientation") < 1e-5
+
+
 def test_inferer(batch_norm_network: nn.Module) -> None:
     from monai.inferers import SlidingWindowInferer
 
@@ -293,8 +313,10 @@ def test_wrong_arguments(batch_norm_network: nn.Module) -> None:
         preflight(batch_norm_network, [])
     with pytest.raises(ValueError, match="`max_images` to be at least 1, but got 0"):
         preflight(batch_norm_network, list(SLICES), max_images=0)
-    with pytest.raises(ValueError, match=r"return \(B, 7, ...\) logits, but got \(8, 4, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"return \(B, 7, ...\) logits, but got \(1, 4, 32, 32\).*num_classes=4"):
         preflight(batch_norm_network, list(SLICES), num_classes=7)
+    with pytest.raises(ValueError, match=r"`main_output` at least 0 and below 1, the number of logit maps in \(1, 4,"):
+        preflight(batch_norm_network, list(SLICES), main_output=1)
     with pytest.raises(ValueError, match="as after a softmax"):
         preflight(nn.Sequential(batch_norm_network, nn.Softmax(dim=1)), list(SLICES))
     broken = nn.Conv2d(1, 2, 1)
