@@ -92,12 +92,20 @@ def as_module(
         try:
             return refine(example=noise.to(next(network.parameters(), noise)))
         except Exception:
-            raise refused from None
+            raise type(refused)(f"{refused}{_cure_of_heads(str(refused))}") from None
 
 
 def as_predictor(network: nn.Module, *arguments: Any) -> APLModule:
     """The module of a network that is not trained and may be frozen, with the arguments of `as_module`."""
     return as_module(copy.deepcopy(network).requires_grad_(True), *arguments)
+
+
+def _cure_of_heads(message: str) -> str:
+    """How the options of `add_dual_heads` that a message names are passed here."""
+    named = [f"`{option}`" for option in ("head", "main_output", "example") if f"`{option}`" in message]
+    if not named:
+        return ""
+    return f" Pass {' and '.join(named)} to `add_dual_heads`, and its result as `network`."
 
 
 def _as_folder(images: NiftiFolder | str | Path) -> NiftiFolder:

@@ -32,8 +32,8 @@ def predict_folder(
     Args:
         images: A [`NiftiFolder`][apl_lightning.data.NiftiFolder], which says how images are prepared for the network,
             or the path of one with default options.
-        network: A network in 2D (for a folder with a `plane`) or 3D, a YAML file with its `class_path` and `init_args`,
-            or a checkpoint of one of the seven systems.
+        network: A network in 2D (for a folder with a `plane`) or 3D, or what `add_dual_heads` makes of it; a YAML file
+            with `class_path` and `init_args` of either; or a checkpoint of one of the seven systems.
         out: A new or empty folder.
         num_classes: The number of classes, background included.
         class_names: Names for table and pictures, background included.

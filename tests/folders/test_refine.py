@@ -16,10 +16,10 @@ from phantoms import AFFINES, Array, affine, blobs, write
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
-from apl_lightning import TargetDataModule
+from apl_lightning import DualHeadModel, TargetDataModule, add_dual_heads
 from apl_lightning.checkpoints import ResnetGenerator
 from apl_lightning.data import NiftiFolder, sliding_window
-from apl_lightning.folders import evaluate_folder, predict_folder, refine_folder
+from apl_lightning.folders import evaluate_folder, network_of_yaml, predict_folder, refine_folder
 from apl_lightning.folders.refine import Unlabelled
 
 NAMES = ["background", "liver", "spleen"]
@@ -134,6 +134,47 @@ def test_volumes_of_different_sizes_by_patches(tmp_path: Path) -> None:
     refined = refine_folder(images, model, tmp_path / "out", 3, max_epochs=1, steps_per_epoch=2, **options)
     assert list(refined.state_dict()) == list(model.state_dict())
     assert len(list((tmp_path / "out" / "labels").iterdir())) == 2
+
+
+class Labelled(nn.Module):
+    """A network that returns one logit for each of two labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(1, 4, 3, padding=1)
+        self.organ, self.tumour = nn.Conv2d(4, 1, 1), nn.Conv2d(4, 1, 1)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.features(image)
+        return self.organ(features), self.tumour(features)
+
+
+def test_options_of_heads_are_set_by_add_dual_heads(target: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images, network = NiftiFolder(target / "images", plane="axial"), Labelled().eval()
+    with pytest.raises(ValueError, match="Pass `main_output` to `add_dual_heads`, and its result as `network`"):
+        predict_folder(images, network, tmp_path / "out", 2, accelerator="cpu")
+    tumour = add_dual_heads(network, 2, main_output=1)
+    predict_folder(images, tumour, tmp_path / "out", 2, accelerator="cpu")
+    with torch.no_grad():
+        logits = network(torch.stack([images[index]["image"] for index in images.samples_of(0)]))[1]
+    found = nibabel.load(tmp_path / "out" / "labels" / f"{images.cases[0].name}.nii.gz")
+    assert 0 < np.asarray(found.dataobj).sum() == (logits > 0).sum()
+
+
+def test_heads_in_a_yaml_file(tmp_path: Path) -> None:
+    (tmp_path / "network.yaml").write_text(
+        "class_path: apl_lightning.add_dual_heads\n"
+        "init_args:\n"
+        "  model:\n"
+        "    class_path: monai.networks.nets.UNet\n"
+        "    init_args: {spatial_dims: 2, in_channels: 1, out_channels: 3, channels: [4, 8], strides: [2]}\n"
+        "  num_classes: 3\n"
+        "  aux: fresh\n"
+    )
+    model = network_of_yaml(tmp_path / "network.yaml")
+    assert isinstance(model, DualHeadModel)
+    assert not model.warm, "a fresh head waits for the images"
 
 
 def test_page(tmp_path: Path, source: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
