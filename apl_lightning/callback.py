@@ -30,6 +30,11 @@ class PseudoLabelCallback(Callback):
     Before each batch, torch is seeded from the run's seed, the epoch, the batch and the rank, so that a resumed run
     draws the same random numbers (of dropout, say) as an uninterrupted one.
 
+    The module is an `APLModule`, another `RefinementModule`, or any LightningModule that has `class_names` (background
+    included) and returns the logits of two heads for images, each (B, C, *S). Its training step gets dictionaries with
+    `image`, `pseudo_label`, `weight` and `round`. `inferer`, `ignore_index`, `prepare_refinement(images)` and
+    `warm_up(images)`, as those of `RefinementModule`, are used if it has them.
+
     Before anything else, the module is validated as it came in, so that its `val/dice` is in the log at step 0.
 
     Logged once a round: `pseudo/confidence` (mean weight before small components are ignored), `pseudo/apart`
@@ -61,7 +66,8 @@ class PseudoLabelCallback(Callback):
             classes with many parts, such as lesions, are exempt.
 
     Raises:
-        TypeError: If `denoiser` is neither a `Denoiser` nor a function.
+        TypeError: If `denoiser` is neither a `Denoiser` nor a function; at the start of a fit, if the module has no
+            `class_names`; in a label pass, if it does not return two heads.
         ValueError: If `every_n_epochs`, `patience` or `batch_size` is below 1, `largest_component_share` is not in
             [0, 1], or `guard` is unknown.
 
@@ -173,6 +179,11 @@ class PseudoLabelCallback(Callback):
         door.refuse_other_data(trainer)
         door.refuse_weight_averaging(trainer)
         door.refuse_tuner(trainer)
+        if not hasattr(pl_module, "class_names"):
+            raise TypeError(
+                f"Expected a module with two heads and `class_names`, but got {type(pl_module).__name__}: pass it to "
+                "`APLModule`, which refines its network, or see `PseudoLabelCallback` for what a module needs."
+            )
         self.round = self._epoch = self._saved_round = -1
         self._checksum = None
         self._has_judged = False

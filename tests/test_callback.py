@@ -155,6 +155,17 @@ def test_loader_of_another_data_set_is_refused(trainer: Make) -> None:
         trainer(callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), DataLoader(Images()))
 
 
+def test_module_without_two_heads_is_refused(tmp_path: Path, trainer: Make) -> None:
+    class Supervised(pl.LightningModule):
+        def training_step(self, batch: Any) -> Any: ...
+
+        def configure_optimizers(self) -> Any: ...
+
+    data = TargetDataModule(Images(8), store_dir=tmp_path)
+    with pytest.raises(TypeError, match="two heads and `class_names`, but got Supervised: pass it to `APLModule`"):
+        trainer(callbacks=[PseudoLabelCallback()]).fit(Supervised(), data)
+
+
 def test_labels_are_made_in_evaluation_mode(tmp_path: Path, trainer: Make) -> None:
     """Compare with a plain loop over untransformed images; the network has dropout and the data a transform."""
 

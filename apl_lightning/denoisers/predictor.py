@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apl_lightning._support.modes import hooked
-from apl_lightning.heads import DualHeadModel, Inferer, Logits
+from apl_lightning.heads import DualHeadModel, Inferer, Logits, shapes_of
 
 _ROWS = 16  # of a softmax at a time
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -30,8 +30,13 @@ class Predictor:
     def logits(self, images: Tensor) -> Logits:
         """One pass over images (B, C, *S)."""
         with self._precision():
-            main, aux = self._module(images) if self._inferer is None else self._inferer(images, self._module)
-        return Logits(main, aux)
+            output = self._module(images) if self._inferer is None else self._inferer(images, self._module)
+        if not isinstance(output, tuple | list) or len(output) != 2:  # a batch of two images would unpack too
+            raise TypeError(
+                f"Expected {type(self._module).__name__} to return the logits of two heads, but got "
+                f"{shapes_of(output)}: pass it to `APLModule`, which adds the second one."
+            )
+        return Logits(*output)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities of both heads in float32: bfloat16 rounds 0.9991 to 1."""

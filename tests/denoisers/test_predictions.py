@@ -92,6 +92,14 @@ def test_scales_of_mrnet() -> None:
     torch.testing.assert_close(mean, sum(expected) / 2)
 
 
+def test_other_outputs_than_those_of_two_heads() -> None:
+    """A batch of two images unpacks like two heads."""
+    with pytest.raises(
+        TypeError, match=r"Conv2d to return the logits of two heads, but got \(2, 3, 8, 8\): pass it to"
+    ):
+        Predictor(nn.Conv2d(1, 3, 1))(torch.rand(2, 1, 8, 8))
+
+
 def test_probabilities_of_many_classes_by_an_inferer() -> None:
     class Network(nn.Module):
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
