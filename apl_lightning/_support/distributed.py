@@ -25,6 +25,19 @@ def rank() -> int:
     return distributed.get_rank() if is_distributed() else 0
 
 
+def refuse_left_over_group(processes: int) -> None:
+    """Raise a `RuntimeError` if one process refines within the group of several, such as that of an earlier fit.
+
+    Under DDP all processes run the rest of a script, so each would refine on its own and wait for the others.
+    """
+    if is_distributed() and processes == 1:
+        raise RuntimeError(
+            f"Expected a trainer with all {world_size()} processes of the group that is still there, from an earlier "
+            "fit, but got one on a single device: call `torch.distributed.destroy_process_group()` first, or refine "
+            "in a script of its own."
+        )
+
+
 def broadcast(value: Any, source: int = 0) -> Any:
     """The value of the rank `source`, on all ranks."""
     values = [value]

@@ -30,6 +30,7 @@ SIGTERM_EXIT_CODE = 128 + signal.SIGTERM  # what a shell reports of a process th
 
 # By name: importing them needs packages that may be missing.
 _SHARDED = {"FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"}
+_OF_EPOCHS = ("Checkpoint", "EarlyStopping", "ThroughputMonitor")  # callbacks that count the validations of epochs
 
 
 class SIGTERMException(SystemExit):
@@ -189,13 +190,13 @@ def to_device(trainer: Trainer, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def validate(trainer: Trainer) -> None:
     """Validate within a fit, as after an epoch, if the fit validates at all; random numbers stay as they are.
 
-    Checkpoints and early stopping do not see it: they count the validations of epochs.
+    Checkpoints, early stopping and the throughput monitor do not see it: they count the validations of epochs.
     """
     if not trainer.enable_validation:
         return
     connected: Any = trainer
     loop, callbacks = trainer.fit_loop.epoch_loop.val_loop, connected.callbacks
-    connected.callbacks = [each for each in callbacks if not is_a(each, "Checkpoint", "EarlyStopping")]
+    connected.callbacks = [each for each in callbacks if not is_a(each, *_OF_EPOCHS)]
     loop.restarting = False
     try:
         with as_validation(trainer), isolated_random_state(cuda=True):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from apl_lightning._support.distributed import broadcast
+from apl_lightning._support.distributed import broadcast, refuse_left_over_group
 from apl_lightning._support.lightning import (
     LightningDataModule,
     Trainer,
@@ -156,6 +156,8 @@ class TargetDataModule(LightningDataModule):
         if stage == "fit":
             if self.train is None:
                 raise ValueError("Expected target images for a fit, but got none: pass `train`.")
+            if self.trainer is not None:
+                refuse_left_over_group(self.trainer.world_size)
             directory, seed = self._run_directory(), run_seed()
             images = self._target_images()
             self._target = TargetDataset(images, directory, self.transform, self.keys, seed, self.patches)

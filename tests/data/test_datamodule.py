@@ -105,6 +105,14 @@ def test_each_run_has_its_own_folder(tmp_path: Path, trainer: Any) -> None:
     )
 
 
+def test_fit_on_one_device_after_ddp_is_refused(tmp_path: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    data = TargetDataModule(Images(8), store_dir=tmp_path)
+    with pytest.raises(RuntimeError, match=r"all 2 processes.*single device: call `torch.distributed.destroy_process"):
+        trainer(callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), data)
+
+
 def test_custom_loader_never_overwrites_labels(tmp_path: Path, trainer: Any) -> None:
     from apl_lightning import LazyDataLoader, TargetDataset
 

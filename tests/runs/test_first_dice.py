@@ -11,7 +11,13 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import CLASSES, Images, TinyNet
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, RichProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import (
+    EarlyStopping,
+    ModelCheckpoint,
+    RichProgressBar,
+    ThroughputMonitor,
+    TQDMProgressBar,
+)
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
@@ -100,6 +106,18 @@ def test_training_is_the_same_without_validation(tmp_path: Path, trainer: Make) 
     runs = [fit(trainer, tmp_path / str(val), val=val, aux="fresh") for val in (True, False)]
     first, second = (run.lightning_module.state_dict() for run in runs)
     assert all(torch.equal(first[name], value) for name, value in second.items())
+
+
+@pytest.mark.filterwarnings("ignore:When using the `ThroughputMonitor`:UserWarning")  # the module has no FLOPs
+def test_throughput_is_that_of_epochs(tmp_path: Path, trainer: Make) -> None:
+    """The monitor starts its clock after this callback has validated."""
+    monitor = ThroughputMonitor(lambda batch: len(batch["image"]), window_size=2)
+    run = trainer(
+        callbacks=[PseudoLabelCallback(), monitor], logger=CSVLogger(tmp_path), max_epochs=2, log_every_n_steps=1
+    )
+    data = TargetDataModule(Images(8), Images(5, labelled=True), batch_size=4, store_dir=tmp_path / "labels")
+    run.fit(APLModule(TinyNet(), CLASSES), data)
+    assert set(logged(tmp_path / "lightning_logs", "version_0")) == {0, 1, 3}
 
 
 def test_checkpoints_and_early_stopping_count_epochs(tmp_path: Path, trainer: Make) -> None:
