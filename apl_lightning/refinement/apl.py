@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from apl_lightning.heads import Inferer
 from apl_lightning.losses import Weighting, consistency_loss
-from apl_lightning.refinement.base import Optimizer, RefinementModule, Scheduler, check_choice
+from apl_lightning.refinement.base import Optimizer, RefinementModule, Scheduler
 from apl_lightning.refinement.batchnorm import BatchNormMode
 from apl_lightning.refinement.label_loss import check_labelled
+from apl_lightning.refinement.options import check_choice
 
 
 class APLModule(RefinementModule):

@@ -1,11 +1,9 @@
 """What APL, self-training and Tent have in common: the network, its optimiser, and its BatchNorm statistics."""
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +22,7 @@ from apl_lightning.refinement.batchnorm import BatchNormMode, adapt_batch_norm, 
 from apl_lightning.refinement.batchnorm_choice import BatchNormChoice
 from apl_lightning.refinement.evaluation_steps import EvaluationSteps
 from apl_lightning.refinement.label_loss import denoiser_of, label_loss
+from apl_lightning.refinement.options import check_choice, check_options
 from apl_lightning.refinement.teacher import Teacher
 
 Optimizer = Callable[..., torch.optim.Optimizer]
@@ -103,7 +102,7 @@ class RefinementModule(EvaluationSteps, ABC):
         self.save_hyperparameters(ignore=["model", "example", "optimizer", "lr_scheduler", "inferer"])
         # Scalars of NumPy in a checkpoint would not load with `weights_only`.
         self.hparams.update({name: without_numpy(value) for name, value in self.hparams.items()})
-        _check_options(optimizer, dice_weight, dropout)
+        check_options(optimizer, dice_weight, dropout)
         check_choice("batch_norm", batch_norm, BatchNormMode)
         self.model = (
             model
@@ -274,31 +273,3 @@ class RefinementModule(EvaluationSteps, ABC):
     def _optimize(self, parameters: list[dict[str, Any]] | list[nn.Parameter]) -> Any:
         optimizer = self.optimizer(parameters, lr=self.learning_rate)
         return optimizer if self.lr_scheduler is None else ([optimizer], [self.lr_scheduler(optimizer)])
-
-
-def check_choice(name: str, value: str, choices: Any) -> None:
-    """Raise a `ValueError` unless a value is one of the choices of a `Literal` type."""
-    if value not in get_args(choices):
-        raise ValueError(f"Expected `{name}` to be one of {get_args(choices)}, but got {value!r}.")
-
-
-def _check_options(optimizer: Optimizer, dice_weight: float, dropout: bool) -> None:
-    if not callable(optimizer):
-        raise TypeError(
-            f"Expected `optimizer` to be a class such as `torch.optim.SGD`, or a partial of one, but got "
-            f"{optimizer!r:.60}: pass the class, and `learning_rate`."
-        )
-    # The command line makes partials too, of a function, with the default of `lr`.
-    if isinstance(optimizer, partial) and isinstance(optimizer.func, type) and "lr" in optimizer.keywords:
-        raise ValueError(
-            f"Expected `optimizer` without a learning rate, but got lr={optimizer.keywords['lr']}: pass it as "
-            "`learning_rate`."
-        )
-    if not 0 <= dice_weight < math.inf:
-        raise ValueError(
-            f"Expected `dice_weight` to be at least 0 and finite, but got {dice_weight}: 0 is cross-entropy alone."
-        )
-    if not isinstance(dropout, bool):
-        raise TypeError(
-            f"Expected `dropout` to be True or False, but got {dropout!r}: set rates in the layers of the network."
-        )
