@@ -25,7 +25,7 @@ GREY = ("1", "L", "LA", "P")  # modes of images in one channel
 
 def raw_slices(path: Path) -> torch.Tensor:
     """Read the slices of one file as (S, 1, H, W), or a colour image as (1, 3, H, W)."""
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         array = np.load(path, allow_pickle=False)
         return torch.from_numpy(array.reshape(-1, 1, *array.shape[-2:]))
     with Image.open(path) as picture:

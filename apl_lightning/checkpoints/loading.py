@@ -1,7 +1,7 @@
 """Load the network in a checkpoint of one of the seven systems."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -11,8 +11,19 @@ from apl_lightning.checkpoints.files import read_tensors
 from apl_lightning.checkpoints.filling import fill
 from apl_lightning.checkpoints.systems import SYSTEMS
 
+Part = Literal["segmenter", "generator"]
 
-def load(system: str, path: str | Path, num_classes: int = 5, **options: Any) -> nn.Module:
+
+def load(
+    system: str,
+    path: str | Path,
+    num_classes: int = 5,
+    *,
+    prefix: str | None = None,
+    part: Part | None = None,
+    bounds: tuple[float, float] | None = None,
+    tanh: bool | None = None,
+) -> nn.Module:
     """Load a network that was saved by one of the seven systems.
 
     The architecture (such as ResNet or VGG, one or two classifiers, number of blocks, width) is detected from the keys
@@ -26,9 +37,10 @@ def load(system: str, path: str | Path, num_classes: int = 5, **options: Any) ->
             refined network as `export` does. For a TensorFlow bundle: the prefix (`sifa-299`), one of the files, or
             the folder.
         num_classes: Number of classes including the background. Ignored for generators.
-        **options: `prefix="..."` selects one of several networks in the file. `tanh=False` is for `"synseg"` files of
-            the fork without the final Tanh, which have the same keys. `bounds=(low, high)` for SIFA are the z-scores
-            that `preprocess` maps to -1 and 1. `part="generator"` loads SIFA's generator from source to target.
+        prefix: What precedes the keys of the network, if the file has several.
+        part: `"generator"` loads SIFA's generator from source to target.
+        bounds: The z-scores (low, high) that the `preprocess` of SIFA maps to -1 and 1.
+        tanh: `False` for `"synseg"` files of the fork without the final Tanh, which have the same keys.
 
     Returns:
         The network in evaluation mode, with the keys of the original state dict (for TensorFlow bundles: of SIFA's
@@ -43,14 +55,15 @@ def load(system: str, path: str | Path, num_classes: int = 5, **options: Any) ->
     """
     if system not in SYSTEMS:
         raise ValueError(f"Expected `system` to be one of {sorted(SYSTEMS)}, but got {system!r}.")
-    known = {"prefix", *(option for network in SYSTEMS[system] for option in network.options)}
+    given: dict[str, Any] = {"part": part, "bounds": bounds, "tanh": tanh}
+    options = {name: value for name, value in given.items() if value is not None}
+    known = {option for network in SYSTEMS[system] for option in network.options}
     if unknown := sorted(set(options) - known):
-        raise TypeError(f"Expected options of {system!r} among {sorted(known)}, but got {unknown}.")
-    part = options.pop("part", None)
-    if part not in (None, "segmenter", "generator"):
+        raise TypeError(f"Expected options of {system!r} among {sorted(known | {'prefix'})}, but got {unknown}.")
+    if part not in (None, *get_args(Part)):
         raise ValueError(f"Expected `part` to be 'segmenter' or 'generator', but got {part!r}.")
+    options.pop("part", None)
     segmenter = system != "cyclegan" and part != "generator"
-    prefix = options.pop("prefix", None)
     tensors = read_tensors(path)
     match = choose(path, system, tensors, segmenter, prefix)
     if segmenter and match.channels != num_classes:

@@ -37,7 +37,7 @@ def preflight(
     picture = None if picture is None else new_file(picture)
     folder, network = as_folder_and_network(images, network, num_classes, system)
     module = as_predictor(network, folder, num_classes, None, patch_size).to(device_of(accelerator))
-    report = check(module, folder, num_classes=num_classes, inferer=module.inferer)
+    report = check(module, folder, num_classes=num_classes, inferer=module.inferer, main_output=0)
     sys.stdout.write(f"{report}\n")
     if picture is not None:
         report.picture(picture)

@@ -12,6 +12,7 @@ from torch import nn
 from apl_lightning._support.packages import package
 from apl_lightning.checkpoints import load
 from apl_lightning.data import sliding_window
+from apl_lightning.heads import DualHeadModel
 from apl_lightning.nifti import NiftiFolder
 from apl_lightning.pytorch_lightning import APLModule
 
@@ -22,24 +23,28 @@ def as_folder_and_network(
     """The folder, or that of a path with default options, and the network, or that of a file.
 
     The file is a YAML file of a network's class and arguments, or a checkpoint of a `system`. Unless the folder has a
-    `preprocess`, its images get that of the system.
+    `preprocess`, its images get that of a network of the seven systems.
 
     Raises:
-        ValueError: If `network` is a checkpoint and `system` is missing, or the other way round.
+        ValueError: If `network` is a checkpoint and `system` is missing, or the other way round; if a network in 2D is
+            to see volumes, or one in 3D slices.
     """
     network = network_of_yaml(network)
-    if isinstance(network, nn.Module):
-        if system is not None:
-            raise ValueError(f"Expected a checkpoint with system={system!r}, but got a network: leave out `system`.")
-        return _as_folder(images), network
-    if system is None:
-        raise ValueError(
-            f"Expected the system that saved {network}, but got none: pass `system` as to "
-            "`apl_lightning.checkpoints.load`, or build your network and load its weights."
-        )
-    loaded: Any = load(system, network, num_classes)
-    folder = _as_folder(images)
-    return folder if folder.preprocess else folder.with_preprocess(loaded.preprocess), loaded
+    if not isinstance(network, nn.Module):
+        if system is None:
+            raise ValueError(
+                f"Expected the system that saved {network}, but got none: pass `system` as to "
+                "`apl_lightning.checkpoints.load`, or build your network and load its weights."
+            )
+        network = load(system, network, num_classes)
+    elif system is not None:
+        raise ValueError(f"Expected a checkpoint with system={system!r}, but got a network: leave out `system`.")
+    folder = images if isinstance(images, NiftiFolder) else NiftiFolder(images)
+    _check_dimensions(folder, network)
+    plain: Any = network.network if isinstance(network, DualHeadModel) else network
+    if type(plain).__module__.startswith("apl_lightning.checkpoints.") and not folder.preprocess:
+        folder = folder.with_preprocess(plain.preprocess)
+    return folder, network
 
 
 def network_of_yaml(network: nn.Module | str | Path) -> nn.Module | str | Path:
@@ -108,5 +113,15 @@ def _cure_of_heads(message: str) -> str:
     return f" Pass {' and '.join(named)} to `add_dual_heads`, and its result as `network`."
 
 
-def _as_folder(images: NiftiFolder | str | Path) -> NiftiFolder:
-    return images if isinstance(images, NiftiFolder) else NiftiFolder(images)
+def _check_dimensions(folder: NiftiFolder, network: nn.Module) -> None:
+    """Raise a `ValueError` if a folder gives slices to a network whose convolutions are all in 3D, or volumes to 2D."""
+    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
+    dimensions = {len(convolution.kernel_size) for convolution in convolutions}
+    given, cure = 2, "leave out `plane`"
+    if folder.preprocessing.plane is None:
+        given, cure = 3, '`NiftiFolder(..., plane="axial")` makes slices of volumes'
+    if len(dimensions) == 1 and given not in dimensions:
+        raise ValueError(
+            f"Expected images in {dimensions.pop()}D, as {type(network).__name__} has its convolutions, but those of "
+            f"the folder are in {given}D: {cure}."
+        )

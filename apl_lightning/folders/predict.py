@@ -37,8 +37,8 @@ def predict_folder(
         out: A new or empty folder.
         num_classes: The number of classes, background included.
         class_names: Names for table and pictures, background included.
-        system: The system of a checkpoint (see [`load`][apl_lightning.checkpoints.load]). Its `preprocess` prepares the
-            images unless the folder has one.
+        system: The system of a checkpoint (see [`load`][apl_lightning.checkpoints.load]). The `preprocess` of networks
+            of the seven systems prepares the images unless the folder has one.
         patch_size: Predict by a [`sliding_window`][apl_lightning.data.sliding_window] of this size; by default whole
             slices or volumes.
         batch_size: Slices that are predicted at once.

@@ -56,8 +56,8 @@ def refine_folder(
             `trainer_options` has another `default_root_dir`.
         num_classes: The number of classes, background included.
         class_names: Names for table and pictures, background included.
-        system: The system of a checkpoint (see [`load`][apl_lightning.checkpoints.load]). Its `preprocess` prepares the
-            images unless the folder has one.
+        system: The system of a checkpoint (see [`load`][apl_lightning.checkpoints.load]). The `preprocess` of networks
+            of the seven systems prepares the images unless the folder has one.
         patch_size: Train on random patches of this size, and predict by a
             [`sliding_window`][apl_lightning.data.sliding_window].
         patches_per_volume: Patches of each image that is read.
@@ -69,8 +69,8 @@ def refine_folder(
         seed: The seed of the run.
         accelerator: As in `Trainer`.
         precision: As in `Trainer`, such as `"bf16-mixed"`.
-        check: Run [`preflight`][apl_lightning.preflight.preflight] first, which warns of images that look turned,
-            inverted, resized or out of range to the network.
+        check: Run [`preflight`][apl_lightning.preflight.preflight] first, which warns of images that look turned or
+            inverted to the network, and with BatchNorm also of those resized or out of range.
         trainer_options: Further arguments of `Trainer`, such as a `logger`, or `callbacks` with a
             `PseudoLabelCallback` of your own.
 

@@ -29,7 +29,7 @@ def refine(
     results_folder: str | Path,
     images: str | Path,
     out: str | Path,
-    folds: list[int | str] | None = None,
+    folds: list[int | str] | int | str | None = None,
     checkpoint: str = "checkpoint_final.pth",
     *,
     max_epochs: int = 10,
@@ -60,9 +60,10 @@ def refine(
         results_folder: The folder that nnU-Net has trained into, such as `nnUNetTrainer__nnUNetPlans__3d_fullres`.
         images: A folder of target images, named as nnU-Net wants them: `case_0000.nii.gz`, one file per channel.
         out: The refined results folder; it must be empty, or not exist. Preprocessed images and pseudo labels are kept
-            in it during the run; folds that are done stay if a later one fails. Files of your callbacks go into
-            the folder of the fold, unless they have one of their own.
-        folds: The folds, numbers or `"all"`; by default those that have the checkpoint.
+            in it during the run. Folds that are done stay if a later one fails: refine the other `folds` into another
+            folder, and move them here. Files of your callbacks go into the folder of the fold, unless they have one of
+            their own.
+        folds: The folds: numbers, or `"all"`; one of them or a list. By default those that have the checkpoint.
         checkpoint: The name of the checkpoints in each fold; `checkpoint_best.pth` is the other one that nnU-Net
             writes. The refined ones get the same name.
         max_epochs: Epochs; each begins with new labels until these settle (`patience` of `PseudoLabelCallback`).
@@ -76,7 +77,7 @@ def refine(
         accelerator: As in `Trainer`.
         precision: As in `Trainer`, such as `"bf16-mixed"`.
         check: Run [`preflight`][apl_lightning.preflight.preflight] on the network of each fold first, which warns of
-            images that look turned, inverted, resized or out of range to it.
+            images that look turned or inverted to it, and with BatchNorm also of those resized or out of range.
         trainer_options: Further options of `Trainer`, such as `{"logger": ...}`; by default it uses one device, logs
             nothing and saves no checkpoints. Its callbacks serve all folds: with one that keeps a state, such as
             `EarlyStopping`, refine one fold at a time.

@@ -16,7 +16,7 @@ _REQUIRED = ("plans.json", "dataset.json")
 _OPTIONAL = ("dataset_fingerprint.json",)
 
 
-def find_folds(folder: Path, folds: Sequence[int | str] | None, checkpoint: str) -> list[str]:
+def find_folds(folder: Path, folds: Sequence[int | str] | int | str | None, checkpoint: str) -> list[str]:
     """The names of the folds to refine (`fold_0`, say), by default of all that have the checkpoint.
 
     Raises:
@@ -28,6 +28,8 @@ def find_folds(folder: Path, folds: Sequence[int | str] | None, checkpoint: str)
             f"and fold_0, but {folder} has no {missing[0]}: pass the folder that is named after the trainer, the plans "
             "and the configuration, such as nnUNetTrainer__nnUNetPlans__3d_fullres."
         )
+    if isinstance(folds, int | str):
+        folds = [folds]
     present = sorted(path.parent.name for path in folder.glob(f"fold_*/{checkpoint}"))
     names = present if folds is None else list(dict.fromkeys(f"fold_{fold}" for fold in folds))
     if not names or not set(names) <= set(present):

@@ -44,10 +44,12 @@ def find_cases(folder: Path, plan: Plan) -> dict[str, list[Path]]:
     One file may hold all channels, such as the colours of a photograph.
 
     Raises:
-        ValueError: If there are none, a case lacks a channel, or an image has another name.
+        ValueError: If there is no folder, or no image in it, a case lacks a channel, or an image has another name.
     """
     ending = plan.dataset["file_ending"]
     pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
+    if not folder.is_dir():
+        raise ValueError(f"Expected `images` to be a folder, but there is none at {folder}: pass its path.")
     found = sorted(path.name for path in folder.glob("[!.]*"))
     matches = [match for name in found if (match := pattern.fullmatch(name))]
     if not matches:

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from apl_lightning.preflight.picture import Shown, draw
-from apl_lightning.preflight.views import View
+from apl_lightning.preflight.views import Kind, View
+
+_WORDS: dict[Kind, str] = {
+    "orientation": "turned",
+    "inverted": "inverted",
+    "range": "rescaled",
+    "size": "resized",
+    "channels": "other orders of channels",
+}
 
 
 class Trial(NamedTuple):
@@ -50,9 +58,10 @@ class PreflightReport:
     def __str__(self) -> str:
         not_tried = f" Not tried: {'; '.join(self.skipped)}." if self.skipped else ""
         if self.found is None:
+            kinds = ", ".join(dict.fromkeys(_WORDS[trial.view.kind] for trial in self.trials))
             return (
-                f"Nothing found: none of {len(self.trials)} views of your images (turned, inverted, rescaled, resized) "
-                f"suits this network clearly better than the images as they are.{not_tried}"
+                f"Nothing found: none of {len(self.trials)} views of your images ({kinds}) suits this network clearly "
+                f"better than the images as they are.{not_tried}"
             )
         view, gains = self.found.view, self.found.gains
         return (

@@ -214,6 +214,12 @@ def test_arguments_that_do_not_fit(target: Path, source: nn.Module) -> None:
         refine_folder(slices, source, target / "out", 3)
     with pytest.raises(ValueError, match="`patch_size` of 2 numbers for images in 2D"):
         predict_folder(slices, source, target / "out", 3, patch_size=(8, 8, 8))
+    with pytest.raises(
+        ValueError, match=r'in 2D, as Sequential has .* in 3D: `NiftiFolder\(..., plane="axial"\)` makes'
+    ):
+        predict_folder(target / "images", source, target / "out", 3)
+    with pytest.raises(ValueError, match="in 3D, as Sequential has .* in 2D: leave out `plane`"):
+        predict_folder(slices, network(3), target / "out", 3)
     with pytest.raises(ValueError, match="Expected the system that saved"):
         predict_folder(slices, target / "refined.pt", target / "out", 3)
     with pytest.raises(ValueError, match="leave out `system`"):
@@ -251,6 +257,12 @@ def test_images_are_prepared_as_the_system_needs_them(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = network(torch.from_numpy(values).movedim(2, 0)[:, None] * 2 - 1).argmax(1)
     assert np.array_equal(found, expected.movedim(0, 2).numpy())
+    (tmp_path / "network.yaml").write_text(
+        "class_path: apl_lightning.checkpoints.load\n"
+        f"init_args: {{system: synseg, path: {tmp_path / 'segmenter.pth'}, num_classes: 3}}\n"
+    )
+    predict_folder(images, tmp_path / "network.yaml", tmp_path / "same", 3, accelerator="cpu")
+    assert np.array_equal(nibabel.load(tmp_path / "same" / "labels" / "a.nii.gz").get_fdata(), found)
 
 
 @pytest.mark.parametrize("accelerator", ["CPU", "npu"])
@@ -276,6 +288,8 @@ def test_network_for_images_of_one_size(target: Path) -> None:
     images = NiftiFolder(target / "images", plane="axial")
     predict_folder(images, OneSize(*network(2)), target / "patches", 3, patch_size=(24, 20), accelerator="cpu")
     assert len(list((target / "patches" / "labels").iterdir())) == len(TARGETS)
+    options: Any = {"patch_size": (24, 20), "steps_per_epoch": 1, "max_epochs": 1, "accelerator": "cpu"}
+    refine_folder(images, OneSize(*network(2)), target / "refined", 3, **options)  # preflight runs too
 
 
 def test_images_that_the_network_cannot_take(target: Path) -> None:

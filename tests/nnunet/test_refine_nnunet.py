@@ -269,7 +269,10 @@ def test_a_failed_run_leaves_an_empty_folder(trained_2d: Path, tmp_path: Path) -
     [
         ({"results_folder": "fold_0"}, "no plans.json: pass the folder that is named after the trainer"),
         ({"folds": [0, 4]}, "fold_0, fold_4 .* that have it are fold_0, fold_1: pass other `folds`"),
+        ({"folds": "all"}, "in fold_all of .* that have it are fold_0, fold_1: pass other `folds`"),
+        ({"folds": 4}, "in fold_4 of .* that have it are fold_0, fold_1: pass other `folds`"),
         ({"checkpoint": "checkpoint_latest.pth"}, "that have it are none: pass checkpoint='checkpoint_best.pth'"),
+        ({"images": "nowhere"}, "to be a folder, but there is none at .*nowhere: pass its path"),
         ({"images": "fold_0"}, "case_0000.nii.gz for the first channel, but .*: rename or convert them"),
     ],
 )
