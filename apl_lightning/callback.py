@@ -7,7 +7,14 @@ from typing import Any
 import torch
 
 from apl_lightning._support import lightning as door
-from apl_lightning._support.distributed import all_or_none, gather, once_per_node, share_buffers, share_state
+from apl_lightning._support.distributed import (
+    all_or_none,
+    gather,
+    once_per_node,
+    refuse_left_over_group,
+    share_buffers,
+    share_state,
+)
 from apl_lightning._support.hyperparameters import name_of, named, optimisation
 from apl_lightning._support.lightning import Callback, LightningModule, Trainer
 from apl_lightning._support.lightning_package import refuse_other_package, require_lightning
@@ -179,6 +186,7 @@ class PseudoLabelCallback(Callback):
         door.refuse_other_data(trainer)
         door.refuse_weight_averaging(trainer)
         door.refuse_tuner(trainer)
+        refuse_left_over_group(trainer.world_size)
         if not hasattr(pl_module, "class_names"):
             raise TypeError(
                 f"Expected a module with two heads and `class_names`, but got {type(pl_module).__name__}: pass it to "

@@ -9,22 +9,28 @@ from apl_lightning._support.distributed import gather
 
 
 def overlap_counts(predictions: Tensor, labels: Tensor, num_classes: int, ignore_index: int | None = None) -> Tensor:
-    """(3, num_classes): pixels in both, in the prediction and in the reference, from class indices in range.
+    """(3, num_classes): pixels in both, in the prediction and in the reference, from class indices of any type.
 
-    Pixels whose label is `ignore_index` do not count.
+    Pixels whose label is `ignore_index` do not count. An index out of range is a `ValueError`.
     """
-    labels = labels.to(predictions.device)  # an inferer may put the predictions of a volume together on the CPU
+    predictions = predictions.long()  # an inferer may put those of a volume together on the CPU
+    labels = labels.to(predictions)
     if ignore_index is not None:
         counted = labels != ignore_index
         predictions, labels = predictions[counted], labels[counted]
     if not labels.numel():
         return predictions.new_zeros(3, num_classes)
-    low, high = (int(value) for value in labels.aminmax())
+    low, high, lowest, highest = torch.stack([*labels.aminmax(), *predictions.aminmax()]).tolist()
     if low < 0 or high >= num_classes:
         raise ValueError(
             f"Expected reference labels between 0 and {num_classes - 1}, but got values from {low} to {high}: check "
-            "`num_classes`, or pass `ignore_index` to the module, the label of pixels that do not count. (Labels of "
-            "target images only serve `pseudo/dice` and may be left out.)"
+            "`num_classes`, or pass `ignore_index`, the label of pixels that do not count. (Labels of target images "
+            "only serve `pseudo/dice` and may be left out.)"
+        )
+    if lowest < 0 or highest >= num_classes:
+        raise ValueError(
+            f"Expected predicted classes between 0 and {num_classes - 1}, but got values from {lowest} to {highest}: "
+            "check `num_classes`."
         )
     pairs = torch.bincount((labels * num_classes + predictions).flatten(), minlength=num_classes**2)
     matrix = pairs.view(num_classes, num_classes)
@@ -77,7 +83,7 @@ class CaseDice:
         A sample without a case is a case of its own. `indices` are those of the samples in their data set.
 
         Raises:
-            ValueError: If the shapes differ, or a label is out of range.
+            ValueError: If the shapes differ, or a class is out of range.
         """
         if predictions.shape != labels.shape:
             raise ValueError(

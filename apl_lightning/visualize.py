@@ -52,15 +52,26 @@ class PseudoLabelOverlay(Callback):
         every_n_epochs: Show them after the first epoch, and each n-th one from there.
 
     Raises:
-        ValueError: If `every_n_epochs` is below 1.
+        ValueError: If `every_n_epochs` or the number of samples is below 1; at the start of a fit, if the data set has
+            no sample of an index.
     """
 
     def __init__(self, samples: int | Sequence[int] = 4, every_n_epochs: int = 1) -> None:
         require_lightning(self)
         if every_n_epochs < 1:
             raise ValueError(f"Expected `every_n_epochs` to be at least 1, but got {every_n_epochs}.")
+        if isinstance(samples, int) and samples < 1:
+            raise ValueError(f"Expected at least 1 of `samples`, but got {samples}: pass a number, or their indices.")
         self.samples = samples
         self.every_n_epochs = every_n_epochs
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse indices that the data set does not have."""
+        length = len(target_dataset(trainer))
+        if outside := [index for index in self._indices(length) if not 0 <= index < length]:
+            raise ValueError(
+                f"Expected `samples` between 0 and {length - 1}, the indices of the target images, but got {outside}."
+            )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the labels of this epoch."""

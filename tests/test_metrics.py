@@ -79,6 +79,16 @@ def test_bad_labels_are_an_error() -> None:
     with pytest.raises(ValueError, match=r"one shape \(B, \*S\)"):
         CaseDice(3).update(torch.zeros(1, 2).long(), torch.zeros(1, 3).long())
 
+    with pytest.raises(ValueError, match="predicted classes between 0 and 2, but got values from -1 to 3"):
+        CaseDice(3).update(torch.tensor([[3, -1]]), torch.zeros(1, 2).long())
+
+
+def test_small_integers_do_not_overflow() -> None:
+    labels = torch.arange(20, dtype=torch.uint8)[None]
+    dice = CaseDice(20)
+    dice.update(labels, labels)
+    assert dice.compute().tolist() == [1.0] * 20
+
 
 def test_order_of_overlap_counts() -> None:
     found = overlap_counts(torch.tensor([1, 1, 0]), torch.tensor([1, 0, 0]), 2)

@@ -129,6 +129,14 @@ def test_number_of_epochs() -> None:
         PseudoLabelOverlay(every_n_epochs=0)
 
 
+def test_samples_that_are_not_there(tmp_path: Path, trainer: Any) -> None:
+    with pytest.raises(ValueError, match="at least 1 of `samples`, but got 0"):
+        PseudoLabelOverlay(0)
+    run = trainer(callbacks=[PseudoLabelCallback(), PseudoLabelOverlay([4, 5])])
+    with pytest.raises(ValueError, match=r"`samples` between 0 and 4, the indices of .* but got \[5\]"):
+        run.fit(APLModule(TinyNet(), CLASSES), TargetDataModule(Images(5), store_dir=tmp_path))
+
+
 def test_overlay_colours_only_labelled_pixels() -> None:
     image, labels = torch.rand(1, 6, 7), torch.randint(3, (6, 7))
     picture, below = overlay(image, labels, opacity=0.4), grey(image)

@@ -29,7 +29,10 @@ def run_seed() -> int:
 
 @contextmanager
 def seeded(seed: int, transform: Any = None) -> Iterator[None]:
-    """Seed Python, NumPy, torch and a MONAI transform inside the block; restore the global states afterwards."""
+    """Seed Python, NumPy, torch and a MONAI transform inside the block; restore the global states afterwards.
+
+    GPUs are seeded too, and stay so: to read their states would cost every sample a synchronisation.
+    """
     with isolated_random_state(cuda=False):
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - used by transforms without a generator of their own

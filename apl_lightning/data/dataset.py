@@ -87,8 +87,10 @@ class TargetDataset(Dataset[Any]):
             with seeded(derived_seed(*seed, 1), self.patches):  # else the first draws of both would be the same
                 moved = transform_jointly(self.patches, sample)
         if self.transform is not None:
+            # Copies: a transform may work in place, and the image may be the data set's own.
+            given = [{**each, "image": each["image"].clone()} for each in moved]
             with seeded(derived_seed(*seed), self.transform):
-                moved = [item for each in moved for item in transform_jointly(self.transform, each)]
+                moved = [item for each in given for item in transform_jointly(self.transform, each)]
         samples = [{**item, "index": index, "round": round, "repeated": drawn.repeated} for item in moved]
         return samples if len(samples) > 1 else samples[0]
 
@@ -139,7 +141,8 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
         sample = read_sample(self.dataset[index], self.keys, index)
         if self.labelled and "label" not in sample:
             raise ValueError(
-                f"Expected evaluation samples to have a label, but sample {index} has none: pass `label_key`."
+                f"Expected evaluation samples to have a label, but sample {index} has none: return `(image, label)`, "
+                "or a dictionary and pass `label_key`."
             )
         if not self.labelled:
             sample.pop("label", None)  # of some samples only, it could not be stacked

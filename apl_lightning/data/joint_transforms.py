@@ -20,7 +20,8 @@ def transform_jointly(transform: Transform, sample: dict[str, Tensor]) -> list[d
     several patches), label and weight as (*S), a soft label as (C, *S).
 
     Raises:
-        ValueError: If the transform drops a key, changes the shape of one of the three alone, or interpolates labels.
+        ValueError: If the transform drops a key, changes the shape of one of the three alone, interpolates labels, or
+            makes NaN or infinity.
     """
     soft = is_soft(sample["pseudo_label"], sample["weight"])
     with_channels = ("image", "pseudo_label") if soft else ("image",)
@@ -45,5 +46,7 @@ def _checked(result: object, soft: bool) -> dict[str, Tensor]:
             "Expected `transform` to keep labels whole, but it interpolates them: use mode='nearest' for "
             "'pseudo_label'."
         )
+    if not bool(torch.isfinite(image).all()):
+        raise ValueError("Expected `transform` to return finite images, but got NaN or infinity: mend the transform.")
     label = label.float().clamp(0, 1) if soft else label[0].long()
-    return {"image": image, "pseudo_label": label, "weight": weight[0].float().clamp(0, 1)}
+    return {"image": image.float(), "pseudo_label": label, "weight": weight[0].float().clamp(0, 1)}

@@ -37,8 +37,8 @@ class RandomPatches:
     def __init__(self, size: Sequence[int], count: int = 1) -> None:
         if not isinstance(size, Sequence) or not size or min(size) < 1 or count < 1:
             raise ValueError(
-                "Expected `patch_size` to have a number of at least 1 for each axis, such as (96, 96, 96), and "
-                f"`patches_per_volume` to be at least 1, but got {size} and {count}."
+                "Expected a number of at least 1 for each axis of a patch, such as (96, 96, 96), and at least 1 patch "
+                f"per volume, but got {size} and {count}."
             )
         transforms = _monai("transforms")
         keys = (*TARGET_KEYS, _FOREGROUND)

@@ -77,6 +77,11 @@ def parts_of(sample: object, keys: Keys, index: int | None = None) -> dict[str, 
         names = {"image": keys.image, "label": keys.label, "case": keys.case}
         return {name: sample[key] for name, key in names.items() if key in sample}
     if isinstance(sample, list) and isinstance(sample[0] if sample else None, Mapping):
+        if index is None:
+            raise TypeError(
+                f"Expected a batch of stacked images, but got a list of {len(sample)} dictionaries: let `collate_fn` "
+                "stack them, as torch's default one does."
+            )
         raise TypeError(
             f"Expected sample {index} to be one image, but got a list of {len(sample)} dictionaries: take random crops "
             "out of the data set and pass them as `transform`, which crops image, pseudo label and weight together."

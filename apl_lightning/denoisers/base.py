@@ -142,6 +142,9 @@ def denoise(
     Each batch is what `Denoiser.predict` returns: the probabilities of both heads, (B, C, *S), and whatever else the
     method needs.
 
+    Raises:
+        ValueError: If there is no batch.
+
     Examples:
         >>> import torch
         >>> from apl_lightning.denoisers import APL, denoise
@@ -151,6 +154,8 @@ def denoise(
         0.4
     """
     batches, denoiser = list(batches), as_denoiser(denoiser)
+    if not batches:
+        raise ValueError("Expected at least one batch of predictions, but got none.")
     denoiser.begin(round, batches[0][0].shape[1], batches[0][0].device)
     if not isinstance(denoiser, DatasetDenoiser):
         return [denoiser(*batch) for batch in batches]

@@ -49,9 +49,8 @@ def refine_folder(
     Args:
         images: A [`NiftiFolder`][apl_lightning.data.NiftiFolder], which says how images are prepared for the network,
             or the path of one with default options. Its labels are not used.
-        network: A network in 2D (for a folder with a `plane`) or 3D, or what `add_dual_heads` makes of it, which is
-            refined in place; a YAML file with `class_path` and `init_args` of either; or a checkpoint of one of the
-            seven systems.
+        network: A network in 2D (for a folder with a `plane`) or 3D, or what `add_dual_heads` makes of it; a YAML file
+            with `class_path` and `init_args` of either; or a checkpoint of one of the seven systems.
         out: A new or empty folder. During the run pseudo labels lie there too, and your callbacks write there, unless
             `trainer_options` has another `default_root_dir`.
         num_classes: The number of classes, background included.

@@ -65,7 +65,7 @@ class Guard:
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(GuardMode):
-            raise ValueError(f"Expected `guard` to be one of {get_args(GuardMode)}, but got {self.mode!r}.")
+            raise ValueError(f"Expected the guard to be one of {get_args(GuardMode)}, but got {self.mode!r}.")
         if not 0 <= self.kept <= 1:
             raise ValueError(f"Expected `kept` in [0, 1], but got {self.kept}.")
 

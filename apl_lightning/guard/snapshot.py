@@ -29,7 +29,7 @@ class Snapshot:
         self._checksum = write_checked(_file(folder, self.round), content.getvalue())
         kept = {_file(folder, round) for round in (self.round, self._saved) if round is not None}
         for path in set(folder.glob("best-*.pt")) - kept:
-            path.unlink()
+            path.unlink(missing_ok=True)  # on a shared disk another node may be faster
 
     def is_in(self, folder: Path) -> bool:
         """Whether the file of the snapshot is as it was written."""

@@ -26,7 +26,7 @@ def warm_up_second_head(model: DualHeadModel, images: Iterable[Tensor], steps: i
     full_precision = torch.autocast(parameters[0].device.type, enabled=False)
     with full_precision, evaluating(model), frozen(model), trainable(model.second):
         for batch in islice(repeated, steps):
-            (main, aux), _ = model.routed(batch)
+            main, aux = model(batch)
             loss = F.cross_entropy(aux.float(), main.detach().float().softmax(dim=1))
             gradients = torch.autograd.grad(loss, parameters)
             for parameter, gradient in zip(parameters, gradients, strict=True):

@@ -18,15 +18,18 @@ from apl_lightning.store import PseudoLabelStore, RoundWriter
 Predictions = Iterator[tuple[ImageBatch, tuple[Tensor, ...]]]
 
 
-def predict(batches: Iterable[ImageBatch], run: Callable[[Tensor], tuple[Tensor, ...]], seed: int) -> Predictions:
+def predict(
+    batches: Iterable[ImageBatch], run: Callable[[Tensor], tuple[Tensor, ...]], seed: int, num_classes: int
+) -> Predictions:
     """Predict this rank's batches with `run`, which returns the probabilities of both heads first.
 
-    Dropout draws from (seed, batch), so it does not depend on the rank. NaN or infinity is a `ValueError` that names
-    the samples.
+    Dropout draws from (seed, batch), so it does not depend on the rank. Another shape than that of the images is a
+    `ValueError`, and so is NaN or infinity, which names the samples.
     """
     for batch in batches:
         torch.manual_seed(derived_seed(seed, batch.indices[0]))
         made = run(batch.images)
+        _check_shapes(made[0], made[1], batch.images, num_classes)
         _check_predictions(made[0], made[1], batch)
         yield batch, made
 
@@ -98,6 +101,16 @@ def _check(labels: Tensor, weights: Tensor, batch: ImageBatch, classes: int) -> 
         raise ValueError(
             f"Expected pseudo labels between 0 and {classes - 1}, or soft labels between 0 and 1, but got values from "
             f"{low:g} to {high:g}: check the denoiser; a pixel is ignored by weight 0, not by its label."
+        )
+
+
+def _check_shapes(p_main: Tensor, p_aux: Tensor, images: Tensor, num_classes: int) -> None:
+    expected = (len(images), num_classes, *images.shape[2:])
+    if not p_main.shape == p_aux.shape == expected:
+        raise ValueError(
+            f"Expected predictions of both heads of shape {expected}, with a channel for each of `class_names`, "
+            f"background included, but got {tuple(p_main.shape)} and {tuple(p_aux.shape)} for images "
+            f"{tuple(images.shape)}: name all classes, and return logits at the size of the images."
         )
 
 

@@ -107,7 +107,7 @@ class Labelling:
 
     def _predictions(self, run: Callable[[Tensor], tuple[Tensor, ...]], seed: int, description: str) -> Predictions:
         share = TargetImages(self._trainer, self.dataset, self._batch_size)
-        return predict(track(self._trainer, share, description, len(share)), run, seed)
+        return predict(track(self._trainer, share, description, len(share)), run, seed, self.num_classes)
 
     def _watched(
         self, predictions: Predictions, classes: Classes, statistics: LabelStatistics | None = None

@@ -62,9 +62,10 @@ class TargetImages:
                 alike = [sample for sample in samples if sample[1]["image"].shape == shape]
                 samples = [sample for sample in samples if sample[1]["image"].shape != shape]
                 images = torch.stack([sample["image"] for _, sample in alike])
+                again = images.clone() if number == 0 else None  # a hook may work in place
                 moved = to_device(self._trainer, {"image": images})["image"]
-                if number == 0:
-                    self._check_deterministic(images, moved)
+                if again is not None:
+                    self._check_deterministic(again, moved)
                 yield ImageBatch(
                     [index for index, _ in alike],
                     moved,

@@ -41,5 +41,5 @@ def balanced_weights(labels: Tensor, weights: Tensor, num_classes: int) -> Tenso
     total_weight, pixels = total(sums)
     mean = total_weight / pixels.clamp_min(1)
     rise = torch.where(mean > 0, mean.max() / mean, 1).clamp_max(_LARGEST_RISE)
-    labels = labels.long().clamp(0, num_classes - 1)  # the Dice loss names those out of range
+    labels = labels.long().clamp(0, num_classes - 1)  # the losses name those out of range
     return (weights * rise[labels]).clamp_max(1)

@@ -35,7 +35,7 @@ def consistency_loss(
               text of the paper.
             - `"none"`: W = 1; then the loss is the mean over pixels of $1 - \langle p_m, p_a \rangle$.
             - `"inverse"`: $W_{ij}$ is 1 / (1 + number of pixels), normalised to sum 1. Rare pairs count most.
-            - `"product"`: the literal matrix product $R = W p_m p_a^\top / N$ with the confusion counts as W, and
+            - `"product"`: the literal matrix product $R = W p_m p_a^\top / N$ with the same shares as W, and
               $L_{Con} = \sum_{i \ne j} R_{ij}$.
         image_weights: Weights of the images, (B,); 0 ignores an image. The mean is then taken over all ranks, so all
             ranks must pass weights, or none.

@@ -60,7 +60,7 @@ def weighted_dice_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tenso
         A scalar in float32 or float64; 0, with a graph, without labelled foreground.
 
     Raises:
-        ValueError: As `weighted_cross_entropy`.
+        ValueError: If the shapes do not match, or a label is outside 0..C-1 (on CPU; elsewhere it counts for no class).
 
     Examples:
         >>> import torch

@@ -9,20 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from apl_lightning._support.class_only import class_only
-from apl_lightning._support.distributed import total, world_size
+from apl_lightning._support.distributed import refuse_left_over_group, total, world_size
 from apl_lightning._support.hyperparameters import without_numpy
 from apl_lightning._support.lightning import refuse_half_weights
 from apl_lightning._support.lightning_package import refuse_other_package, require_lightning
 from apl_lightning._support.modes import not_finite, set_dropout_mode
 from apl_lightning._support.resizing import resize_to
 from apl_lightning.data import Keys, RandomPatches, sliding_window
-from apl_lightning.heads import DualHeadModel, Inferer, Logits, add_dual_heads, warm_up_second_head
+from apl_lightning.heads import Inferer, Logits, warm_up_second_head
 from apl_lightning.metrics import CaseDice
 from apl_lightning.refinement.batchnorm import BatchNormMode, adapt_batch_norm, batch_norms, set_batch_norm_mode
 from apl_lightning.refinement.batchnorm_choice import BatchNormChoice
 from apl_lightning.refinement.evaluation_steps import EvaluationSteps
 from apl_lightning.refinement.label_loss import denoiser_of, label_loss
-from apl_lightning.refinement.options import check_choice, check_options
+from apl_lightning.refinement.options import check_choice, check_options, with_dual_heads
 from apl_lightning.refinement.teacher import Teacher
 
 Optimizer = Callable[..., torch.optim.Optimizer]
@@ -37,8 +37,8 @@ class RefinementModule(EvaluationSteps, ABC):
     `(image, label)` or dictionaries.
 
     Args:
-        model: A pretrained network or a LightningModule that contains one (copied, not changed), or the result of
-            `add_dual_heads`.
+        model: A pretrained network, a LightningModule that contains one, or the result of `add_dual_heads`; it is
+            copied, not changed.
         num_classes: The number of classes, background (class 0) included; 2 for a network with one logit.
         class_names: Names for the log, background included; numbers by default.
         head: Passed to [`add_dual_heads`][apl_lightning.add_dual_heads].
@@ -104,11 +104,7 @@ class RefinementModule(EvaluationSteps, ABC):
         self.hparams.update({name: without_numpy(value) for name, value in self.hparams.items()})
         check_options(optimizer, dice_weight, dropout)
         check_choice("batch_norm", batch_norm, BatchNormMode)
-        self.model = (
-            model
-            if isinstance(model, DualHeadModel)
-            else add_dual_heads(model, num_classes, head, aux, example, main_output, network)
-        )
+        self.model = with_dual_heads(model, num_classes, head, aux, example, main_output, network)
         if self.model.num_classes != num_classes:
             raise ValueError(f"Expected `num_classes` {self.model.num_classes}, as in `model`, but got {num_classes}.")
         num_classes = self.model.num_classes
@@ -144,6 +140,7 @@ class RefinementModule(EvaluationSteps, ABC):
         """Refuse to train weights in half precision; without an `inferer`, take one for the data module's patches."""
         if stage == "fit":
             refuse_half_weights(self.trainer)
+            refuse_left_over_group(self.trainer.world_size)
         if self.teacher is not None and self.teacher.is_outdated(self.model):
             self.teacher.copy(self.model)
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -68,7 +68,7 @@ class _CumulativeMean:
         if features.numel() == features.shape[1]:
             raise ValueError(
                 "Expected more than one value per channel to re-estimate the statistics of a BatchNorm layer, but got "
-                f'features {tuple(features.shape)}: pass batch_norm="frozen".'
+                f'features {tuple(features.shape)}: pass larger images, or keep the statistics (batch_norm="frozen").'
             )
         self._seen[layer] += len(features)
         layer.momentum = len(features) / self._seen[layer]

@@ -1,8 +1,35 @@
-"""Checks of the options of refinement modules."""
+"""What refinement modules make of their options."""
 
+import copy
 import math
 from functools import partial
 from typing import Any, get_args
+
+from torch import Tensor, nn
+
+from apl_lightning.heads import DualHeadModel, add_dual_heads
+
+
+def with_dual_heads(
+    model: nn.Module,
+    num_classes: int,
+    head: str | None,
+    aux: str,
+    example: Tensor | None,
+    main_output: int | None,
+    network: str | None,
+) -> DualHeadModel:
+    """A copy of a network with two heads, of which the other options say how; they need a plain network."""
+    if not isinstance(model, DualHeadModel):
+        return add_dual_heads(model, num_classes, head, aux, example, main_output, network)
+    options = {"head": head, "example": example, "main_output": main_output, "network": network}
+    given = [name for name, value in options.items() if value is not None] + ["aux"] * (aux != "auto")
+    if given:
+        raise ValueError(
+            f"Expected no `{given[0]}` with a model that has two heads already: pass it to `add_dual_heads`, or a "
+            "plain network here."
+        )
+    return copy.deepcopy(model)
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:

@@ -1,11 +1,8 @@
 """The exponential moving average of a network."""
 
-from functools import partial
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 
 class Teacher(AveragedModel):
@@ -34,8 +31,9 @@ class Teacher(AveragedModel):
 
     def __init__(self, student: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"Expected `ema_decay` to be None or in [0, 1), but got {decay}.")
-        super().__init__(student, multi_avg_fn=partial(_ema_update, decay), use_buffers=True)
+            raise ValueError(f"Expected a decay (`ema_decay`) in [0, 1), but got {decay}.")
+        super().__init__(student, use_buffers=True)
+        self.decay = decay
         self.requires_grad_(False)
         self._remembered: list[Tensor] = []  # sums over the weights of both networks
         self.n_averaged.fill_(1)  # the first update averages too: otherwise it copies the student
@@ -49,6 +47,20 @@ class Teacher(AveragedModel):
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in evaluation mode."""
         return super().train(False)
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Average the parameters and buffers of the student; integers are copied.
+
+        That of `AveragedModel` reads the number of steps back from the GPU, twice a step.
+        """
+        averaged, current = ([*network.parameters(), *network.buffers()] for network in (self.module, model))
+        mine, theirs = ([t for t in tensors if t.is_floating_point()] for tensors in (averaged, current))
+        torch._foreach_lerp_(mine, theirs, 1 - self.decay)
+        for tensor, latest in zip(averaged, current, strict=True):
+            if not tensor.is_floating_point():
+                tensor.copy_(latest)
+        self.n_averaged += 1
 
     def remember(self, student: nn.Module) -> None:
         """Keep in mind both networks as they are, after a fit or from a checkpoint."""
@@ -68,13 +80,6 @@ class Teacher(AveragedModel):
 
 
 def _sums(network: nn.Module) -> Tensor:
-    """What changes with the weights; 0 for a parameter that has NaN."""
-    return torch.stack([parameter.detach().cpu().double().sum() for parameter in network.parameters()]).nan_to_num()
-
-
-def _ema_update(decay: float, averaged: list[Tensor], current: list[Tensor], _count: Any) -> None:
-    # Not torch's closure alone: it cannot be pickled, as `ddp_spawn` does, and it averages integers, such as indices.
-    if averaged[0].is_floating_point():
-        get_ema_multi_avg_fn(decay)(averaged, current, _count)
-    else:
-        torch._foreach_copy_(averaged, current)
+    """What changes with the weights and the BatchNorm statistics; 0 for a tensor that has NaN."""
+    tensors = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+    return torch.stack([tensor.cpu().double().sum() for tensor in tensors]).nan_to_num()

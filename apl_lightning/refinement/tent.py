@@ -65,9 +65,10 @@ class TentModule(RefinementModule):
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """`entropy`, which is the `loss`, of a batch in any form."""
         image, _, _ = split_batch(batch, self.keys)
-        main, _ = self.model(image)
-        loss = entropy(main).mean()
-        return {"entropy": loss, "loss": loss}
+        main, aux = self.model(image)
+        mean_entropy = entropy(main).mean()
+        # DDP waits for a gradient of every trained parameter: that of an auxiliary branch is 0.
+        return {"entropy": mean_entropy, "loss": mean_entropy + 0 * aux.clamp(-1, 1).sum()}
 
     def configure_optimizers(self) -> Any:
         """One optimiser for the scales and shifts."""

@@ -43,7 +43,8 @@ class RoundWriter:
         Soft labels and weights are stored in steps of 1/255. The fingerprint (K,) identifies the image later.
 
         Raises:
-            ValueError: If the shapes differ, or a weight is not in [0, 1].
+            ValueError: If the shapes differ, a weight or a soft label is not in [0, 1], or a class index is negative or
+                too large for the file.
             OSError: If the disk is full; the message says what to do.
         """
         soft = is_soft(labels, weights)
@@ -53,6 +54,12 @@ class RoundWriter:
                 f"Expected labels and weights of one shape and weights in [0, 1] for sample {index}, but got "
                 f"{tuple(labels.shape)} and {tuple(weights.shape)}, weights from {weights.min()} to {weights.max()}: "
                 "check the denoiser."
+            )
+        low, high = (float(value) for value in labels.aminmax())
+        if low < 0 or high > (1 if soft else np.iinfo(self._dtype).max):
+            raise ValueError(
+                f"Expected class indices from 0 to {np.iinfo(self._dtype).max}, or soft labels in [0, 1], for sample "
+                f"{index}, but got values from {low:g} to {high:g}: check the denoiser."
             )
         content = _bytes(labels) if soft else labels.cpu().numpy().astype(self._dtype).tobytes()
         content += _bytes(weights)
@@ -110,6 +117,11 @@ def write_index(folder: Path, round: int, length: int) -> None:
         raise RuntimeError(
             f"Expected one label for each of {length} samples in round {round}, but got {len(samples)} for "
             f"{len(np.unique(samples))} samples."
+        )
+    if len(kinds := {(str(table["dtype"]), int(table["planes"])) for table in filled}) > 1:
+        raise ValueError(
+            f"Expected all labels of round {round} to be soft, or none, but those of the ranks differ (type and number "
+            f"of classes of soft labels: {sorted(kinds)}): check the denoiser."
         )
     order = np.argsort(samples)
     columns = {key: column[order] for key, column in joined.items()}

@@ -15,7 +15,7 @@ from monai.transforms import RandAffined, RandFlipd, RandSpatialCropSamplesd
 from torch.utils.data import Dataset, IterableDataset, Subset
 
 from apl_lightning import TargetDataset
-from apl_lightning.data import Keys, fingerprint
+from apl_lightning.data import Keys, RandomPatches, fingerprint
 from apl_lightning.data.joint_transforms import TARGET_KEYS
 
 
@@ -96,11 +96,25 @@ def test_volumes_of_different_size_and_patches(tmp_path: Path) -> None:
         (lambda s: {**s, "image": s["image"][:, 2:]}, r"keep .* alike, but got shapes \(1, 14, 16\), \(1, 16, 16\)"),
         (lambda s: {"image": s["image"]}, "return a dictionary with .*'pseudo_label'"),
         (lambda s: {**s, "pseudo_label": s["pseudo_label"] * 0.4}, "mode='nearest' for 'pseudo_label'"),
+        (lambda s: {**s, "image": s["image"] / 0}, "return finite images, but got NaN or infinity: mend the transform"),
     ],
 )
 def test_bad_transforms_are_an_error(tmp_path: Path, images: Images, transform: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TargetDataset(images, tmp_path, transform=transform)
+
+
+@pytest.mark.parametrize("patches", [None, RandomPatches((16, 16))])
+def test_transforms_in_place_leave_the_data_set_alone(tmp_path: Path, patches: RandomPatches | None) -> None:
+    def brighter(sample: dict[str, Any]) -> dict[str, Any]:
+        sample["image"].mul_(1.5)
+        return sample
+
+    images = [torch.rand(1, 16, 16) for _ in range(2)]
+    given = [image.clone() for image in images]
+    target = filled(images, tmp_path, transform=brighter, patches=patches)
+    assert torch.equal(target[0]["image"], 1.5 * given[0])
+    assert all(torch.equal(image, before) for image, before in zip(images, given, strict=True))
 
 
 def test_checks_keep_random_states(tmp_path: Path, images: Images) -> None:

@@ -77,6 +77,8 @@ def test_a_function_is_wrapped_once() -> None:
     for found, expected in zip(callback.denoiser(p, p), plain(p, p), strict=True):
         assert torch.equal(found, expected)
     assert torch.equal(denoise(plain, [(p, p)])[0][0], plain(p, p)[0])
+    with pytest.raises(ValueError, match="at least one batch of predictions, but got none"):
+        denoise(plain, [])
 
 
 @pytest.mark.parametrize("method", [Plain, 3, "APL", type("Old", (), {"__call__": plain, "begin": plain})()])

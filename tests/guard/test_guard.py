@@ -28,7 +28,7 @@ Gains = list[float]
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "on"}, "`guard` to be one of .*'restore'.* but got 'on'"),
+        ({"mode": "on"}, "the guard to be one of .*'restore'.* but got 'on'"),
         ({"mode": "warn", "kept": 1.5}, r"`kept` in \[0, 1\], but got 1.5"),
     ],
 )

@@ -15,7 +15,7 @@ def test_dropout_of_each_batch() -> None:
     def drawn(starts: list[int]) -> dict[int, Tensor]:
         batches = [ImageBatch([n], torch.rand(1, 1, 2, 2), [None], [""], [torch.zeros(1)]) for n in starts]
         found = {}
-        for batch, (p, _) in predict(batches, lambda images: (torch.rand(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)), 7):
+        for batch, (p, _) in predict(batches, lambda images: (torch.rand(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)), 7, 2):
             found[batch.indices[0]] = p
         return found
 
@@ -30,4 +30,4 @@ def test_nan_of_either_head(head: int) -> None:
     made = [torch.full((2, 2, 2, 2), 0.5) for _ in range(2)]
     made[head][1, 0, 1, 1] = torch.nan
     with pytest.raises(ValueError, match=r"the network gave NaN for samples \[5\]"):
-        next(predict([batch], lambda images: tuple(made), 0))
+        next(predict([batch], lambda images: tuple(made), 0, 2))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from conftest import CLASSES, Images, TinyNet
 from torch import Tensor, nn
@@ -30,6 +31,44 @@ def test_preparation_reads_all_images_shuffled(tmp_path: Path, trainer: Any, mon
     assert sorted(order) == list(range(37))
     assert order != list(range(37))
     assert [len(b) for b in seen] == [16, 16, 5]
+
+
+def test_transfer_hook_in_place_runs_once(tmp_path: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shifted(TargetDataModule):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            batch["image"].sub_(100)
+            return batch
+
+    seen: list[float] = []
+    monkeypatch.setattr(
+        APLModule, "prepare_refinement", lambda self, images: seen.extend(x for b in images for x in b[:, 0, 0, 0])
+    )
+    data = Shifted([torch.full((1, 8, 8), float(n)) for n in range(20)], store_dir=tmp_path, transform=None)
+    trainer(max_steps=1, callbacks=[PseudoLabelCallback(guard="off")]).fit(APLModule(TinyNet(), CLASSES), data)
+    assert sorted(seen) == [n - 100 for n in range(20)]
+
+
+@pytest.mark.parametrize(("names", "stride"), [(CLASSES - 1, 1), (CLASSES + 2, 1), (CLASSES, 2)])
+def test_predictions_that_do_not_fit(tmp_path: Path, trainer: Any, names: int, stride: int) -> None:
+    """A module of one's own with other names than channels, or logits of another size than the images."""
+
+    class Own(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(1, CLASSES, 1, stride)
+            self.class_names = [str(c) for c in range(names)]
+
+        def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+            return self.layer(image), -self.layer(image)
+
+        def training_step(self, batch: Any) -> Any: ...
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    data = TargetDataModule(Images(2), store_dir=tmp_path)
+    with pytest.raises(ValueError, match=rf"shape \(2, {names}, 16, 16\), with a channel for each of `class_names`"):
+        trainer(callbacks=[PseudoLabelCallback()]).fit(Own(), data)
 
 
 def test_new_patches_in_each_pass(tmp_path: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,7 +247,7 @@ def test_bad_options_are_an_error(options: dict[str, Any], message: str) -> None
 
 
 def test_validation_without_labels_is_an_error(trainer: Make) -> None:
-    with pytest.raises(ValueError, match="evaluation samples to have a label, but sample 0 has none: pass `label_key`"):
+    with pytest.raises(ValueError, match="evaluation samples to have a label, but sample 0 has none: return"):
         trainer().validate(APLModule(TinyNet(), CLASSES), TargetDataModule(Images(), Images()), verbose=False)
 
 

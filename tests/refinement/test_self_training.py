@@ -246,3 +246,28 @@ def test_dice_loss_of_soft_labels_in_training() -> None:
         / 2
     )
     torch.testing.assert_close(module.losses(given)["loss"], ce + 0.5 * dice)
+
+
+class WithAuxiliaryBranch(TinyNet):
+    """A second output with a BatchNorm of its own, as that of torchvision's FCN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, CLASSES, 1))
+
+    def forward(self, image: Tensor) -> Any:
+        features = self.encoder(image)
+        return self.classifier(features), self.branch(features)
+
+
+def test_tent_reaches_all_that_it_trains() -> None:
+    """DDP waits for the gradient of each trained parameter; those of the branch stay as they are."""
+    module = TentModule(WithAuxiliaryBranch(), CLASSES, main_output=0)
+    assert module.model.second is None, "the branch is the second head"
+    loss = module.losses(torch.rand(2, 1, 8, 8))["loss"]
+    loss.backward()
+    gradients = {name: p.grad for name, p in module.model.named_parameters() if p.requires_grad}
+    assert {name for name, found in gradients.items() if found is not None and found.any()} == {
+        "network.encoder.1.weight", "network.encoder.1.bias",
+    }  # fmt: skip
+    assert all(found is not None for found in gradients.values())

@@ -14,7 +14,7 @@ from conftest import CLASSES, Images, TinyNet
 from torch import Tensor
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
-from apl_lightning.refinement import Teacher
+from apl_lightning.refinement import Teacher, adapt_batch_norm
 
 Make = Callable[..., pl.Trainer]
 
@@ -146,6 +146,12 @@ def test_weights_loaded_after_a_fit_are_refined(tmp_path: Path, trainer: Make) -
     module.load_state_dict(whole)
     module.model.network.load_state_dict(source)
     assert_same(module, source)
+
+
+def test_statistics_that_are_estimated_after_a_fit_count(tmp_path: Path, trainer: Make) -> None:
+    module = fit(tmp_path, trainer)
+    adapt_batch_norm(module.model, [7 * image[None] for image in Images(6)])
+    assert_same(module, module.model.export().state_dict())
 
 
 def test_weights_loaded_after_a_fit_that_diverged_are_refined(tmp_path: Path, trainer: Make) -> None:

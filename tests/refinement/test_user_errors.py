@@ -11,7 +11,14 @@ from conftest import CLASSES, Images, TinyNet
 from pytorch_lightning.tuner import Tuner
 from torch.utils.data import DataLoader
 
-from apl_lightning import APLModule, PseudoLabelCallback, SelfTrainingModule, TargetDataModule
+from apl_lightning import (
+    APLModule,
+    PseudoLabelCallback,
+    SelfTrainingModule,
+    TargetDataModule,
+    TentModule,
+    add_dual_heads,
+)
 
 
 @pytest.mark.parametrize("kind", [APLModule, SelfTrainingModule])
@@ -52,6 +59,26 @@ def test_labels_of_other_types_give_the_same_dice(trainer: Any, dtype: torch.dty
     module = APLModule(network, 20)
     (found,) = trainer().validate(module, DataLoader(list(zip(images, labels, strict=True)), 3), verbose=False)
     assert found["val/dice"] == 1
+
+
+def test_batches_that_are_lists_of_samples(trainer: Any) -> None:
+    loader = DataLoader([{"image": image} for image in Images(2)], 2, collate_fn=list)
+    with pytest.raises(TypeError, match="stacked images, but got a list of 2 dictionaries: let `collate_fn` stack"):
+        trainer().fit(TentModule(TinyNet(), CLASSES), loader)
+
+
+def test_a_network_with_two_heads_is_copied() -> None:
+    """A method that trains little leaves all to the next one."""
+    dual = add_dual_heads(TinyNet(), CLASSES)
+    counts = [
+        sum(p.requires_grad for p in kind(dual, CLASSES).model.parameters())
+        for kind in (SelfTrainingModule, TentModule, SelfTrainingModule)
+    ]
+    assert counts[0] == counts[2] > counts[1]
+    with pytest.raises(ValueError, match="no `head` with a model that has two heads already: pass it to `add_dual_he"):
+        APLModule(dual, CLASSES, head="classifier")
+    with pytest.raises(ValueError, match="no `aux` with a model"):
+        APLModule(dual, CLASSES, aux="fresh")
 
 
 def test_run_is_saved_and_resumed_after_validation(tmp_path: Path, trainer: Any) -> None:

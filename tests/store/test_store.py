@@ -128,6 +128,9 @@ def test_bad_values_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             with pytest.raises(ValueError, match=r"weights in \[0, 1\] for sample 0.*check the denoiser"):
                 writer.add(0, torch.zeros(2, 2), weights)
 
+        for labels in (torch.tensor([[300, 0]]), torch.tensor([[-1, 0]]), torch.full((5, 1, 2), 1.5)):
+            with pytest.raises(ValueError, match=r"from 0 to 255, or soft labels in \[0, 1\], for sample 0, but got"):
+                writer.add(0, labels, torch.ones(1, 2))
         writer.add(0, torch.zeros(2, 2, dtype=torch.long), torch.ones(2, 2))
         with pytest.raises(
             ValueError, match="to be soft, or none, but sample 1 has 5 classes of soft labels and those"
@@ -142,6 +145,16 @@ def test_bad_values_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(OSError, match=r"No space left .*\(2 bytes per pixel\).*another `store_dir`"):
             writer.add(1, torch.zeros(2, 2), torch.ones(2, 2))
     assert np.load(tmp_path / "round-000000" / "rank-00000.npz")["sample"].tolist() == [0, 1]
+
+
+def test_soft_labels_of_one_rank_are_an_error(tmp_path: Path) -> None:
+    store = PseudoLabelStore(tmp_path, 2)
+    store.start(0)
+    for rank, labels in enumerate((torch.zeros(2, 2, dtype=torch.long), torch.rand(5, 2, 2))):
+        with store.write(0, 5, rank) as writer:
+            writer.add(rank, labels, torch.ones(2, 2))
+    with pytest.raises(ValueError, match="labels of round 0 to be soft, or none, but those of the ranks differ"):
+        store.join(0)
 
 
 @pytest.mark.parametrize("harm", [zero, flip_a_bit, truncate, Path.unlink])
