@@ -81,7 +81,7 @@ def refined_network(arguments: argparse.Namespace, seed: int, source: nn.Module)
 
 def run(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
     """Run one seed and return the Dice of the source network and of the refined network on the reported patients."""
-    torch.set_num_threads(max(1, torch.get_num_threads() // arguments.jobs))
+    torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     held_out = Slices(arguments.data, arguments.report, arguments.size, fraction=arguments.fraction)
     pl.seed_everything(seed, workers=True)
@@ -129,6 +129,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     parser.add_argument("--fraction", type=float, default=1.0, help="fraction of the patients, for a smoke test")
     parser.add_argument("--jobs", type=int, default=1, help="number of seeds that run in parallel")
     arguments = parser.parse_args(argv)
+    arguments.threads = max(1, torch.get_num_threads() // arguments.jobs)
 
     if arguments.jobs > 1:
         with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:

@@ -4,7 +4,7 @@
 
 For each seed: train on patches of labelled MR with random intensity remapping, refine on patches of unlabelled CT, and
 evaluate both networks on whole held-out CT volumes by a sliding window. Volumes have slices of 5 mm and differ in their
-number. Writes `results.json` and `table.md`. Networks are saved in the output folder and reused.
+number. Writes results and a table. Networks are saved in the output folder and reused.
 """
 
 import argparse
@@ -96,7 +96,12 @@ class SourceOnVolumes(SourceModule):
 
 
 def refined_network(arguments: argparse.Namespace, seed: int, source: nn.Module) -> nn.Module:
-    """Refine the source network on patches of unlabelled CT volumes."""
+    """Refine the source network on patches of unlabelled CT volumes, or load the network of an earlier run."""
+    path = arguments.out / f"refined-{_options(arguments)}-{seed}.pt"
+    if path.exists():
+        network = build_network(len(class_names(arguments.data)))
+        network.load_state_dict(torch.load(path, weights_only=True))
+        return network
     pl.seed_everything(seed, workers=True)
     names = class_names(arguments.data)
     volumes = read_volumes(arguments.data, "target_adapt", arguments.size, arguments.fraction, labelled=False)
@@ -111,7 +116,7 @@ def refined_network(arguments: argparse.Namespace, seed: int, source: nn.Module)
     folder, callbacks = arguments.out / f"refined-{seed}", [PseudoLabelCallback()]
     make_trainer(folder, callbacks, max_steps=arguments.steps, max_epochs=-1).fit(module, data)
     refined = module.export()
-    save_weights(refined.state_dict(), arguments.out / f"refined-{seed}.pt")
+    save_weights(refined.state_dict(), path)
     return refined
 
 
@@ -126,24 +131,22 @@ def evaluate(network: nn.Module, held_out: list[dict[str, Any]], arguments: argp
 
 
 def run(arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
-    """Run one seed, or read what an earlier run has saved; the Dice before and after refinement."""
-    options = f"{_source_options(arguments)}-{arguments.steps}-{arguments.round_steps}"
-    path = arguments.out / f"result-{arguments.report}-{options}-{seed}.json"
-    if not path.exists():
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        pl.seed_everything(seed, workers=True)
-        source = source_network(arguments, seed)
-        held_out = read_volumes(arguments.data, arguments.report, arguments.size, arguments.fraction)
-        before = evaluate(source, held_out, arguments)
-        after = evaluate(refined_network(arguments, seed, source), held_out, arguments)
-        path.write_text(json.dumps({"before": before, "after": after}, indent=1))
-    result: dict[str, dict[str, float]] = json.loads(path.read_text())
-    return result
+    """Run one seed and return the Dice before and after refinement."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    held_out = read_volumes(arguments.data, arguments.report, arguments.size, arguments.fraction)
+    pl.seed_everything(seed, workers=True)
+    source = source_network(arguments, seed)
+    before = evaluate(source, held_out, arguments)
+    return {"before": before, "after": evaluate(refined_network(arguments, seed, source), held_out, arguments)}
 
 
 def _source_options(arguments: argparse.Namespace) -> str:
     patch = "x".join(map(str, arguments.patch_size))
     return f"{arguments.size}-{patch}-{arguments.source_steps}-{arguments.fraction}"
+
+
+def _options(arguments: argparse.Namespace) -> str:
+    return f"{_source_options(arguments)}-{arguments.steps}-{arguments.round_steps}"
 
 
 def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
@@ -155,8 +158,8 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     parser.add_argument("--size", type=int, default=96, help="number of rows and columns of a volume")
     parser.add_argument("--patch-size", type=int, nargs=3, default=[32, 64, 64])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--source-steps", type=int, default=800)
-    parser.add_argument("--steps", type=int, default=240, help="steps of refinement")
+    parser.add_argument("--source-steps", type=int, default=3200)
+    parser.add_argument("--steps", type=int, default=360, help="steps of refinement")
     parser.add_argument("--round-steps", type=int, default=40, help="steps with the same labels")
     parser.add_argument("--fraction", type=float, default=1.0, help="fraction of the patients, for a smoke test")
     arguments = parser.parse_args(argv)
@@ -164,8 +167,8 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     results = [run(arguments, seed) for seed in arguments.seeds]
     rows = {name: [result[name] for result in results] for name in ("before", "after")}
     rows["gain"] = [{c: result["after"][c] - result["before"][c] for c in result["after"]} for result in results]
-    (arguments.out / "results.json").write_text(json.dumps(rows, indent=1))
-    (arguments.out / "table.md").write_text(table(rows) + "\n")
+    (arguments.out / f"results-{arguments.report}.json").write_text(json.dumps(rows, indent=1))
+    (arguments.out / f"table-{arguments.report}.md").write_text(table(rows) + "\n")
     print(f"\nDice (%) on the CT volumes of {arguments.report}, {len(results)} seed(s):\n\n{table(rows)}")
     return rows
 

@@ -49,7 +49,8 @@ def read_volume(path: Path, size: int) -> tuple[Tensor, Tensor]:
 class Slices(Dataset[dict[str, object]]):
     """All slices of one split as dictionaries with `image`, `case` and, if labelled, `label`.
 
-    All slices of a patient are used: selecting those with an organ would require target labels.
+    All slices of a file are used: selecting those with an organ would require target labels. `prepare_abdomen.py` has
+    trimmed CT volumes to the organs and 5 slices on either side, as the authors of SIFA have, by the reference labels.
 
     Args:
         root: Folder that contains `meta.json`.

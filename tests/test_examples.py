@@ -83,7 +83,7 @@ def test_abdomen3d(example: Any, tmp_path: Path) -> None:
     for column in ("liver", "right kidney", "left kidney", "spleen", "average"):
         before, after, gain = (rows[name][0][column] for name in ("before", "after", "gain"))
         assert gain == pytest.approx(after - before)
-    assert {"source-16-8x16x16-1-1.0-0.pt", "refined-0.pt", "table.md"} <= {
+    assert {"source-16-8x16x16-1-1.0-0.pt", "refined-16-8x16x16-1-1.0-1-1-0.pt", "table-target_val.md"} <= {
         path.name for path in (tmp_path / "out").iterdir()
     }
     assert example("abdomen3d").main([*options, *lengths]) == rows

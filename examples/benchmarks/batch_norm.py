@@ -2,9 +2,9 @@
 
     python examples/benchmarks/batch_norm.py --data ABDOMEN CARDIAC --out runs/methods
 
-Reads the bases and the budget of a folder in which `methods.py` has run. Dice in %, on the images that are refined
-(their labels are read only here) and on held-out patients, before any refinement. *Below the better*: how much the
-chosen statistics lose against the better ones.
+Reads the bases and the budget of a folder in which `methods.py` has run; the bases must have BatchNorm. Dice in %, on
+the images that are refined (their labels are read only here) and on held-out patients, before any refinement. *Below
+the better*: how much the chosen statistics lose against the better ones.
 """
 
 import argparse
@@ -13,9 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytorch_lightning as pl
-from bases import BASES, base_network
+from bases import BASES, base_network, images_for
 from evaluation import organ_dice, predict
-from settings import Setting, read_budget, settings_of, trainer
+from settings import Setting, all_settings, read_budget, trainer
 from torch import nn
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
@@ -43,15 +43,15 @@ def prepared(network: nn.Module, setting: Setting, batch_norm: BatchNormMode) ->
     labels, names = PseudoLabelCallback(guard="off"), setting.class_names
     module = APLModule(network, len(names), names, batch_norm=batch_norm, learning_rate=0.0)
     with TemporaryDirectory() as folder:
-        data = TargetDataModule(setting.read("target_adapt", labelled=False), store_dir=folder)
+        data = TargetDataModule(images_for(network, setting, "target_adapt"), store_dir=folder)
         trainer(setting.budget, max_steps=1, callbacks=[labels]).fit(module, data)
     return module.export(), labels.statistics
 
 
 def row(setting: Setting, base: str, seed: int) -> list[str]:
     """One line of the table."""
-    refined, held_out = setting.read("target_adapt"), setting.read("target_val")
     network = base_network(base, setting, seed)
+    refined, held_out = (images_for(network, setting, split) for split in ("target_adapt", "target_val"))
     chosen, found = prepared(network, setting, "auto")
     networks = (network, prepared(network, setting, "adapt")[0], chosen)
     dice = [
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> list[list[str]]:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args(argv)
     budget = read_budget(arguments.out)
-    settings = [setting for data in arguments.data for setting in settings_of(data, arguments.out, budget)]
+    settings = all_settings(arguments.data, arguments.out, budget)
     rows = []
     print(f"| {' | '.join(COLUMNS)} |\n" + "|---" * len(COLUMNS) + "|")
     for setting, base, seed in product(settings, arguments.bases, arguments.seeds):

@@ -138,8 +138,8 @@ def main(argv: list[str] | None = None) -> str:
     seeds, jobs = arguments.seeds, arguments.jobs
     train_bases([setting], [*BOUNDS, *arguments.chosen], seeds, jobs)
     run_all([Task(setting, *run) for run in product(arguments.chosen, arguments.methods, seeds)], jobs)
-    # The folder may hold runs of other settings and seeds.
-    of_these = partial(_runs_of, arguments.out, setting, seeds)
+    # The folder may hold runs of other settings, systems and seeds.
+    of_these = partial(_runs_of, arguments.out, setting, {*BOUNDS, *arguments.chosen}, seeds)
     run_all([Task(setting, best(of_these()), *run) for run in product(arguments.peers, seeds)], jobs)
     text = table(of_these())
     (arguments.out / "headline.md").write_text(text + "\n")
@@ -148,8 +148,9 @@ def main(argv: list[str] | None = None) -> str:
     return text
 
 
-def _runs_of(out: Path, setting: Setting, seeds: list[int]) -> list[Run]:
-    return [run for run in read_runs(out) if run["setting"] == setting.name and run["seed"] in seeds]
+def _runs_of(out: Path, setting: Setting, bases: set[str], seeds: list[int]) -> list[Run]:
+    runs = [run for run in read_runs(out) if run["setting"] == setting.name]
+    return [run for run in runs if run["base"] in bases and run["seed"] in seeds]
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ def label_pass(make: Callable[[], Any], images: Images, folder: Path) -> float:
     """Seconds of one label pass of `PseudoLabelCallback`."""
     labels = TimedLabels(make(), **PLAIN)
     data = TargetDataModule(Slices(images), batch_size=2, transform=None, store_dir=folder)
-    trainer(max_steps=1, callbacks=[labels]).fit(APLModule(network(), CLASSES, batch_norm="frozen"), data)
+    module = APLModule(network(), CLASSES, batch_norm="frozen")
+    trainer(max_steps=1, callbacks=[labels], accelerator="cpu").fit(module, data)
     return labels.seconds
 
 

@@ -3,8 +3,9 @@
     python examples/benchmarks/methods.py --data ABDOMEN CARDIAC
 
 Each folder of `--data` holds the volumes of two modalities (see `examples/slices.py`) and gives two settings, one per
-direction. All runs have the same number of steps and are evaluated after the last one, on held-out patients. Training
-and model selection never read target labels. Only the oracle and the logged Dice of the pseudo labels use them.
+direction. All runs have the same number of steps. Evaluated is the network of the last one, or that which the guard
+chooses, on held-out patients. Training and model selection never read target labels. Only the oracle and the logged
+Dice of the pseudo labels use them.
 
 Each run writes a JSON file to `OUT/SETTING/runs`; an interrupted benchmark continues with the missing runs. From these
 files it writes `results.csv` (one row per run), `patients.csv` (one row per run, patient and class, with surface
@@ -31,7 +32,7 @@ from evaluation import organ_dice, patient_dice, predict
 from networks import NETWORKS, save_weights
 from recipes import MORE, RECIPES
 from report import write_report
-from settings import Budget, Setting, settings_of, trainer
+from settings import Budget, Setting, all_settings, trainer
 from surfaces import surface_distances
 
 from apl_lightning import PseudoLabelCallback, TargetDataModule
@@ -167,7 +168,12 @@ def run_all(tasks: list[Task], jobs: int) -> None:
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         running = {pool.submit(work, task, threads): task for task in tasks}
         for done, future in enumerate(as_completed(running), start=1):
-            print(f"{done}/{len(tasks)} {running[future]}: {future.result()}", flush=True)
+            try:
+                print(f"{done}/{len(tasks)} {running[future]}: {future.result()}", flush=True)
+            except Exception:
+                pool.shutdown(cancel_futures=True)
+                print(f"{done}/{len(tasks)} {running[future]}: failed, and so the tasks after it are left out")
+                raise
 
 
 def save_budget(out: Path, budget: Budget) -> None:
@@ -192,12 +198,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=256 if gpu else 128, help="number of rows and columns of a slice")
     parser.add_argument("--every", type=int, default=2, help="refine on every n-th target slice")
     parser.add_argument("--steps", type=int, default=500, help="steps of refinement")
-    parser.add_argument("--round-steps", type=int, default=40, help="about so many steps with the same labels")
+    parser.add_argument(
+        "--round-steps", type=int, default=40, help="about so many steps with the same labels, but at least one epoch"
+    )
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed", "16-mixed"), default="bf16-mixed")
     parser.add_argument("--source-steps", type=int, default=1650)
     parser.add_argument("--fraction", type=float, default=1.0, help="fraction of the patients")
     parser.add_argument("--jobs", type=int, default=1 if gpu else torch.get_num_threads(), help="parallel runs")
-    parser.add_argument("--quick", action="store_true", help="a smoke test: one seed, a few small images, two rounds")
+    parser.add_argument("--quick", action="store_true", help="a smoke test: one seed, a few small images and steps")
 
 
 def budget_of(arguments: argparse.Namespace) -> Budget:
@@ -231,7 +239,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     budget = budget_of(arguments)
     save_budget(arguments.out, budget)
-    settings = {s.name: s for data in arguments.data for s in settings_of(data, arguments.out, budget)}
+    settings = {setting.name: setting for setting in all_settings(arguments.data, arguments.out, budget)}
     if unknown := set(arguments.settings or ()) - set(settings):
         parser.error(f"Expected --settings among {list(settings)}, but got {sorted(unknown)}.")
     chosen = [settings[name] for name in arguments.settings or settings]

@@ -73,6 +73,7 @@ def seconds_of_an_epoch(module: pl.LightningModule, data: Any, callbacks: list[p
     trainer = pl.Trainer(
         max_epochs=2,
         callbacks=[timer, *callbacks],
+        accelerator="cpu",
         devices=1,
         logger=False,
         enable_checkpointing=False,

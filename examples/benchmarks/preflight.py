@@ -3,7 +3,8 @@
     python examples/benchmarks/preflight.py --data ABDOMEN CARDIAC
 
 Each folder of `--data` holds the volumes of two modalities (see `examples/slices.py`) and gives two settings, one per
-direction, with the plain source networks of `methods.py`, which are trained if they are missing. In each setting:
+direction, with the plain source networks and the budget of `methods.py`, which has run before; networks of other seeds
+are trained. In each setting:
 
 - A mistake is planted in random volumes of the source modality: of held-out patients, a random block of slices of which
   8 are taken, with small random moves and changes of intensity. It is found if the best view undoes it.
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 from bases import base_network
-from settings import Budget, Setting, settings_of
+from settings import Setting, all_settings, read_budget
 from slices import Slices
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,6 +38,7 @@ from apl_lightning.preflight import MARGINS, PreflightReport, View, preflight
 SLICES = 8  # of a volume
 SHARE = 0.6  # of its slices: the shortest block
 GRID = tuple(step / 20 for step in range(200))
+WITH_BATCH_NORM = ("range", "size")  # views that a network without BatchNorm is not asked for
 FALSE_ALARMS = 0.02  # of each kind of view, with the margins chosen on a data set
 
 
@@ -208,7 +210,7 @@ def table(rows: Rows) -> str:
         of_data, others = ([row for row in rows if (row["data"] == name) == same] for same in (True, False))
         lines.append(_line(name, chosen_margins(of_data), "chosen on these", of_data))
         lines.append(_line(name, chosen_margins(others), "chosen on the others", of_data))
-    alone = [{**row, "trials": [_alone(t) for t in row["trials"] if t["kind"] != "range"]} for row in rows]
+    alone = [{**row, "trials": [_alone(t) for t in row["trials"] if t["kind"] not in WITH_BATCH_NORM]} for row in rows]
     lines.append(_line("all", MARGINS, "default", rows))
     return "\n".join([*lines, _line("all, by sureness alone", MARGINS, "default", alone)])
 
@@ -267,19 +269,14 @@ def main(argv: list[str] | None = None) -> str:
     """Run the command line and return the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with meta.json")
-    parser.add_argument(
-        "--methods", type=Path, default=Path("runs/methods"), help="folder of the networks of methods.py"
-    )
+    parser.add_argument("--methods", type=Path, default=Path("runs/methods"), help="the folder of `methods.py`")
     parser.add_argument("--out", type=Path, default=Path("runs/preflight"), help="folder of the results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the source networks")
     parser.add_argument("--volumes", type=int, default=25, help="random volumes per direction and domain")
-    parser.add_argument("--source-steps", type=int, default=1650, help="training steps of a missing network")
-    parser.add_argument("--size", type=int, default=128, help="number of rows and columns of a slice")
     arguments = parser.parse_args(argv)
-    budget = Budget("monai-unet", arguments.size, 2, 1.0, arguments.source_steps, 0, 0, 0, "bf16-mixed")
+    settings = all_settings(arguments.data, arguments.methods, read_budget(arguments.methods))
     directions = []
-    for data in arguments.data:
-        forth, back = settings_of(data, arguments.methods, budget)
+    for forth, back in zip(settings[::2], settings[1::2], strict=True):
         for setting, other in ((forth, back), (back, forth)):
             held_out = other.read("target_val", labelled=False)
             directions += [Direction(setting, held_out, seed) for seed in arguments.seeds]

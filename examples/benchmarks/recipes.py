@@ -1,12 +1,13 @@
 """Recipes of the benchmark: module, callback and data of each method.
 
-Optimiser, batch size, number of steps and joint transform are the same for all methods. APL has two losses; the other
-methods train all parameters on their labels. Each of them has three rows:
+Batch size and number of steps are the same for all methods, and so are optimiser and joint transform where a row does
+not say otherwise. APL has two losses; the other methods train all parameters on their labels. Each of them has three
+rows:
 
 - with its published parameters, the learning rate of the paper settings, and the statistics of BatchNorm that come with
   the base;
 - `+ extras`: with all other defaults of APL: learning rate, Dice loss, no dropout, choice of BatchNorm, moving average,
-  small components ignored, the number of rounds, and the guard;
+  small components ignored, the number of rounds, and the guard; MRNet and DPL label once in all rows, as published;
 - `, own rate`: the first row with the optimiser and the learning rate of its published code.
 """
 

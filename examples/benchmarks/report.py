@@ -4,6 +4,7 @@ import csv
 import json
 from collections import defaultdict
 from collections.abc import Iterator
+from math import isnan, nan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -115,7 +116,7 @@ def average(run: Run) -> float:
 
 
 def distance(run: Run, name: str) -> float:
-    """The mean over patients and classes that have a surface in both."""
+    """The mean over patients and classes that have a surface in prediction and reference; NaN if none has."""
     found = [organ[name] for patient in run["after"]["patients"].values() for organ in patient.values()]
     return mean([value for value in found if value is not None] or [float("nan")])
 
@@ -128,9 +129,10 @@ def _grouped(runs: list[Run], key: str) -> dict[str, list[Run]]:
 
 
 def spread(values: list[float]) -> str:
-    """Format the mean and, of several values, the standard deviation."""
+    """Format the mean and, of several values, the standard deviation; of several NaN does not count."""
     if not values:
         return ""
+    values = [value for value in values if not isnan(value)] or [nan]
     return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 

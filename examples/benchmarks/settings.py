@@ -1,6 +1,7 @@
 """Settings of the benchmark of methods: a data set, a direction between its two modalities, and a budget."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +58,18 @@ def settings_of(data: Path, out: Path, budget: Budget) -> list[Setting]:
     domains = {case["id"]: case["domain"] for case in meta["cases"]}
     source, target = (domains[meta["split"][split][0]] for split in ("source_train", "target_adapt"))
     names = {f"{data.name}-{source}-to-{target}": FORWARD, f"{data.name}-{target}-to-{source}": BACKWARD}
+    if source == target:
+        raise SystemExit(f"Expected two modalities in {data}, but got {source!r} for source and target.")
     return [Setting(data, name, splits, out / name, budget) for name, splits in names.items()]
+
+
+def all_settings(folders: Iterable[Path], out: Path, budget: Budget) -> list[Setting]:
+    """Both directions of several data sets, whose folders and modalities must have different names."""
+    settings = [setting for data in folders for setting in settings_of(data, out, budget)]
+    names = [setting.name for setting in settings]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise SystemExit(f"Expected settings of different names, but got {repeated} twice: rename a folder of --data.")
+    return settings
 
 
 def trainer(budget: Budget, **options: Any) -> pl.Trainer:

@@ -30,7 +30,9 @@ def test_from_nothing(benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixt
     labels = {"0": "background", "1": "organ"}
     (tmp_path / "meta.json").write_text(json.dumps({"labels": labels, "split": split, "cases": cases}))
     folders = ["--data", str(tmp_path), "--methods", str(tmp_path / "methods"), "--out", str(tmp_path / "out")]
-    text = benchmark.main([*folders, "--size", "32", "--source-steps", "1", "--volumes", "1"])
+    chosen = ["--bases", "plain", "--methods", "threshold", "--quick"]
+    importlib.import_module("methods").main([*folders[:2], "--out", folders[3], *chosen])
+    text = benchmark.main([*folders, "--volumes", "1"])
     assert text in capsys.readouterr().out
     assert (tmp_path / "out" / "table.md").read_text() == text + "\n"
     rows = json.loads((tmp_path / "out" / "trials.json").read_text())
