@@ -23,9 +23,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def unfixed_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """All modules of a network but those that are `is_fixed`, such as the generator of `Translated`, and theirs."""
+    if not getattr(model, "is_fixed", False):
+        yield model
+        for child in model.children():
+            yield from unfixed_modules(child)
+
+
 def set_dropout_mode(model: nn.Module, active: bool) -> None:
     """Put all layers of a network with dropout or stochastic depth in training or evaluation mode."""
-    for module in model.modules():
+    for module in unfixed_modules(model):
         if isinstance(module, _DropoutNd | nn.MultiheadAttention) or type(module).__name__.endswith(_STOCHASTIC_DEPTH):
             module.train(active)
 

@@ -13,9 +13,18 @@ from apl_lightning.checkpoints.match import shorten
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: str | Path) -> nn.Module:
     """Load the tensors below a prefix into a network, which it returns in evaluation mode; others keep their values.
 
-    NaN and infinity are a `CheckpointError` that names the file.
+    NaN, infinity and integers in place of weights are a `CheckpointError` that names the file.
     """
-    initial = network.state_dict()
+    initial = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    if whole := [
+        name
+        for name, value in initial.items()
+        if value.is_floating_point() and prefix + name in tensors and not tensors[prefix + name].is_floating_point()
+    ]:
+        raise CheckpointError(
+            f"Expected floating-point weights, but {path} has integers in {shorten(whole, 3)}, as quantised networks "
+            "do: save the network before it is quantised."
+        )
     # Large 64-bit values become infinite here.
     state = {
         name: tensors[prefix + name].to(value.dtype) for name, value in initial.items() if prefix + name in tensors
@@ -25,5 +34,5 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: s
             f"Expected finite weights, but {path} contains NaN or infinity in {shorten(damaged, 3)}: use an earlier "
             "checkpoint."
         )
-    network.load_state_dict({**initial, **state})
+    network.load_state_dict({**network.state_dict(), **state})
     return network.eval()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from apl_lightning.checkpoints.error import CheckpointError
 from apl_lightning.checkpoints.files import read_tensors
@@ -14,7 +14,7 @@ _OPTIONAL = "num_batches_tracked"
 
 
 def load_weights(network: nn.Module, path: str | Path, prefix: str | None = None) -> nn.Module:
-    """Load the weights in a file into `network`, and return it in evaluation mode.
+    """Load the weights in a file into `network`, and return it in evaluation mode, without `torch.compile`.
 
     Wrappers around the state dict, such as that of a Lightning checkpoint, and prefixes of its keys are removed. Of a
     checkpoint of `APLModule`, the network is the refined one, as `export` returns it. Code in the file is never
@@ -41,7 +41,8 @@ def load_weights(network: nn.Module, path: str | Path, prefix: str | None = None
         True
     """
     tensors = read_tensors(path)
-    expected = network.state_dict()
+    network = getattr(network, "_orig_mod", network)  # of a compiled one, which shares its weights
+    expected = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     shapes = {name: tuple(value.shape) for name, value in expected.items() if not name.endswith(_OPTIONAL)}
     if not shapes:
         raise ValueError(

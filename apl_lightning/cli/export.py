@@ -11,7 +11,7 @@ from torch import nn
 from apl_lightning._support.files import new_file
 from apl_lightning._support.packages import package
 from apl_lightning.checkpoints import load_weights
-from apl_lightning.heads import example_input
+from apl_lightning.heads import DualHeadModel, example_input
 
 
 def export(
@@ -40,6 +40,7 @@ def export(
         raise ValueError(f"Expected `out` to end with .pt, .pth or .onnx, but got {out.name}.")
     if out.suffix == ".onnx":
         package("onnxscript", "onnx", "a file .onnx needs onnx")  # before the work begins
+    network = network.export() if isinstance(network, DualHeadModel) else network
     load_weights(network, checkpoint, prefix)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix != ".onnx":

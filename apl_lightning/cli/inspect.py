@@ -8,7 +8,7 @@ from torch import nn
 
 from apl_lightning.checkpoints import identify
 from apl_lightning.folders import network_of_yaml
-from apl_lightning.heads import add_dual_heads, example_input
+from apl_lightning.heads import DualHeadModel, add_dual_heads, example_input
 
 
 def inspect(what: nn.Module | str | Path, num_classes: int | None = None, size: Sequence[int] | None = None) -> None:
@@ -26,14 +26,15 @@ def inspect(what: nn.Module | str | Path, num_classes: int | None = None, size: 
 def _describe(network: nn.Module, num_classes: int | None, size: Sequence[int] | None) -> str:
     if num_classes is None:
         raise ValueError("Expected the number of classes of the network, but got none: pass `num_classes`.")
-    model = add_dual_heads(network, num_classes, example=None if size is None else example_input(network, size))
+    example = None if size is None else example_input(network, size)
+    model = network if isinstance(network, DualHeadModel) else add_dual_heads(network, num_classes, example=example)
     head = model.network.get_submodule(model.head)
     encoder, heads = (
         sum(p.numel() for p in parameters) for parameters in (model.encoder_parameters(), model.head_parameters())
     )
     return "\n".join(
         [
-            f"{type(network).__name__}: the classifier is {model.head!r}, {head}",
+            f"{type(model.network).__name__}: the classifier is {model.head!r}, {head}",
             f"  second head: {'one of the network' if model.second is None else 'added'}",
             f"  parameters: {encoder:,} of the encoder, {heads:,} of both heads",
         ]

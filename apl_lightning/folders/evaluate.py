@@ -57,9 +57,11 @@ def evaluate_folder(
         The scores of each case and foreground class, then the means.
 
     Raises:
-        ValueError: If no case can be compared, or labels are above those of `class_names`.
+        ValueError: If no case can be compared, two `class_names` are the same, or a label is above theirs.
         FileExistsError: If `out` exists.
     """
+    if class_names is not None and len(set(class_names)) < len(class_names):
+        raise ValueError(f"Expected different `class_names`, background included, but got {list(class_names)}.")
     if out is not None:
         out = new_file(out)
     found: dict[str, dict[int, Score]] = {}

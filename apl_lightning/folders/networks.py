@@ -10,11 +10,23 @@ import torch
 from torch import nn
 
 from apl_lightning._support.packages import package
-from apl_lightning.checkpoints import load
+from apl_lightning.checkpoints import (
+    DRN,
+    SIFA,
+    DeepLabV2,
+    DeepLabVGG,
+    FCN8s,
+    ResnetGenerator,
+    SIFAGenerator,
+    Translated,
+    load,
+)
 from apl_lightning.data import sliding_window
-from apl_lightning.heads import DualHeadModel
+from apl_lightning.heads import DualHeadModel, clean_copy
 from apl_lightning.nifti import NiftiFolder
 from apl_lightning.pytorch_lightning import APLModule
+
+_OF_SYSTEMS = (Translated, DRN, SIFA, DeepLabV2, DeepLabVGG, FCN8s, ResnetGenerator, SIFAGenerator)
 
 
 def as_folder_and_network(
@@ -41,9 +53,9 @@ def as_folder_and_network(
         raise ValueError(f"Expected a checkpoint with system={system!r}, but got a network: leave out `system`.")
     folder = images if isinstance(images, NiftiFolder) else NiftiFolder(images)
     _check_dimensions(folder, network)
-    plain: Any = network.network if isinstance(network, DualHeadModel) else network
-    if type(plain).__module__.startswith("apl_lightning.checkpoints.") and not folder.preprocess:
-        folder = folder.with_preprocess(plain.preprocess)
+    of_system = next((module for module in network.modules() if isinstance(module, _OF_SYSTEMS)), None)
+    if of_system is not None and not folder.preprocess:
+        folder = folder.with_preprocess(of_system.preprocess)
     return folder, network
 
 
@@ -102,12 +114,13 @@ def as_module(
 
 def as_predictor(network: nn.Module, *arguments: Any) -> APLModule:
     """The module of a network that is not trained and may be frozen, with the arguments of `as_module`."""
-    return as_module(copy.deepcopy(network).requires_grad_(True), *arguments)
+    twin = copy.deepcopy(network) if isinstance(network, DualHeadModel) else clean_copy(network)
+    return as_module(twin.requires_grad_(True), *arguments)
 
 
 def _cure_of_heads(message: str) -> str:
     """How the options of `add_dual_heads` that a message names are passed here."""
-    named = [f"`{option}`" for option in ("head", "main_output", "example") if f"`{option}`" in message]
+    named = [f"`{option}`" for option in ("head", "main_output", "example", "network") if f"`{option}`" in message]
     if not named:
         return ""
     return f" Pass {' and '.join(named)} to `add_dual_heads`, and its result as `network`."

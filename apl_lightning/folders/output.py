@@ -10,13 +10,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from apl_lightning.folders.pictures import save_picture
-from apl_lightning.nifti import NiftiFolder, read_grid, read_image
+from apl_lightning.nifti import NiftiFolder, read_grid, read_image, save_labels
 from apl_lightning.refinement import RefinementModule
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a new table."""
-    with path.open("x", newline="") as file:
+    with path.open("x", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
 
 
@@ -30,7 +30,7 @@ def write_predictions(
     names, rows = module.class_names, []
     for index, case in enumerate(tqdm(folder.cases, "Predicting", disable=None)):
         labels = folder.labels_in_file(index, _predict(module, folder, index, batch_size, device))
-        folder.save_labels(index, labels, out / "labels" / f"{case.name}.nii.gz")
+        save_labels(labels, case.images[0], out / "labels" / f"{case.name}.nii.gz")
         grid, plane = read_grid(case.images[0]), folder.preprocessing.plane or "axial"
         picture = out / "pictures" / f"{case.name}.png"
         save_picture(picture, case.name, read_image(case.images[:1])[0], labels, grid, names, plane)

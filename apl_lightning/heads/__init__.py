@@ -1,6 +1,7 @@
 """A network gets a second classifier on its shared encoder; the plain network can be exported again."""
 
 from apl_lightning.heads.add import add_dual_heads
+from apl_lightning.heads.copies import clean_copy
 from apl_lightning.heads.find_classifier import HeadNotFoundError, example_input
 from apl_lightning.heads.main_output import select_main_output
 from apl_lightning.heads.model import DualHeadModel, Inferer

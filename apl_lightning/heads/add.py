@@ -14,7 +14,7 @@ from apl_lightning.heads.new_head import perturbed, reader, reinitialised
 from apl_lightning.heads.second_head import CopiedHead, OwnHead, SecondHead, TappedHead
 from apl_lightning.heads.trial import Trial, run_trial
 from apl_lightning.heads.unwrap import plain_network
-from apl_lightning.heads.verify import verify_heads
+from apl_lightning.heads.verify import verify_fresh_head, verify_heads
 
 
 def add_dual_heads(
@@ -86,6 +86,8 @@ def add_dual_heads(
         warm = aux in ("own", "perturbed")
         dual = DualHeadModel(twin, num_classes, trial.channels, trial.head, second_head, trial.example.ndim, warm)
         dual.hold_constant(verify_heads(copy.deepcopy(dual), trial.example, trial.plain))
+        if aux == "fresh":
+            verify_fresh_head(copy.deepcopy(dual), trial.example)
         return dual
 
     if aux != "auto":

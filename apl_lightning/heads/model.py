@@ -11,6 +11,8 @@ from apl_lightning.heads.copies import without_graphs
 from apl_lightning.heads.outputs import logit_maps
 from apl_lightning.heads.second_head import CopiedHead, Logits, SecondHead
 
+_LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
 # Runs a network on images (B, C, *S), as MONAI's `SlidingWindowInferer` does.
 Inferer = Callable[[Tensor, Callable[[Tensor], Any]], Any]
 
@@ -124,7 +126,7 @@ class DualHeadModel(nn.Module):
         twin._set_mode_around_head(self.training)
         if average:
             main, aux = twin.network.get_submodule(self.head), twin.second
-            if aux is None or not isinstance(self._second_head, CopiedHead) or list(main.children()):
+            if aux is None or not isinstance(self._second_head, CopiedHead) or not _is_linear(main):
                 raise ValueError(
                     "Expected two heads of one linear layer each for average=True, but this network has "
                     f"{type(main).__name__} and {type(aux).__name__}: use export() without average."
@@ -148,3 +150,8 @@ class DualHeadModel(nn.Module):
         path = self.head.split(".")
         for depth in range(len(path)):
             self.network.get_submodule(".".join(path[:depth])).training = mode
+
+
+def _is_linear(head: nn.Module) -> bool:
+    """Whether the mean of two heads like this one is a head with the mean of their parameters."""
+    return type(head) in _LINEAR and dict(head.named_parameters()).keys() <= {"weight", "bias"}  # no weight norm

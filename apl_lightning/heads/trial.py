@@ -44,6 +44,11 @@ def run_trial(
     """
     name = type(network).__name__
     example = example_input(network) if example is None else example
+    dimensions = {len(m.kernel_size) for m in network.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)}
+    if dimensions == {example.ndim - 1}:  # convolutions take an image without a batch too
+        raise ValueError(
+            f"Expected `example` to be a batch (B, C, *S), but got {tuple(example.shape)}: pass image[None]."
+        )
     with evaluating(network), torch.no_grad():
         output = network(example)
     maps, channels, main = select_main_output(network, output, num_classes, example, main_output, example)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from apl_lightning._support.lightning_package import is_a
 from apl_lightning._support.modes import evaluating, hooked
 from apl_lightning.heads.find_classifier import example_input
+from apl_lightning.heads.model import DualHeadModel
 from apl_lightning.heads.outputs import channels_of, logit_maps
 
 
@@ -26,6 +27,11 @@ def plain_network(model: nn.Module, num_classes: int, name: str | None = None) -
         raise TypeError(
             f"Expected `model` to be a network, but got {model!r:.60}: build it, and load a file of weights with "
             "`apl_lightning.checkpoints.load_weights(network, path)`."
+        )
+    if any(isinstance(part, DualHeadModel) for part in model.modules()):
+        raise TypeError(
+            f"Expected `model` to be a plain network, but {type(model).__name__} has two heads already: pass what its "
+            "`export()` returns."
         )
     if name is not None:
         network = _named(model, name)
@@ -65,8 +71,6 @@ def _found(module: nn.Module, num_classes: int) -> nn.Module:
     channels = {name: _channels(part, num_classes) for name, part in parts.items()}
     # A part with one channel may be a discriminator, so a part with `num_classes` channels comes first.
     segmenters = {name: parts[name] for name, count in channels.items() if count == max(channels.values()) > 0}
-    if len(segmenters) == 1 and len(parts) == 1:
-        return next(iter(segmenters.values()))
     try:
         example = example_input(module)
     except ValueError:  # it has no `forward`
@@ -80,7 +84,7 @@ def _found(module: nn.Module, num_classes: int) -> nn.Module:
     found = " and ".join(repr(name) for name in used) or "none"
     raise ValueError(
         f"Expected {type(module).__name__} to hold one network that returns (B, {num_classes}, ...) logits, but found "
-        f"{found} among {_names(module)}: name it, network='...', and see `num_classes`."
+        f"{found} among {_names(module)}: name it as `network`, and see `num_classes`."
     )
 
 

@@ -42,6 +42,18 @@ def verify_heads(model: DualHeadModel, example: Tensor, plain: Tensor) -> list[s
     return _verify_routing(model, example)
 
 
+def verify_fresh_head(model: DualHeadModel, example: Tensor) -> None:
+    """Raise a `ValueError` if a head with new weights gives the logits of the main one, up to its bias."""
+    with evaluating(model), torch.no_grad():
+        main, aux = model(example)
+    difference = (aux - main).movedim(1, 0).flatten(1)
+    if bool((difference - difference.mean(dim=1, keepdim=True)).abs().max() <= 1e-4 * main.abs().max()):
+        raise ValueError(
+            f"Expected aux='fresh' to draw new weights of the classifier {model.head!r}, but it computes the same: it "
+            "has weight or spectral norm, or no `reset_parameters`. Use aux='perturbed'."
+        )
+
+
 def _close(logits: Tensor, expected: Tensor) -> bool:
     """Equality up to rounding, relative to the largest logit."""
     return logits.shape == expected.shape and bool((logits - expected).abs().max() <= 1e-3 * expected.abs().max())
@@ -50,7 +62,8 @@ def _close(logits: Tensor, expected: Tensor) -> bool:
 def _inseparable(model: DualHeadModel, cause: str) -> HeadNotFoundError:
     return HeadNotFoundError(
         f"Expected the network to treat each image by itself behind its classifier {model.head!r}, but with both heads "
-        f"joined along the batch {cause}: pass the `head` that makes the final logits, and as `aux` a layer before it."
+        f"joined along the batch {cause}: pass the `head` that makes the final logits, and as `aux` a layer before it; "
+        "remove hooks of your own on it."
     )
 
 
@@ -61,6 +74,11 @@ def _linear_behind_head(model: DualHeadModel, example: Tensor, plain: Tensor) ->
 
 
 def _verify_routing(model: DualHeadModel, example: Tensor) -> list[str]:
+    if not model.encoder_parameters():
+        raise ValueError(
+            f"Expected `model` to have weights before its classifier {model.head!r}, which are refined, but it has "
+            "none: pass another `head`, or a larger network."
+        )
     if not any(parameter.requires_grad for parameter in model.encoder_parameters()):
         raise ValueError(
             "Expected `model` to have an encoder to refine, but all its parameters are frozen: call "

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -104,10 +103,11 @@ class NiftiFolder(Dataset[dict[str, Any]]):
         image, label, grid = self.volume(case)
         if place is not None:
             axis = self._axis(grid)
-            image = image.select(axis + 1, place).contiguous()
-            label = None if label is None else label.select(axis, place).contiguous()
-        sample: dict[str, Any] = {"image": image, "case": self.cases[case].name}
-        return sample if label is None else {**sample, "label": label}
+            image = image.select(axis + 1, place)
+            label = None if label is None else label.select(axis, place)
+        # Copies: who changes a sample in place does not change the volume in the cache.
+        sample: dict[str, Any] = {"image": _copy(image), "case": self.cases[case].name}
+        return sample if label is None else {**sample, "label": _copy(label)}
 
     def with_preprocess(self, preprocess: Callable[[Tensor], Tensor]) -> "NiftiFolder":
         """The same folder with another `preprocess`."""
@@ -127,27 +127,26 @@ class NiftiFolder(Dataset[dict[str, Any]]):
         """The indices of the samples of a case: that of its volume, or those of its slices in order."""
         return [index for index, (other, _) in enumerate(self._samples) if other == case]
 
-    def labels_in_file(self, case: int, labels: Sequence[Tensor]) -> Array:
+    def labels_in_file(self, case: int, labels: Sequence[Tensor | Array]) -> Array:
         """Label maps (*S) of all samples of a case, as one volume (X, Y, Z) on the grid of its file.
 
         Where volumes are not resampled, each voxel keeps its label. Otherwise each class is interpolated linearly.
         """
-        grid = self.volume(case).grid
-        volume = labels[0] if self.preprocessing.plane is None else torch.stack(list(labels), self._axis(grid))
+        grid, maps = self.volume(case).grid, [torch.as_tensor(each) for each in labels]
+        volume = maps[0] if self.preprocessing.plane is None else torch.stack(maps, self._axis(grid))
         if tuple(volume.shape) != grid.shape:
             raise ValueError(f"Expected labels of shape {grid.shape} for case {case}, but got {tuple(volume.shape)}.")
         return labels_on_grid(volume.cpu().numpy(), grid, read_grid(self.cases[case].images[0]))
 
-    def save_labels(self, case: int, labels: Array | Sequence[Tensor], path: str | Path) -> None:
-        """Write label maps (*S) of all samples of a case, or the result of `labels_in_file`, as one NIfTI file.
+    def save_labels(self, case: int, labels: Sequence[Tensor | Array], path: str | Path) -> None:
+        """Write label maps (*S) of all samples of a case, in a list, as one NIfTI file.
 
         The file has the affine and the header of the image, and uint8 or int16 values.
 
         Raises:
             FileExistsError: If `path` exists.
         """
-        volume = labels if isinstance(labels, np.ndarray) else self.labels_in_file(case, labels)
-        save_labels(volume, self.cases[case].images[0], Path(path))
+        save_labels(self.labels_in_file(case, labels), self.cases[case].images[0], Path(path))
 
     def _places(self, case: int) -> Sequence[int | None]:
         if self.preprocessing.plane is None and not self._cache:
@@ -181,6 +180,10 @@ class NiftiFolder(Dataset[dict[str, Any]]):
                 f"{tuple(prepared.shape[1:])}: pass `size` or `spacing`."
             )
         return prepared
+
+
+def _copy(values: Tensor) -> Tensor:
+    return values.clone(memory_format=torch.contiguous_format)
 
 
 def _check_grids(case: Case) -> None:

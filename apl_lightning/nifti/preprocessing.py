@@ -1,5 +1,6 @@
 """From files to what a network takes: axes, spacing, size and intensities, by MONAI's transforms."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,10 @@ class Preprocessing:
                 f"Expected `orientation` to be three letters, one of L or R, P or A, and I or S, as 'RAS', but got "
                 f"{self.orientation!r}."
             )
-        if self.spacing is not None and len(self.spacing) != 3:
-            raise ValueError(f"Expected `spacing` of the three axes in mm, but got {self.spacing}.")
+        if self.spacing is not None and not (len(self.spacing) == 3 and all(0 <= mm < math.inf for mm in self.spacing)):
+            raise ValueError(
+                f"Expected `spacing` of the three axes in mm, 0 to keep that of an axis, but got {self.spacing}."
+            )
         dimensions = 3 if self.plane is None else 2
         if self.size is not None and (len(self.size) != dimensions or min(self.size) < 1):
             raise ValueError(

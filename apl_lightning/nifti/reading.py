@@ -16,11 +16,12 @@ def read_image(files: Sequence[Path]) -> Array:
         ValueError: If it has NaN or infinity, or a file is damaged.
     """
     arrays = [_values(path, np.float32) for path in files]
+    for path, array in zip(files, arrays, strict=True):
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"Expected finite values, but {path} has NaN or infinity: replace them, as `numpy.nan_to_num` does."
+            )
     image = np.concatenate([array.reshape(*array.shape[:3], -1) for array in arrays], axis=-1)
-    if not np.isfinite(image).all():
-        raise ValueError(
-            f"Expected finite values, but {files[0]} has NaN or infinity: replace them, as `numpy.nan_to_num` does."
-        )
     return np.ascontiguousarray(np.moveaxis(image, -1, 0))
 
 

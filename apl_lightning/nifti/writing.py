@@ -35,7 +35,7 @@ def save_labels(labels: Array, like: Path, path: Path) -> None:
 
     Raises:
         FileExistsError: If `path` exists.
-        ValueError: If the shape is not that of the image, or a label is out of range.
+        ValueError: If the shape is not that of the image, or a label is out of range or no whole number.
     """
     path = new_file(path)
     nibabel = package("nibabel")
@@ -44,6 +44,8 @@ def save_labels(labels: Array, like: Path, path: Path) -> None:
         raise ValueError(f"Expected labels of shape {original.shape[:3]}, like {like}, but got {labels.shape}.")
     if labels.size and not 0 <= labels.min() <= labels.max() < 2**15:
         raise ValueError(f"Expected labels between 0 and 32767, but got {labels.min()} to {labels.max()}.")
+    if not np.array_equal(labels, np.floor(labels)):
+        raise ValueError("Expected labels that are whole numbers, but got fractions: save classes, not probabilities.")
     dtype = np.uint8 if labels.max() < 256 else np.int16
     header = original.header.copy()
     header.set_data_dtype(dtype)

@@ -146,7 +146,8 @@ def standardise(images: Tensor) -> Tensor:
 
 
 def _range(low: int, high: int) -> View:
-    cure = f"scale each volume to {low} to {high}, as MONAI's `ScaleIntensityRangePercentiles(1, 99.5, {low}, {high})`"
+    transform = f"ScaleIntensityRangePercentiles(1, 99.5, {low}, {high}, clip=True)"
+    cure = f"scale each volume to {low} to {high}, as MONAI's `{transform}`"
     return View("range", "out of range", cure, partial(rescale, low=low, high=high))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from apl_lightning._support.modes import evaluating, hooked
+from apl_lightning._support.modes import evaluating, hooked, unfixed_modules
 from apl_lightning.heads import Inferer
 
 BatchNormMode = Literal["auto", "adapt", "frozen", "train"]
@@ -17,7 +17,8 @@ BatchNormMode = Literal["auto", "adapt", "frozen", "train"]
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     """The BatchNorm layers of the network that track running statistics."""
-    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    found = dict.fromkeys(module for module in unfixed_modules(model) if isinstance(module, _BatchNorm))
+    return [layer for layer in found if layer.track_running_stats]
 
 
 def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], inferer: Inferer | None = None) -> None:

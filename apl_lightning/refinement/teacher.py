@@ -81,5 +81,5 @@ class Teacher(AveragedModel):
 
 def _sums(network: nn.Module) -> Tensor:
     """What changes with the weights and the BatchNorm statistics; 0 for a tensor that has NaN."""
-    tensors = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
-    return torch.stack([tensor.cpu().double().sum() for tensor in tensors]).nan_to_num()
+    tensors = [tensor for tensor in (*network.parameters(), *network.buffers()) if tensor.is_floating_point()]
+    return torch.stack([tensor.detach().cpu().double().sum() for tensor in tensors]).nan_to_num()

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CLASSES, TinyNet
+from conftest import CLASSES, Images, TinyNet
 from monai.networks.nets import UNet
 from torch import nn
 
-from apl_lightning import APLModule
+from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 from apl_lightning.checkpoints import CheckpointError, load_weights
 
 
@@ -57,8 +57,9 @@ def test_a_network_without_some_of_the_layers_is_refused(tmp_path: Path) -> None
         (TinyNet(classes=7).state_dict(), "or have other shapes: build the network as it was trained"),
         ({"x": torch.zeros(1)}, "its 1 are x"),
         ({**TinyNet().state_dict(), "classifier.bias": torch.full((CLASSES,), torch.nan)}, "finite weights"),
+        ({**TinyNet().state_dict(), "classifier.bias": torch.zeros(CLASSES).char()}, "integers in classifier.bias"),
     ],
-    ids=["two networks", "other classes", "another network", "NaN"],
+    ids=["two networks", "other classes", "another network", "NaN", "quantised"],
 )
 def test_what_does_not_fit_is_an_error(tmp_path: Path, content: Any, message: str) -> None:
     network = TinyNet()
@@ -73,6 +74,26 @@ def test_one_of_two_networks(tmp_path: Path) -> None:
     path = save(tmp_path / "two.pt", {"a": first.state_dict(), "b": second.state_dict()})
     loaded = load_weights(TinyNet(), path, prefix="b.")
     assert torch.equal(loaded.state_dict()["classifier.weight"], second.classifier.weight)
+
+
+class WithExtraState(TinyNet):
+    """Keeps more than tensors in its state dict."""
+
+    def get_extra_state(self) -> Any:
+        return {"version": 2}
+
+    def set_extra_state(self, state: Any) -> None:
+        assert state == {"version": 2}
+
+
+def test_networks_with_other_state_or_compiled(tmp_path: Path, trainer: Any) -> None:
+    saved = TinyNet()
+    path = save(tmp_path / "source.pt", saved.state_dict())
+    for network in (WithExtraState(), torch.compile(TinyNet())):
+        assert torch.equal(load_weights(network, path).classifier.weight, saved.classifier.weight)
+    module = APLModule(WithExtraState(), CLASSES)
+    trainer(callbacks=[PseudoLabelCallback()]).fit(module, TargetDataModule(Images(2), store_dir=tmp_path / "labels"))
+    assert module.export().get_extra_state() == {"version": 2}
 
 
 def test_a_network_without_weights(tmp_path: Path) -> None:

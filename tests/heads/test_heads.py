@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -104,6 +105,29 @@ def test_export_of_averaged_linear_heads(network: TinyNet) -> None:
         add_dual_heads(network, CLASSES, aux="encoder.2").export(average=True)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm, None])
+def test_heads_whose_weights_are_computed(norm: Any) -> None:
+    """New parameters do not mean new weights, and the mean of parameters is not that of logits."""
+    network = TinyNet()
+    network.classifier = Cosine() if norm is None else norm(network.classifier)
+    with pytest.raises(ValueError, match="aux='fresh' to draw new weights .* computes the same: .* aux='perturbed'"):
+        add_dual_heads(network, CLASSES, aux="fresh")
+    with pytest.raises(ValueError, match="two heads of one linear layer each"):
+        add_dual_heads(network, CLASSES).export(average=True)
+
+
+class Cosine(nn.Module):
+    """Logits of directions, as in a cosine classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(CLASSES, 6, 1, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return 10 * nn.functional.conv2d(nn.functional.normalize(features), nn.functional.normalize(self.weight))
+
+
 def test_mode_is_kept(network: TinyNet) -> None:
     network.encoder[1].eval()
     model = add_dual_heads(network, CLASSES)
@@ -154,6 +178,8 @@ class AddsItsInput(WithActivation):
         (lambda: WithActivation(nn.Sigmoid()), {}, ValueError, r"behind a sigmoid or a softmax.*activation=None"),
         (lambda: torch.compile(TinyNet()), {}, TypeError, "compile what comes out"),
         (lambda: nn.Linear(3, 3), {}, ValueError, "has none: pass `example`"),
+        (lambda: nn.Conv2d(1, CLASSES, 3, padding=1), {"head": ""}, ValueError, "weights before its classifier"),
+        (TinyNet, {"example": torch.rand(1, 16, 16)}, ValueError, r"got \(1, 16, 16\): pass image\[None\]"),
     ],
 )
 def test_bad_input_is_an_error(

@@ -70,6 +70,26 @@ def test_network_is_found(build: Callable[[], pl.LightningModule]) -> None:
     project.net.load_state_dict(module.export().state_dict())
 
 
+def test_module_that_prepares_its_images_is_the_network() -> None:
+    class Standardising(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = TinyNet()
+
+        def forward(self, image: Tensor) -> Any:
+            return self.net((image - 5) / 3)
+
+    project, image = Standardising().eval(), torch.rand(1, 1, 8, 8)
+    assert plain_network(project, CLASSES) is project
+    assert torch.equal(add_dual_heads(project, CLASSES)(image).main, project(image))
+
+
+def test_network_with_two_heads_is_refused() -> None:
+    for model in (add_dual_heads(TinyNet(), CLASSES), APLModule(TinyNet(), CLASSES)):
+        with pytest.raises(TypeError, match=r"has two heads already: pass what its `export\(\)` returns"):
+            add_dual_heads(model, CLASSES)
+
+
 def test_module_that_is_a_network(trainer: Any) -> None:
     project = Pieces()
     trainer().strategy.connect(project)
@@ -89,7 +109,7 @@ def test_network_is_selected_by_name() -> None:
 @pytest.mark.parametrize(
     ("build", "options", "message"),
     [
-        (TwoNetworks, {}, "one network that returns .* but found 'net' and 'teacher' among .*: name it, network='...'"),
+        (TwoNetworks, {}, "one network that returns .* but found 'net' and 'teacher' among .*: name it as `network`"),
         (lambda: pl.LightningModule(), {}, "LightningModule to hold one network .* but found none among none"),
         (Project, {"num_classes": 7}, r"one network that returns \(B, 7, ...\) logits, but found none among 'net'"),
         (Project, {"network": "model"}, "name a part of Project, but got 'model': its parts are 'net', 'loss'"),

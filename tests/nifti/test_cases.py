@@ -85,6 +85,22 @@ def test_labels_of_another_shape_or_missing(tmp_path: Path) -> None:
         NiftiFolder(tmp_path / "images", tmp_path / "labels")
 
 
+@pytest.mark.parametrize("plane", [None, "sagittal", "axial"])
+def test_samples_are_copies(tmp_path: Path, plane: Any) -> None:
+    write(tmp_path / "a.nii.gz", SMALL, AFFINES["RAS"])
+    folder = NiftiFolder(tmp_path, plane=plane)
+    before = folder[0]["image"].clone()
+    folder[0]["image"].add_(1)
+    assert torch.equal(folder[0]["image"], before)
+
+
+def test_the_channel_with_nan_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a_0000.nii.gz", SMALL, AFFINES["RAS"])
+    write(tmp_path / "a_0001.nii.gz", SMALL * np.nan, AFFINES["RAS"])
+    with pytest.raises(ValueError, match=r"a_0001.nii.gz has NaN"):
+        NiftiFolder(tmp_path, channels=2)[0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -94,6 +110,8 @@ def test_labels_of_another_shape_or_missing(tmp_path: Path) -> None:
         ({"size": (4, 4)}, "3 numbers of at least 1"),
         ({"size": (4, 4, 4), "plane": "axial"}, "2 numbers of at least 1"),
         ({"size": (4, 4, 4), "spacing": (1, 1, 1)}, "`spacing` or `size`, but got both"),
+        ({"spacing": (-1, 1, 1)}, "`spacing` of the three axes in mm, 0 to keep"),
+        ({"spacing": (1, float("nan"), 1)}, "`spacing` of the three axes in mm, 0 to keep"),
         ({"window": (0, 1), "percentiles": (1, 99)}, "`window` or `percentiles`, but got both"),
         ({"window": (1, 0)}, "a lower and an upper limit"),
         ({"percentiles": (1, 101)}, "between 0 and 100"),

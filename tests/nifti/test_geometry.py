@@ -117,6 +117,19 @@ def test_labels_above_255_and_4d_images(tmp_path: Path) -> None:
         folder.save_labels(0, [labels], tmp_path / "out.nii")
 
 
+def test_label_maps_are_on_the_grid_of_samples(tmp_path: Path) -> None:
+    """Tensors and arrays alike; they are classes."""
+    write(tmp_path / "in" / "a.nii", np.zeros((4, 4, 4), dtype=np.float32), AFFINES["LPS"])
+    folder, labels = NiftiFolder(tmp_path / "in"), torch.zeros(4, 4, 4)
+    labels[0, 1, 0] = 2
+    folder.save_labels(0, [labels], tmp_path / "tensor.nii")
+    folder.save_labels(0, [labels.numpy()], tmp_path / "array.nii")
+    for name in ("tensor", "array"):
+        assert np.argwhere(np.asarray(nibabel.load(tmp_path / f"{name}.nii").dataobj)).tolist() == [[3, 2, 0]]
+    with pytest.raises(ValueError, match="but got fractions: save classes, not probabilities"):
+        folder.save_labels(0, [0.3 * labels], tmp_path / "out.nii")
+
+
 def test_label_256(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.nii", np.zeros((2, 2, 2), dtype=np.float32), AFFINES["RAS"])
     folder = NiftiFolder(tmp_path / "in")

@@ -68,7 +68,15 @@ class ResnetGenerator(nn.Module):
         self.model = nn.Sequential(*layers)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map a preprocessed image (B, in_channels, H, W) to (B, out_channels, H, W); H and W are multiples of 4."""
+        """Map a preprocessed image (B, in_channels, H, W) to (B, out_channels, H, W).
+
+        Raises:
+            ValueError: If H or W is not a multiple of 4.
+        """
+        if image.shape[2] % 4 or image.shape[3] % 4:
+            raise ValueError(
+                f"Expected the height and width of `image` to be multiples of 4, but got {tuple(image.shape)}: pad it."
+            )
         result: Tensor = self.model(image)
         return result
 

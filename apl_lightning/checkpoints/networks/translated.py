@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class Translated(nn.Module):
     """Translate target images to the source domain, then segment them with a network that was trained on the source.
 
-    The generator is frozen: it has no gradient and always stays in evaluation mode. Its output in [-1, 1] is rescaled
-    to `value_range`, or rescaled to [0, 1] and passed to the segmenter's `preprocess`.
+    The generator is frozen: it has no gradient, always stays in evaluation mode and keeps its BatchNorm statistics. Its
+    output in [-1, 1] is rescaled to `value_range`, or rescaled to [0, 1] and passed to the segmenter's `preprocess`.
 
     Args:
         generator: Translator from target (B, C, H, W) to source (B, C', H, W), with values in [-1, 1]. This is
@@ -41,6 +41,7 @@ class Translated(nn.Module):
                 "values of black and white in its training images, such as (0, 1) or (-1, 1)."
             )
         self.generator = generator.requires_grad_(False)
+        self.generator.is_fixed = True  # type: ignore[assignment]
         self.segmenter = segmenter
         self.value_range = value_range
         self.train(segmenter.training)
