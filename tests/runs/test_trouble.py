@@ -146,6 +146,7 @@ def test_sharded_networks_are_refused(network: TinyNet) -> None:
     loop = SimpleNamespace(_data_source=SimpleNamespace(instance=None))
     for strategy in (SingleDeviceStrategy(), DDPStrategy()):
         strategy.broadcast = lambda value: value
-        PseudoLabelCallback().setup(SimpleNamespace(strategy=strategy, callbacks=[], fit_loop=loop), module, "fit")
+        trainer = SimpleNamespace(strategy=strategy, callbacks=[], fit_loop=loop, world_size=1)
+        PseudoLabelCallback().setup(trainer, module, "fit")
     with pytest.raises(ValueError, match="whole network on each device, but got FSDPStrategy, .*strategy='ddp'"):
         PseudoLabelCallback().setup(SimpleNamespace(strategy=FSDPStrategy(), callbacks=[]), module, "fit")
