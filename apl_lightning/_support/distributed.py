@@ -33,8 +33,7 @@ def refuse_left_over_group(processes: int) -> None:
     if is_distributed() and processes == 1:
         raise RuntimeError(
             f"Expected a trainer with all {world_size()} processes of the group that is still there, from an earlier "
-            "fit, but got one on a single device: call `torch.distributed.destroy_process_group()` first, or refine "
-            "in a script of its own."
+            "fit, but got one on a single device: refine in a script of its own."
         )
 
 

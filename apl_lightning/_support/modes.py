@@ -66,10 +66,13 @@ def _requires_grad(model: nn.Module, value: bool) -> Iterator[None]:
 
 @contextmanager
 def hooked(
-    *modules: nn.Module, pre: Callable[..., Any] | None = None, post: Callable[..., Any] | None = None
+    *modules: nn.Module,
+    pre: Callable[..., Any] | None = None,
+    post: Callable[..., Any] | None = None,
+    with_kwargs: bool = False,
 ) -> Iterator[None]:
-    """Forward pre-hooks and forward hooks on some modules, removed afterwards."""
-    handles = [module.register_forward_pre_hook(pre) for module in modules if pre is not None]
+    """Forward pre-hooks (which see keyword arguments on request) and hooks on some modules, removed afterwards."""
+    handles = [module.register_forward_pre_hook(pre, with_kwargs=with_kwargs) for module in modules if pre is not None]
     handles += [module.register_forward_hook(post) for module in modules if post is not None]
     try:
         yield

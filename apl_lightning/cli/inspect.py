@@ -24,10 +24,12 @@ def inspect(what: nn.Module | str | Path, num_classes: int | None = None, size: 
 
 
 def _describe(network: nn.Module, num_classes: int | None, size: Sequence[int] | None) -> str:
-    if num_classes is None:
+    if isinstance(network, DualHeadModel):
+        model = network
+    elif num_classes is None:
         raise ValueError("Expected the number of classes of the network, but got none: pass `num_classes`.")
-    example = None if size is None else example_input(network, size)
-    model = network if isinstance(network, DualHeadModel) else add_dual_heads(network, num_classes, example=example)
+    else:
+        model = add_dual_heads(network, num_classes, example=None if size is None else example_input(network, size))
     head = model.network.get_submodule(model.head)
     encoder, heads = (
         sum(p.numel() for p in parameters) for parameters in (model.encoder_parameters(), model.head_parameters())

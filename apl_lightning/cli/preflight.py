@@ -22,7 +22,7 @@ def preflight(
     picture: str | Path | None = None,
     accelerator: str = "auto",
 ) -> None:
-    """Ask a network whether the images of a folder look turned, inverted, resized or out of range to it.
+    """Ask a network whether the images of a folder look turned or inverted to it; with BatchNorm, also other things.
 
     Args:
         images: The images, prepared as for the network, or the path of their folder with default options.
@@ -37,7 +37,7 @@ def preflight(
     picture = None if picture is None else new_file(picture)
     folder, network = as_folder_and_network(images, network, num_classes, system)
     module = as_predictor(network, folder, num_classes, None, patch_size).to(device_of(accelerator))
-    report = check(module, folder, num_classes=num_classes, inferer=module.inferer, main_output=0)
+    report = check(module, folder, num_classes=num_classes, inferer=module.inferer)
     sys.stdout.write(f"{report}\n")
     if picture is not None:
         report.picture(picture)

@@ -1,13 +1,12 @@
 """The network that a folder is labelled with."""
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from apl_lightning._support.packages import package
 from apl_lightning.checkpoints import (
@@ -26,7 +25,7 @@ from apl_lightning.heads import DualHeadModel, clean_copy
 from apl_lightning.nifti import NiftiFolder
 from apl_lightning.pytorch_lightning import APLModule
 
-_OF_SYSTEMS = (Translated, DRN, SIFA, DeepLabV2, DeepLabVGG, FCN8s, ResnetGenerator, SIFAGenerator)
+_OF_SYSTEMS = (DRN, SIFA, DeepLabV2, DeepLabVGG, FCN8s, ResnetGenerator, SIFAGenerator)
 
 
 def as_folder_and_network(
@@ -53,10 +52,8 @@ def as_folder_and_network(
         raise ValueError(f"Expected a checkpoint with system={system!r}, but got a network: leave out `system`.")
     folder = images if isinstance(images, NiftiFolder) else NiftiFolder(images)
     _check_dimensions(folder, network)
-    of_system = next((module for module in network.modules() if isinstance(module, _OF_SYSTEMS)), None)
-    if of_system is not None and not folder.preprocess:
-        folder = folder.with_preprocess(of_system.preprocess)
-    return folder, network
+    preprocess = _preprocess_of(network.network if isinstance(network, DualHeadModel) else network)
+    return folder.with_preprocess(preprocess) if preprocess and not folder.preprocess else folder, network
 
 
 def network_of_yaml(network: nn.Module | str | Path) -> nn.Module | str | Path:
@@ -109,21 +106,20 @@ def as_module(
         try:
             return refine(example=noise.to(next(network.parameters(), noise)))
         except Exception:
-            raise type(refused)(f"{refused}{_cure_of_heads(str(refused))}") from None
+            is_option = any(f"`{name}`" in str(refused) for name in ("head", "main_output", "example", "network"))
+            cure = " These are options of `add_dual_heads`, whose result is a network here too." if is_option else ""
+            raise type(refused)(f"{refused}{cure}") from None
 
 
 def as_predictor(network: nn.Module, *arguments: Any) -> APLModule:
     """The module of a network that is not trained and may be frozen, with the arguments of `as_module`."""
-    twin = copy.deepcopy(network) if isinstance(network, DualHeadModel) else clean_copy(network)
-    return as_module(twin.requires_grad_(True), *arguments)
+    return as_module(clean_copy(network).requires_grad_(True), *arguments)
 
 
-def _cure_of_heads(message: str) -> str:
-    """How the options of `add_dual_heads` that a message names are passed here."""
-    named = [f"`{option}`" for option in ("head", "main_output", "example", "network") if f"`{option}`" in message]
-    if not named:
-        return ""
-    return f" Pass {' and '.join(named)} to `add_dual_heads`, and its result as `network`."
+def _preprocess_of(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The `preprocess` of a network of the seven systems, which in `Translated` is that of the generator."""
+    first = network.generator if isinstance(network, Translated) else network
+    return first.preprocess if isinstance(first, _OF_SYSTEMS) else None
 
 
 def _check_dimensions(folder: NiftiFolder, network: nn.Module) -> None:

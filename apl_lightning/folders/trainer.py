@@ -34,5 +34,4 @@ def one_process_trainer(options: dict[str, Any]) -> Trainer:
 def check_images(trainer: Trainer, module: APLModule, images: Any) -> None:
     """Run preflight on the trainer's device, which warns of images that look wrong to the module's network."""
     module.to(root_device(trainer))
-    # An inferer returns both heads in a plain tuple: the first one is the main one.
-    preflight(module, images, num_classes=len(module.class_names), inferer=module.inferer, main_output=0).warn()
+    preflight(module, images, num_classes=len(module.class_names), inferer=module.inferer).warn()

@@ -54,7 +54,7 @@ def add_dual_heads(
 
     Raises:
         HeadNotFoundError: If no single module explains the output.
-        TypeError: If `model` is compiled already, or TorchScript.
+        TypeError: If `model` has two heads or is compiled already, or is TorchScript.
         ValueError: If the network returns another number of channels, NaN or other logits in each pass, ends in a
             softmax or a sigmoid, has weights in half precision, none before its classifier to refine, or no module of a
             given name.

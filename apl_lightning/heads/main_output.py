@@ -1,12 +1,12 @@
 """The main logit map among the outputs of a network."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from apl_lightning._support.modes import evaluating, trainable
-from apl_lightning.heads.find_classifier import example_input
 from apl_lightning.heads.outputs import (
     channels_of,
     explain_wrong_classes,
@@ -28,23 +28,23 @@ def select_main_output(
     network: nn.Module,
     output: object,
     num_classes: int,
-    image: Tensor,
-    main_output: int | None = None,
-    example: Tensor | None = None,
+    shape: tuple[int, ...],
+    main_output: int | None,
+    example: Callable[[], Tensor],
 ) -> LogitMaps:
-    """The logit map at index `main_output` of what a network returns for an image, or the main one if `None`.
+    """The logit map at index `main_output` of what a network returns, or the main one if `None`.
 
     The main one is the one that depends on most parameters, the first among equals: an auxiliary output leaves the
     network early, so it depends on fewer (ADVENT returns it first, torchvision last). Probabilities depend on as many
     as their logits, and come after them.
 
     Args:
-        network: The network, which runs on the `example` if there are several maps to choose from.
-        output: What it returns for `image`.
+        network: The network.
+        output: What it returns for images of this `shape`.
         num_classes: The number of classes, background included.
-        image: Images (B, C, *S).
+        shape: (B, C, *S).
         main_output: The index of the map.
-        example: A batch that is small enough for gradients; noise if `None`.
+        example: A batch that is small enough for gradients, to choose from several maps.
 
     Raises:
         ValueError: If there are no logits of `num_classes` classes, or not so many maps.
@@ -52,9 +52,9 @@ def select_main_output(
     channels = channels_of(output, num_classes, selected=main_output is not None)
     maps = logit_maps(output, channels)
     if not maps:
-        raise ValueError(explain_wrong_classes(output, num_classes, tuple(image.shape)))
+        raise ValueError(explain_wrong_classes(output, num_classes, shape))
     if main_output is None:
-        main_output = 0 if len(maps) == 1 else _find(network, channels, example)
+        main_output = 0 if len(maps) == 1 else _find(network, channels, example())
     if not 0 <= main_output < len(maps):
         raise ValueError(
             f"Expected `main_output` at least 0 and below {len(maps)}, the number of logit maps in "
@@ -63,8 +63,7 @@ def select_main_output(
     return LogitMaps(maps, channels, main_output)
 
 
-def _find(network: nn.Module, channels: int, example: Tensor | None) -> int:
-    example = example_input(network) if example is None else example
+def _find(network: nn.Module, channels: int, example: Tensor) -> int:
     with trainable(network), evaluating(network):
         maps = logit_maps(network(example), channels)
         sizes = [_reached(m, [p for p in network.parameters() if p.requires_grad]) for m in maps]

@@ -116,7 +116,7 @@ class DualHeadModel(nn.Module):
         """Return a copy of the plain network, with the class and the state-dict keys of the network that was given.
 
         With `average`, its classifier gets the mean of the parameters of both heads. For heads that are one linear
-        layer this is the mean of their logits; for other heads it is a `ValueError`.
+        layer of torch this is the mean of their logits; for other heads it is a `ValueError`.
         """
         twin = copy.deepcopy(self)
         for handle in twin._handles:
@@ -128,8 +128,8 @@ class DualHeadModel(nn.Module):
             main, aux = twin.network.get_submodule(self.head), twin.second
             if aux is None or not isinstance(self._second_head, CopiedHead) or not _is_linear(main):
                 raise ValueError(
-                    "Expected two heads of one linear layer each for average=True, but this network has "
-                    f"{type(main).__name__} and {type(aux).__name__}: use export() without average."
+                    "Expected two heads of one linear layer of torch each, without weight norm, for average=True, but "
+                    f"this network has {type(main).__name__} and {type(aux).__name__}: use export() without average."
                 )
             with torch.no_grad():
                 for ours, theirs in zip(main.parameters(), aux.parameters(), strict=True):

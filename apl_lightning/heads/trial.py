@@ -51,7 +51,9 @@ def run_trial(
         )
     with evaluating(network), torch.no_grad():
         output = network(example)
-    maps, channels, main = select_main_output(network, output, num_classes, example, main_output, example)
+    maps, channels, main = select_main_output(
+        network, output, num_classes, tuple(example.shape), main_output, lambda: example
+    )
     if not maps[main].isfinite().all():
         broken = not_finite(network.state_dict())
         cause = f"{broken[0]!r} has NaN or infinity: load other weights" if broken else "pass images as `example`"

@@ -9,7 +9,7 @@ from apl_lightning._support.lightning_package import is_a
 from apl_lightning._support.modes import evaluating, hooked
 from apl_lightning.heads.find_classifier import example_input
 from apl_lightning.heads.model import DualHeadModel
-from apl_lightning.heads.outputs import channels_of, logit_maps
+from apl_lightning.heads.outputs import channels_of, logit_maps, within_unit_interval
 
 
 def plain_network(model: nn.Module, num_classes: int, name: str | None = None) -> nn.Module:
@@ -20,7 +20,7 @@ def plain_network(model: nn.Module, num_classes: int, name: str | None = None) -
     LightningModule itself do that, it is the network.
 
     Raises:
-        TypeError: If it is no network, or one that is compiled or TorchScript.
+        TypeError: If it is no network, or one that has two heads already, is compiled or TorchScript.
         ValueError: If there is no part called `name`, or if not exactly one network is found.
     """
     if not isinstance(model, nn.Module):
@@ -28,13 +28,14 @@ def plain_network(model: nn.Module, num_classes: int, name: str | None = None) -
             f"Expected `model` to be a network, but got {model!r:.60}: build it, and load a file of weights with "
             "`apl_lightning.checkpoints.load_weights(network, path)`."
         )
-    if any(isinstance(part, DualHeadModel) for part in model.modules()):
+    chosen = model if name is None else _named(model, name)
+    if any(isinstance(part, DualHeadModel) for part in chosen.modules()):
         raise TypeError(
-            f"Expected `model` to be a plain network, but {type(model).__name__} has two heads already: pass what its "
+            f"Expected `model` to be a plain network, but {type(chosen).__name__} has two heads already: pass what "
             "`export()` returns."
         )
     if name is not None:
-        network = _named(model, name)
+        network = chosen
     elif is_a(model, "LightningModule"):
         network = _found(model, num_classes)
     else:
@@ -77,7 +78,7 @@ def _found(module: nn.Module, num_classes: int) -> nn.Module:
         used = segmenters
     else:
         used = {name: part for name, part in segmenters.items() if _receives(part, module, example)}
-        if not used and _channels(module, num_classes):
+        if not used and _channels(module, num_classes, only_logits=True):
             return module
     if len(used) == 1:
         return next(iter(used.values()))
@@ -88,8 +89,8 @@ def _found(module: nn.Module, num_classes: int) -> nn.Module:
     )
 
 
-def _channels(network: nn.Module, num_classes: int) -> int:
-    """The channels of its logits, 0 if it returns none."""
+def _channels(network: nn.Module, num_classes: int, only_logits: bool = False) -> int:
+    """The channels of its logits, or also of probabilities; 0 if it returns none."""
     try:
         example = example_input(network)
     except ValueError:
@@ -97,13 +98,17 @@ def _channels(network: nn.Module, num_classes: int) -> int:
     with evaluating(network), torch.no_grad():
         output = network(example)
     channels = channels_of(output, num_classes)
-    return channels if logit_maps(output, channels) else 0
+    maps = [one for one in logit_maps(output, channels) if not (only_logits and within_unit_interval(one))]
+    return channels if maps else 0
 
 
 def _receives(part: nn.Module, module: nn.Module, image: Tensor) -> bool:
     """Whether `part` gets the image itself when `module` runs on it."""
     inputs: list[Any] = []
-    record = hooked(part, pre=lambda _part, arguments: inputs.extend(arguments))
-    with record, evaluating(module), torch.no_grad():
+
+    def record(_part: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        inputs.extend((*arguments, *options.values()))
+
+    with hooked(part, pre=record, with_kwargs=True), evaluating(module), torch.no_grad():
         module(image)
     return any(isinstance(value, Tensor) and torch.equal(value, image) for value in inputs)

@@ -132,6 +132,8 @@ class NiftiFolder(Dataset[dict[str, Any]]):
 
         Where volumes are not resampled, each voxel keeps its label. Otherwise each class is interpolated linearly.
         """
+        if not isinstance(labels, list | tuple):
+            raise TypeError(f"Expected a list of label maps, one per sample, but got one {type(labels).__name__}.")
         grid, maps = self.volume(case).grid, [torch.as_tensor(each) for each in labels]
         volume = maps[0] if self.preprocessing.plane is None else torch.stack(maps, self._axis(grid))
         if tuple(volume.shape) != grid.shape:

@@ -1,11 +1,20 @@
 """A network as preflight asks it: images in, scores and label maps out."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from apl_lightning.heads import Inferer, Logits, logit_maps, select_main_output, tensors_in, within_unit_interval
+from apl_lightning.heads import (
+    DualHeadModel,
+    Inferer,
+    example_input,
+    logit_maps,
+    select_main_output,
+    tensors_in,
+    within_unit_interval,
+)
 from apl_lightning.preflight.score import RunningStatistics, Score, count_foreground, sureness
 from apl_lightning.preflight.views import View
 
@@ -31,11 +40,11 @@ class Network:
         self._statistics = RunningStatistics(model)
         self._like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         output = self._run(image[None])
-        if main_output is None and isinstance(output, Logits):
+        if main_output is None and any(isinstance(part, DualHeadModel) for part in model.modules()):
             main_output = 0
         classes = num_classes or _channels_of_first_map(output, image.ndim + 1)
-        example = image[None].to(self._like) if inferer is None else None  # a volume may be too large for gradients
-        found = select_main_output(model, output, classes, image[None], main_output, example)
+        shape, example = (1, *image.shape), partial(self._example, image)
+        found = select_main_output(model, output, classes, shape, main_output, example)
         self._channels, self._main_output = found.channels, found.main
 
     def score(self, view: View, images: Sequence[Tensor]) -> Score:
@@ -61,6 +70,18 @@ class Network:
                 "pass the network without this layer."
             )
         return logits
+
+    def _example(self, image: Tensor) -> Tensor:
+        """A batch that is small enough for gradients, as a volume may not be."""
+        if image.ndim == 3 and self._inferer is None:
+            return image[None].to(self._like)
+        try:
+            return example_input(self._model)
+        except ValueError:
+            raise ValueError(
+                "Expected `main_output`, the index of the main logit map among those that the network returns, but got "
+                "none, and it accepts no images of a usual size that would show it: pass it."
+            ) from None
 
     def _run(self, images: Tensor) -> object:
         images = images.to(self._like)

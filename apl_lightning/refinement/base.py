@@ -16,7 +16,7 @@ from apl_lightning._support.lightning_package import refuse_other_package, requi
 from apl_lightning._support.modes import not_finite, set_dropout_mode
 from apl_lightning._support.resizing import resize_to
 from apl_lightning.data import Keys, RandomPatches, sliding_window
-from apl_lightning.heads import Inferer, Logits, warm_up_second_head
+from apl_lightning.heads import DualHeadModel, Inferer, Logits, warm_up_second_head
 from apl_lightning.metrics import CaseDice
 from apl_lightning.refinement.batchnorm import BatchNormMode, adapt_batch_norm, batch_norms, set_batch_norm_mode
 from apl_lightning.refinement.batchnorm_choice import BatchNormChoice
@@ -41,7 +41,7 @@ class RefinementModule(EvaluationSteps, ABC):
             copied, not changed.
         num_classes: The number of classes, background (class 0) included; 2 for a network with one logit.
         class_names: Names for the log, background included; numbers by default.
-        head: Passed to [`add_dual_heads`][apl_lightning.add_dual_heads].
+        head: Passed to [`add_dual_heads`][apl_lightning.add_dual_heads]; not with a network that has two heads.
         aux: Passed to `add_dual_heads`.
         example: Passed to `add_dual_heads`.
         main_output: Passed to `add_dual_heads`.
@@ -179,6 +179,8 @@ class RefinementModule(EvaluationSteps, ABC):
                 f"{cls.__name__}.load_from_checkpoint(path, model=network) with a network of the class that was "
                 "refined; its weights do not matter."
             )
+        if isinstance(options["model"], DualHeadModel):  # it needs none of the saved options of heads
+            options = {"head": None, "aux": "auto", "main_output": None, "network": None, **options}
         return super().load_from_checkpoint(checkpoint_path, *arguments, **options)
 
     def choose_parameters(self) -> None:

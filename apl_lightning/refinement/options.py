@@ -23,8 +23,8 @@ def with_dual_heads(
     if not isinstance(model, DualHeadModel):
         return add_dual_heads(model, num_classes, head, aux, example, main_output, network)
     options = {"head": head, "example": example, "main_output": main_output, "network": network}
-    given = [name for name, value in options.items() if value is not None] + ["aux"] * (aux != "auto")
-    if given:
+    options["aux"] = None if aux == "auto" else aux
+    if given := [name for name, value in options.items() if value is not None]:
         raise ValueError(
             f"Expected no `{given[0]}` with a model that has two heads already: pass it to `add_dual_heads`, or a "
             "plain network here."

@@ -55,6 +55,7 @@ class RoundWriter:
                 f"{tuple(labels.shape)} and {tuple(weights.shape)}, weights from {weights.min()} to {weights.max()}: "
                 "check the denoiser."
             )
+        # What does not fit would wrap around without a word; a label pass has checked its labels before.
         low, high = (float(value) for value in labels.aminmax())
         if low < 0 or high > (1 if soft else np.iinfo(self._dtype).max):
             raise ValueError(

@@ -171,8 +171,8 @@ def run_all(tasks: list[Task], jobs: int) -> None:
             try:
                 print(f"{done}/{len(tasks)} {running[future]}: {future.result()}", flush=True)
             except Exception:
+                print(f"{running[future]}: failed, so tasks that have not begun are left out", flush=True)
                 pool.shutdown(cancel_futures=True)
-                print(f"{done}/{len(tasks)} {running[future]}: failed, and so the tasks after it are left out")
                 raise
 
 

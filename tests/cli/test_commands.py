@@ -119,7 +119,7 @@ def test_inspect(network: nn.Module, capsys: pytest.CaptureFixture[str]) -> None
     content = yaml.safe_load(Path("refine.yaml").read_text())["network"]["init_args"]["network"]
     heads = {"class_path": "apl_lightning.add_dual_heads", "init_args": {"model": content, "num_classes": 3}}
     Path("heads.yaml").write_text(yaml.safe_dump(heads))
-    assert main(["inspect", "--what", "heads.yaml", "--num_classes", "3"]) == 0
+    assert main(["inspect", "--what", "heads.yaml"]) == 0
     assert "UNet: the classifier is 'model.2.conv'" in capsys.readouterr().out
     assert main(["export", "--network", "heads.yaml", "--checkpoint", "source.pt", "--out", "plain.pt"]) == 0
     assert torch.load("plain.pt", weights_only=True).keys() == network.state_dict().keys()

@@ -17,9 +17,9 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
 from apl_lightning import DualHeadModel, TargetDataModule, add_dual_heads
-from apl_lightning.checkpoints import ResnetGenerator
+from apl_lightning.checkpoints import ResnetGenerator, Translated
 from apl_lightning.data import NiftiFolder, sliding_window
-from apl_lightning.folders import evaluate_folder, network_of_yaml, predict_folder, refine_folder
+from apl_lightning.folders import as_folder_and_network, evaluate_folder, network_of_yaml, predict_folder, refine_folder
 from apl_lightning.folders.refine import Unlabelled
 
 NAMES = ["background", "liver", "spleen"]
@@ -152,7 +152,7 @@ class Labelled(nn.Module):
 def test_options_of_heads_are_set_by_add_dual_heads(target: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     images, network = NiftiFolder(target / "images", plane="axial"), Labelled().eval()
-    with pytest.raises(ValueError, match="Pass `main_output` to `add_dual_heads`, and its result as `network`"):
+    with pytest.raises(ValueError, match="These are options of `add_dual_heads`, whose result is a network here too"):
         predict_folder(images, network, tmp_path / "out", 2, accelerator="cpu")
     tumour = add_dual_heads(network, 2, main_output=1)
     predict_folder(images, tumour, tmp_path / "out", 2, accelerator="cpu")
@@ -263,6 +263,26 @@ def test_images_are_prepared_as_the_system_needs_them(tmp_path: Path) -> None:
     )
     predict_folder(images, tmp_path / "network.yaml", tmp_path / "same", 3, accelerator="cpu")
     assert np.array_equal(nibabel.load(tmp_path / "same" / "labels" / "a.nii.gz").get_fdata(), found)
+
+
+class Wrapped(nn.Module):
+    """A network of a system that prepares its images itself."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> Any:
+        return self.network(2 * image - 1)
+
+
+def test_images_of_other_networks_stay_as_they_are(target: Path, source: nn.Module) -> None:
+    folder = NiftiFolder(target / "images", plane="axial")
+    own = Translated(nn.Conv2d(1, 1, 1), source, value_range=(0, 1))
+    for network in (source, own, Wrapped(ResnetGenerator(1, 3, width=8, blocks=6, tanh=False))):
+        assert as_folder_and_network(folder, network, 3, None) == (folder, network)
+    translated = Translated(ResnetGenerator(1, 1, width=8, blocks=6), source, value_range=(0, 1))
+    assert as_folder_and_network(folder, translated, 3, None)[0].preprocess == translated.generator.preprocess
 
 
 @pytest.mark.parametrize("accelerator", ["CPU", "npu"])

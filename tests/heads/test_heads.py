@@ -101,7 +101,7 @@ def test_warm_up_keeps_no_graph_of_the_encoder(network: TinyNet) -> None:
 def test_export_of_averaged_linear_heads(network: TinyNet) -> None:
     model, image = add_dual_heads(network, CLASSES).eval(), torch.rand(1, 1, 8, 8)
     torch.testing.assert_close(model.export(average=True)(image), torch.stack(list(model(image))).mean(0))
-    with pytest.raises(ValueError, match="two heads of one linear layer each for average=True"):
+    with pytest.raises(ValueError, match="two heads of one linear layer of torch each"):
         add_dual_heads(network, CLASSES, aux="encoder.2").export(average=True)
 
 
@@ -113,7 +113,7 @@ def test_heads_whose_weights_are_computed(norm: Any) -> None:
     network.classifier = Cosine() if norm is None else norm(network.classifier)
     with pytest.raises(ValueError, match="aux='fresh' to draw new weights .* computes the same: .* aux='perturbed'"):
         add_dual_heads(network, CLASSES, aux="fresh")
-    with pytest.raises(ValueError, match="two heads of one linear layer each"):
+    with pytest.raises(ValueError, match="two heads of one linear layer of torch each"):
         add_dual_heads(network, CLASSES).export(average=True)
 
 

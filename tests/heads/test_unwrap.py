@@ -84,9 +84,36 @@ def test_module_that_prepares_its_images_is_the_network() -> None:
     assert torch.equal(add_dual_heads(project, CLASSES)(image).main, project(image))
 
 
+def test_network_that_is_called_by_keyword_is_found() -> None:
+    class ByKeyword(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = TinyNet()
+
+        def forward(self, pixels: Tensor) -> Any:
+            return self.net(image=pixels)
+
+    project = ByKeyword()
+    assert plain_network(project, CLASSES) is project.net
+
+
+def test_module_that_ends_in_a_softmax_names_the_cure() -> None:
+    class Probabilities(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = TinyNet()
+
+        def forward(self, image: Tensor) -> Any:
+            return self.net(image - 5).softmax(1)
+
+    with pytest.raises(ValueError, match="found none among 'net': name it as `network`"):
+        add_dual_heads(Probabilities(), CLASSES)
+    assert type(add_dual_heads(Probabilities(), CLASSES, network="net").export()) is TinyNet
+
+
 def test_network_with_two_heads_is_refused() -> None:
     for model in (add_dual_heads(TinyNet(), CLASSES), APLModule(TinyNet(), CLASSES)):
-        with pytest.raises(TypeError, match=r"has two heads already: pass what its `export\(\)` returns"):
+        with pytest.raises(TypeError, match=r"has two heads already: pass what `export\(\)` returns"):
             add_dual_heads(model, CLASSES)
 
 

@@ -126,6 +126,8 @@ def test_label_maps_are_on_the_grid_of_samples(tmp_path: Path) -> None:
     folder.save_labels(0, [labels.numpy()], tmp_path / "array.nii")
     for name in ("tensor", "array"):
         assert np.argwhere(np.asarray(nibabel.load(tmp_path / f"{name}.nii").dataobj)).tolist() == [[3, 2, 0]]
+    with pytest.raises(TypeError, match="a list of label maps, one per sample, but got one ndarray"):
+        folder.save_labels(0, labels.numpy(), tmp_path / "out.nii")
     with pytest.raises(ValueError, match="but got fractions: save classes, not probabilities"):
         folder.save_labels(0, [0.3 * labels], tmp_path / "out.nii")
 

@@ -189,6 +189,30 @@ def test_main_output_is_found(network: nn.Module) -> None:
     assert max(abs(trial.surer[0]) for trial in early.trials if trial.view.kind == "orientation") < 1e-5
 
 
+class SomeSizes(nn.Module):
+    """A network that takes volumes of some sizes, and returns the logits of one layer on the image before its own."""
+
+    def __init__(self, network: nn.Module, *sizes: int) -> None:
+        super().__init__()
+        self.network, self.early, self.sizes = network, nn.Conv3d(1, 4, 1), sizes
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        if image.shape[-1] not in self.sizes:
+            raise RuntimeError("another size")
+        return [self.early(image), self.network(image)]
+
+
+def test_main_output_of_volumes(volume_network: nn.Module) -> None:
+    """Noise of a usual size shows it; a network that does not take such images has to be told."""
+    size = VOLUMES.shape[-1]
+    flip = preflight(SomeSizes(volume_network, size, 32), [VOLUMES[0]]).trials[0]
+    assert flip.gain == pytest.approx(preflight(volume_network, [VOLUMES[0]]).trials[0].gain)
+    network = SomeSizes(volume_network, size)
+    with pytest.raises(ValueError, match="Expected `main_output`, the index of the main logit map among those"):
+        preflight(network, [VOLUMES[0]])
+    assert preflight(network, [VOLUMES[0]], main_output=1).trials[0].gain == pytest.approx(flip.gain)
+
+
 def test_inferer(batch_norm_network: nn.Module) -> None:
     from monai.inferers import SlidingWindowInferer
 

@@ -81,6 +81,17 @@ def test_a_network_with_two_heads_is_copied() -> None:
         APLModule(dual, CLASSES, aux="fresh")
 
 
+def test_a_checkpoint_of_a_network_with_two_heads(tmp_path: Path, trainer: Any) -> None:
+    """It is loaded into either kind of network."""
+    module = APLModule(TinyNet(), CLASSES, aux="perturbed")
+    run = trainer(max_epochs=0)
+    run.fit(module, TargetDataModule(Images(2), store_dir=tmp_path))
+    run.save_checkpoint(tmp_path / "saved.ckpt")
+    for network in (TinyNet(), add_dual_heads(TinyNet(), CLASSES)):
+        loaded = APLModule.load_from_checkpoint(tmp_path / "saved.ckpt", model=network, weights_only=False)
+        assert torch.equal(loaded.model.network.classifier.weight, module.model.network.classifier.weight)
+
+
 def test_run_is_saved_and_resumed_after_validation(tmp_path: Path, trainer: Any) -> None:
     module = APLModule(TinyNet(), CLASSES)
     data = TargetDataModule(Images(4), Images(2, labelled=True), store_dir=tmp_path)
