@@ -194,7 +194,7 @@ class SomeSizes(nn.Module):
 
     def __init__(self, network: nn.Module, *sizes: int) -> None:
         super().__init__()
-        self.network, self.early, self.sizes = network, nn.Conv3d(1, 4, 1), sizes
+        self.network, self.early, self.sizes = network, nn.Conv3d(1, 5, 1), sizes
 
     def forward(self, image: Tensor) -> list[Tensor]:
         if image.shape[-1] not in self.sizes:
