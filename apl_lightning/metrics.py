@@ -13,8 +13,8 @@ def overlap_counts(predictions: Tensor, labels: Tensor, num_classes: int, ignore
 
     Pixels whose label is `ignore_index` do not count. An index out of range is a `ValueError`.
     """
-    predictions = predictions.long()  # uint8 would overflow
-    labels = labels.to(predictions)  # an inferer may put the predictions of a volume together on the CPU
+    # An inferer may put the predictions of a volume together on the CPU; uint8 would overflow.
+    labels, predictions = labels.to(predictions.device).long(), predictions.long()
     if ignore_index is not None:
         counted = labels != ignore_index
         predictions, labels = predictions[counted], labels[counted]
