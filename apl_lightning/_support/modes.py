@@ -23,12 +23,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def unfixed_modules(model: nn.Module) -> Iterator[nn.Module]:
+def unfixed_modules(model: nn.Module) -> list[nn.Module]:
     """All modules of a network but those that are `is_fixed`, such as the generator of `Translated`, and theirs."""
-    if not getattr(model, "is_fixed", False):
-        yield model
-        for child in model.children():
-            yield from unfixed_modules(child)
+    fixed = {part for module in model.modules() if getattr(module, "is_fixed", False) for part in module.modules()}
+    return [module for module in model.modules() if module not in fixed]
 
 
 def set_dropout_mode(model: nn.Module, active: bool) -> None:

@@ -15,24 +15,22 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: s
 
     NaN, infinity and integers in place of weights are a `CheckpointError` that names the file.
     """
-    initial = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    initial = network.state_dict()
+    expected = {name: value for name, value in initial.items() if isinstance(value, Tensor)}
+    found = {name: (tensors[prefix + name], value) for name, value in expected.items() if prefix + name in tensors}
     if whole := [
-        name
-        for name, value in initial.items()
-        if value.is_floating_point() and prefix + name in tensors and not tensors[prefix + name].is_floating_point()
+        name for name, (ours, theirs) in found.items() if theirs.is_floating_point() and not ours.is_floating_point()
     ]:
         raise CheckpointError(
             f"Expected floating-point weights, but {path} has integers in {shorten(whole, 3)}, as quantised networks "
             "do: save the network before it is quantised."
         )
     # Large 64-bit values become infinite here.
-    state = {
-        name: tensors[prefix + name].to(value.dtype) for name, value in initial.items() if prefix + name in tensors
-    }
+    state = {name: ours.to(theirs.dtype) for name, (ours, theirs) in found.items()}
     if damaged := not_finite(state):
         raise CheckpointError(
             f"Expected finite weights, but {path} contains NaN or infinity in {shorten(damaged, 3)}: use an earlier "
             "checkpoint."
         )
-    network.load_state_dict({**network.state_dict(), **state})
+    network.load_state_dict({**initial, **state})
     return network.eval()

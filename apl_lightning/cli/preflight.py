@@ -22,7 +22,7 @@ def preflight(
     picture: str | Path | None = None,
     accelerator: str = "auto",
 ) -> None:
-    """Ask a network whether the images of a folder look turned or inverted to it; with BatchNorm, also other things.
+    """Ask a network whether images look turned or inverted to it, and with BatchNorm also resized or out of range.
 
     Args:
         images: The images, prepared as for the network, or the path of their folder with default options.

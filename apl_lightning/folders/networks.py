@@ -9,23 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from apl_lightning._support.packages import package
-from apl_lightning.checkpoints import (
-    DRN,
-    SIFA,
-    DeepLabV2,
-    DeepLabVGG,
-    FCN8s,
-    ResnetGenerator,
-    SIFAGenerator,
-    Translated,
-    load,
-)
+from apl_lightning.checkpoints import RawImageNetwork, Translated, load
 from apl_lightning.data import sliding_window
-from apl_lightning.heads import DualHeadModel, clean_copy
+from apl_lightning.heads import DualHeadModel, clean_copy, convolution_dimensions
 from apl_lightning.nifti import NiftiFolder
 from apl_lightning.pytorch_lightning import APLModule
-
-_OF_SYSTEMS = (DRN, SIFA, DeepLabV2, DeepLabVGG, FCN8s, ResnetGenerator, SIFAGenerator)
 
 
 def as_folder_and_network(
@@ -119,13 +107,12 @@ def as_predictor(network: nn.Module, *arguments: Any) -> APLModule:
 def _preprocess_of(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """The `preprocess` of a network of the seven systems, which in `Translated` is that of the generator."""
     first = network.generator if isinstance(network, Translated) else network
-    return first.preprocess if isinstance(first, _OF_SYSTEMS) else None
+    return first.preprocess if isinstance(first, RawImageNetwork) else None
 
 
 def _check_dimensions(folder: NiftiFolder, network: nn.Module) -> None:
     """Raise a `ValueError` if a folder gives slices to a network whose convolutions are all in 3D, or volumes to 2D."""
-    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Conv3d))
-    dimensions = {len(convolution.kernel_size) for convolution in convolutions}
+    dimensions = convolution_dimensions(network) - {1}  # of attention over channels
     given, cure = 2, "leave out `plane`"
     if folder.preprocessing.plane is None:
         given, cure = 3, '`NiftiFolder(..., plane="axial")` makes slices of volumes'

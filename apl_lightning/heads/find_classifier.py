@@ -52,6 +52,11 @@ def example_input(model: nn.Module, size: Sequence[int] | None = None) -> Tensor
     )
 
 
+def convolution_dimensions(model: nn.Module) -> set[int]:
+    """The numbers of spatial dimensions that the convolutions of a network have."""
+    return {len(module.kernel_size) for module in model.modules() if isinstance(module, _CONVOLUTIONS)}
+
+
 class _Call(NamedTuple):
     """How one module is used in one forward pass of the network."""
 

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from apl_lightning._support.modes import evaluating, not_finite
-from apl_lightning.heads.find_classifier import example_input, explains, find_classifier
+from apl_lightning.heads.find_classifier import (
+    convolution_dimensions,
+    example_input,
+    explains,
+    find_classifier,
+)
 from apl_lightning.heads.main_output import select_main_output
 from apl_lightning.heads.outputs import shapes_of
 
@@ -44,8 +49,7 @@ def run_trial(
     """
     name = type(network).__name__
     example = example_input(network) if example is None else example
-    dimensions = {len(m.kernel_size) for m in network.modules() if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d)}
-    if dimensions == {example.ndim - 1}:  # convolutions take an image without a batch too
+    if convolution_dimensions(network) == {example.ndim - 1}:  # they take an image without a batch too
         raise ValueError(
             f"Expected `example` to be a batch (B, C, *S), but got {tuple(example.shape)}: pass image[None]."
         )

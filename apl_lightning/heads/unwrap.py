@@ -28,18 +28,14 @@ def plain_network(model: nn.Module, num_classes: int, name: str | None = None) -
             f"Expected `model` to be a network, but got {model!r:.60}: build it, and load a file of weights with "
             "`apl_lightning.checkpoints.load_weights(network, path)`."
         )
-    chosen = model if name is None else _named(model, name)
-    if any(isinstance(part, DualHeadModel) for part in chosen.modules()):
+    network = model if name is None else _named(model, name)
+    if any(isinstance(part, DualHeadModel) for part in network.modules()):
         raise TypeError(
-            f"Expected `model` to be a plain network, but {type(chosen).__name__} has two heads already: pass what "
+            f"Expected `model` to be a plain network, but {type(network).__name__} has two heads already: pass what "
             "`export()` returns."
         )
-    if name is not None:
-        network = chosen
-    elif is_a(model, "LightningModule"):
+    if name is None and is_a(model, "LightningModule"):
         network = _found(model, num_classes)
-    else:
-        network = model
     if hasattr(network, "_orig_mod"):
         raise TypeError(
             "Expected `model` to be a plain network, but got a compiled one: pass the network itself and compile what "

@@ -17,8 +17,8 @@ BatchNormMode = Literal["auto", "adapt", "frozen", "train"]
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     """The BatchNorm layers of the network that track running statistics."""
-    found = dict.fromkeys(module for module in unfixed_modules(model) if isinstance(module, _BatchNorm))
-    return [layer for layer in found if layer.track_running_stats]
+    layers = (module for module in unfixed_modules(model) if isinstance(module, _BatchNorm))
+    return [layer for layer in layers if layer.track_running_stats]
 
 
 def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], inferer: Inferer | None = None) -> None:

@@ -118,7 +118,7 @@ def average(run: Run) -> float:
 def distance(run: Run, name: str) -> float:
     """The mean over patients and classes that have a surface in prediction and reference; NaN if none has."""
     found = [organ[name] for patient in run["after"]["patients"].values() for organ in patient.values()]
-    return mean([value for value in found if value is not None] or [float("nan")])
+    return mean([value for value in found if value is not None] or [nan])
 
 
 def _grouped(runs: list[Run], key: str) -> dict[str, list[Run]]:

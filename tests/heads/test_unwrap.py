@@ -70,12 +70,16 @@ def test_network_is_found(build: Callable[[], pl.LightningModule]) -> None:
     project.net.load_state_dict(module.export().state_dict())
 
 
-def test_module_that_prepares_its_images_is_the_network() -> None:
-    class Standardising(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = TinyNet()
+class OnePart(pl.LightningModule):
+    """Holds nothing but its network."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = TinyNet()
+
+
+def test_module_that_prepares_its_images_is_the_network() -> None:
+    class Standardising(OnePart):
         def forward(self, image: Tensor) -> Any:
             return self.net((image - 5) / 3)
 
@@ -85,11 +89,7 @@ def test_module_that_prepares_its_images_is_the_network() -> None:
 
 
 def test_network_that_is_called_by_keyword_is_found() -> None:
-    class ByKeyword(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = TinyNet()
-
+    class ByKeyword(OnePart):
         def forward(self, pixels: Tensor) -> Any:
             return self.net(image=pixels)
 
@@ -98,11 +98,7 @@ def test_network_that_is_called_by_keyword_is_found() -> None:
 
 
 def test_module_that_ends_in_a_softmax_names_the_cure() -> None:
-    class Probabilities(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = TinyNet()
-
+    class Probabilities(OnePart):
         def forward(self, image: Tensor) -> Any:
             return self.net(image - 5).softmax(1)
 

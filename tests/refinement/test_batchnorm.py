@@ -11,7 +11,8 @@ import torch
 from conftest import CLASSES, Images, TinyNet
 from torch import nn
 
-from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+from apl_lightning import APLModule, PseudoLabelCallback, SelfTrainingModule, TargetDataModule
+from apl_lightning.checkpoints import ResnetGenerator, Translated
 from apl_lightning.refinement.batchnorm import adapt_batch_norm, batch_norms, set_batch_norm_mode
 
 
@@ -96,3 +97,14 @@ def test_no_choice_without_batch_norm(trainer: Any, tmp_path: Path) -> None:
     callback = PseudoLabelCallback()
     trainer(callbacks=[callback]).fit(APLModule(network, CLASSES), TargetDataModule(Images(4), store_dir=tmp_path))
     assert "pseudo/batch_norm_gain" not in callback.statistics
+
+
+def test_a_translator_keeps_its_dropout_off_and_its_statistics() -> None:
+    generator = ResnetGenerator(1, 1, width=4, blocks=1, dropout=True, batch_norm=True)
+    module = SelfTrainingModule(Translated(generator, TinyNet(), value_range=(0, 1)), CLASSES)
+    module.train()
+    assert module.dropout
+    inside = module.model.network.get_submodule("generator")
+    assert not any(part.training for part in inside.modules())
+    assert batch_norms(module.model) == [module.model.network.get_submodule("segmenter.encoder.1")]
+    assert any(isinstance(part, nn.BatchNorm2d) for part in inside.modules())

@@ -1,5 +1,7 @@
 """Check raw images and convert them to network inputs."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -48,7 +50,15 @@ def repeat_channel(image: Tensor, channels: int) -> Tensor:
     return image.expand(*image.shape[:-3], channels, -1, -1)
 
 
-class ZScorePreprocess:
+class RawImageNetwork(ABC):
+    """A network of the seven systems, which converts raw images to its inputs."""
+
+    @abstractmethod
+    def preprocess(self, image: Tensor) -> Tensor:
+        """Convert a raw image (C, H, W) or images (B, C, H, W) to inputs of the network."""
+
+
+class ZScorePreprocess(RawImageNetwork):
     """Preprocessing of SIFA's networks, with the attributes `in_channels` and `bounds`."""
 
     in_channels: int
@@ -69,7 +79,7 @@ class ZScorePreprocess:
         return repeat_channel((z - low) / (high - low) * 2 - 1, self.in_channels)
 
 
-class BGRPreprocess:
+class BGRPreprocess(RawImageNetwork):
     """Preprocessing of networks that were pretrained with Caffe."""
 
     def preprocess(self, image: Tensor) -> Tensor:
@@ -78,7 +88,7 @@ class BGRPreprocess:
         return bgr - torch.tensor(_MEAN_BGR, device=bgr.device)[:, None, None]
 
 
-class ImageNetPreprocess:
+class ImageNetPreprocess(RawImageNetwork):
     """Preprocessing of networks that were pretrained with torchvision."""
 
     def preprocess(self, image: Tensor) -> Tensor:

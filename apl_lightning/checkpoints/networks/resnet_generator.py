@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from apl_lightning.checkpoints.networks.raw_image import unit_image
+from apl_lightning.checkpoints.networks.raw_image import RawImageNetwork, unit_image
 
 
 def _norm(width: int, batch_norm: bool) -> nn.Module:
@@ -25,7 +25,7 @@ class _Block(nn.Module):
         return y
 
 
-class ResnetGenerator(nn.Module):
+class ResnetGenerator(RawImageNetwork, nn.Module):
     """An encoder, residual blocks and a decoder, all with instance norm or all with batch norm.
 
     As a generator, the network returns an image in [-1, 1]. As SynSeg-Net's segmentation network, it returns logits.
