@@ -62,26 +62,25 @@ class TargetImages:
                 alike = [sample for sample in samples if sample[1]["image"].shape == shape]
                 samples = [sample for sample in samples if sample[1]["image"].shape != shape]
                 images = torch.stack([sample["image"] for _, sample in alike])
-                again = images.clone() if number == 0 else None  # a hook may work in place
-                moved = to_device(self._trainer, {"image": images})["image"]
-                if again is not None:
-                    self._check_deterministic(again, moved)
                 yield ImageBatch(
                     [index for index, _ in alike],
-                    moved,
+                    self._moved(images, checked=number == 0),
                     [_own(sample.get("label")) for _, sample in alike],
                     [sample.get("case", "") for _, sample in alike],
                     [_own(sample["fingerprint"]) for _, sample in alike],
                 )
 
-    def _check_deterministic(self, images: Tensor, moved: Tensor) -> None:
-        """Raise a `ValueError` if a transfer hook of a subclass is random."""
-        if not torch.equal(moved, to_device(self._trainer, {"image": images})["image"]):
+    def _moved(self, images: Tensor, checked: bool) -> Tensor:
+        """The images as a training step gets them; if checked, a `ValueError` if a hook of a subclass is random."""
+        again = images.clone() if checked else None  # a hook may work in place
+        moved = to_device(self._trainer, {"image": images})["image"]
+        if again is not None and not torch.equal(moved, to_device(self._trainer, {"image": again})["image"]):
             raise ValueError(
                 "Expected the transfer hooks of your module or data module to be deterministic, but two calls gave "
                 "different images, and pseudo labels would not fit: pass random transforms as `transform`, which "
                 "moves image, pseudo label and weight together."
             )
+        return moved
 
 
 class _Untransformed(Dataset[Any]):
