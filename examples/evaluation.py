@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from apl_lightning.checkpoints import DeepLabV2, Translated
@@ -21,19 +20,16 @@ def predict(network: nn.Module, dataset: Dataset[Any]) -> list[Tensor]:
 
 
 def main_logits(network: nn.Module, image: Tensor) -> Tensor:
-    """The logits of the network's main classifier, resized to the image: (B, C, *S)."""
+    """The logits of the network's main classifier, (B, C, *S)."""
     return logits_of(network, image)[0]
 
 
 def logits_of(network: nn.Module, image: Tensor) -> list[Tensor]:
-    """The logits of all classifiers of the network, the main one first, resized to the image: (B, C, *S)."""
+    """The logits of all classifiers of the network, the main one first, each (B, C, *S)."""
     output: Any = network(image)
-    levels = output if isinstance(output, tuple) else (output,)
+    levels = list(output) if isinstance(output, tuple) else [output]
     segmenter = network.segmenter if isinstance(network, Translated) else network
-    if isinstance(segmenter, DeepLabV2):  # returns (aux, main)
-        levels = levels[::-1]
-    size: Any = image.shape[2:]
-    return [z if z.shape[2:] == size else F.interpolate(z.float(), size, mode="bilinear") for z in levels]
+    return levels[::-1] if isinstance(segmenter, DeepLabV2) else levels  # DeepLabV2 returns (aux, main)
 
 
 def organ_dice(predictions: list[Tensor], dataset: Any, class_names: list[str]) -> dict[str, float]:

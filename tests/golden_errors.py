@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from apl_lightning.checkpoints import load
 
@@ -63,12 +62,13 @@ def errors(name: str, folder: Path) -> dict[str, float]:
     network = load(system, path, **options)
     path.unlink()
     outputs = run(network, golden.image())
-    names = ("aux", "main") if len(outputs) == 2 else ("main",)
-    found = {key: z for key, z in zip(names, outputs, strict=True) if key in golden.outputs}
     main = outputs[-1]
+    # The official DeepLab returns what the classifiers do; ours upsamples that, as the official scripts do.
+    low = low_logits(network, golden.image()) if system in ("advent", "adaptsegnet") else outputs
+    names = ("aux", "main") if len(low) == 2 else ("main",)
+    found = {key: z for key, z in zip(names, low, strict=True) if key in golden.outputs}
     if "main_up4" in golden.outputs:
-        size = golden.image().shape[2:]
-        found["main_up4"] = F.interpolate(main, size, mode="bilinear", align_corners=True)[:, :, ::4, ::4]
+        found["main_up4"] = main[:, :, ::4, ::4]
     if "main_low" in golden.outputs:
         found["main_low"] = output_of(network, "fc", golden.image())
     if "main_2" in golden.outputs:
@@ -103,6 +103,11 @@ def sifa_errors(golden: Golden, path: Path, system: str) -> dict[str, float]:
         found["ll_low"] = output_of(network, "seg_ll.model", one)
     assert {key for key in golden.outputs if not key.endswith("argmax")} == set(found)
     return {key: error(ours.permute(0, 2, 3, 1), golden.outputs[key]) for key, ours in found.items()}
+
+
+def low_logits(network: nn.Module, x: Tensor) -> list[Tensor]:
+    """The outputs of the classifiers of a DeepLab."""
+    return [output_of(network, name, x) for name in getattr(network, "levels", ("classifier",))]
 
 
 def output_of(network: nn.Module, path: str, x: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ Each row is a process of its own; the memory includes Python and its packages. T
 plain network, so the label pass is compared with both.
 
 By default glibc keeps freed blocks of up to 32 MB and cuts them up, so the peak of the same run differs by up to 15 %.
-Here blocks from 1 MiB on go back to the system when they are freed (`MALLOC_MMAP_THRESHOLD_`), so the peak is the memory
-in use. `--default-allocator` leaves that out.
+Here blocks from 1 MiB on go back to the system when they are freed (`MALLOC_MMAP_THRESHOLD_`), so the peak is the
+memory in use. `--default-allocator` leaves that out.
 """
 
 import argparse

@@ -27,7 +27,7 @@ class AdaptSegNetModule(pl.LightningModule):
 
     Args:
         network: A segmentation network with `preprocess`, adapted in place. It returns `(aux, main)` logits or one
-            tensor, at any resolution.
+            tensor, at the size of the image.
         classes: Number of channels of the logits.
         width: Channels of the first layer of the discriminators.
         learning_rate: Learning rate of the network; that of the discriminators is 5e-4.

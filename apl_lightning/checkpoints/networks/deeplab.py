@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from apl_lightning.checkpoints.networks.corner_resize import corner_resize
 from apl_lightning.checkpoints.networks.raw_image import BGRPreprocess
 from apl_lightning.checkpoints.networks.vgg import vgg_layers
 
@@ -62,8 +63,9 @@ class DeepLabV2(BGRPreprocess, nn.Module):
     """DeepLabv2 on ResNet-101, or a smaller ResNet, with output stride 8 and one or two classifiers.
 
     With two classifiers the network returns `(aux, main)`: `layer5` classifies the features of `layer3`, and `layer6`
-    those of `layer4`. With one classifier it returns `main`. The published evaluations upsample the logits bilinearly
-    with `align_corners=True`. The affine parameters of the batch norms are frozen, as in both projects.
+    those of `layer4`. With one classifier it returns `main`. The network upsamples its logits bilinearly with
+    `align_corners=True`, as the published evaluations do outside of it. The affine parameters of the batch norms are
+    frozen, as in both projects.
 
     Args:
         num_classes: Channels of the logits.
@@ -99,15 +101,19 @@ class DeepLabV2(BGRPreprocess, nn.Module):
                 module.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Map a preprocessed image (B, 3, H, W) to logits (B, num_classes, about H / 8, about W / 8)."""
+        """Map a preprocessed image (B, 3, H, W) to logits (B, num_classes, H, W)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
         middle = self.layer3(self.layer2(self.layer1(x)))
-        main: Tensor = self.get_submodule(self.levels[-1])(self.layer4(middle))
-        return main if len(self.levels) == 1 else (self.get_submodule(self.levels[0])(middle), main)
+        main = corner_resize(self.get_submodule(self.levels[-1])(self.layer4(middle)), image)
+        if len(self.levels) == 1:
+            return main
+        return corner_resize(self.get_submodule(self.levels[0])(middle), image), main
 
 
 class DeepLabVGG(BGRPreprocess, nn.Module):
     """AdaptSegNet's DeepLab on VGG-16, without the last two pooling layers and with output stride 8.
+
+    The network upsamples its logits bilinearly with `align_corners=True`.
 
     Args:
         num_classes: Channels of the logits.
@@ -119,6 +125,5 @@ class DeepLabVGG(BGRPreprocess, nn.Module):
         self.classifier = DilatedClassifier(1024, num_classes, branches=2)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map a preprocessed image (B, 3, H, W) to logits (B, num_classes, H // 8, W // 8)."""
-        logits: Tensor = self.classifier(self.features(image))
-        return logits
+        """Map a preprocessed image (B, 3, H, W) to logits (B, num_classes, H, W)."""
+        return corner_resize(self.classifier(self.features(image)), image)

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from apl_lightning.checkpoints.networks.corner_resize import corner_resize
 from apl_lightning.checkpoints.networks.raw_image import ImageNetPreprocess
 
 # Output channels relative to the first stage, stride and dilation of each stage.
@@ -59,4 +60,4 @@ class DRN(ImageNetPreprocess, nn.Module):
         x = F.relu(self.bn1(self.conv1(image)), inplace=True)
         for number in range(1, 9):
             x = self.get_submodule(f"layer{number}")(x)
-        return F.interpolate(self.fc(x), size=image.shape[2:], mode="bilinear", align_corners=True)
+        return corner_resize(self.fc(x), image)
