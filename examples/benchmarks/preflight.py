@@ -3,8 +3,8 @@
     python examples/benchmarks/preflight.py --data ABDOMEN CARDIAC
 
 Each folder of `--data` holds the volumes of two modalities (see `examples/slices.py`) and gives two settings, one per
-direction, with the plain source networks and the budget of `methods.py`, which has run before; networks of other seeds
-are trained. In each setting:
+direction. The patients are held out in turn, in folds, so that no single patient decides. In each fold and setting a
+plain source network is trained with the budget of `methods.py`, which has run before, and:
 
 - A mistake is planted in random volumes of the source modality: of held-out patients, a random block of slices of which
   8 are taken, with small random moves and changes of intensity. It is found if the best view undoes it.
@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 from bases import base_network
+from folds import fold_of
 from settings import Setting, all_settings, read_budget
 from slices import Slices
 from torch import Tensor
@@ -97,8 +98,8 @@ MISTAKES = {
 }
 
 
-def random_volume(data: Slices, generator: random.Random) -> Tensor:
-    """Slices (8, 1, S, S) of a random block of a random patient, moved and changed in intensity by a little."""
+def random_volume(data: Slices, generator: random.Random) -> tuple[str, Tensor]:
+    """A random patient, and slices (8, 1, S, S) of a random block, moved and changed in intensity by a little."""
     patient = generator.choice(sorted(set(data.cases)))
     slices = data.images[[index for index, case in enumerate(data.cases) if case == patient]]
     length = generator.randint(math.ceil(SHARE * len(slices)), len(slices))
@@ -110,7 +111,7 @@ def random_volume(data: Slices, generator: random.Random) -> Tensor:
     theta = zoom * torch.tensor(rows).expand(len(images), 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0, 1)
-    return (moved ** generator.uniform(0.85, 1.15) * generator.uniform(0.9, 1.1)).clamp(0, 1)
+    return patient, (moved ** generator.uniform(0.85, 1.15) * generator.uniform(0.9, 1.1)).clamp(0, 1)
 
 
 def report_of(network: torch.nn.Module, images: Tensor, setting: Setting) -> PreflightReport:
@@ -124,23 +125,23 @@ Margins = Mapping[Any, float]
 
 
 class Direction:
-    """A source network with volumes of its modality and of the other one."""
+    """A source network of a fold, with volumes of its modality and of the other one."""
 
-    def __init__(self, setting: Setting, held_out: Slices, seed: int) -> None:
+    def __init__(self, setting: Setting, held_out: Slices, fold: int) -> None:
         self.setting = setting
-        self.seed = seed
-        self.network = base_network("plain", setting, seed).to(memory_format=torch.channels_last)
+        self.fold = fold
+        self.network = base_network("plain", setting, fold).to(memory_format=torch.channels_last)
         self.source = held_out
         self.target = setting.read("target_adapt", labelled=False)
-        self.generator = random.Random(seed)
+        self.generator = random.Random(fold)
 
     def run(self, number: int) -> Rows:
         """The rows of one random volume of each domain; `number` says which mistakes are planted."""
-        source, target = (random_volume(data, self.generator) for data in (self.source, self.target))
+        (case, source), (other, target) = (random_volume(data, self.generator) for data in (self.source, self.target))
         planted = {name: mistakes[number % len(mistakes)] for name, mistakes in MISTAKES.items()}
-        rows = [self._row("source", "", source, None), self._row("target", "", target, None)]
-        rows += [self._row("source", name, source, mistake) for name, mistake in planted.items()]
-        return [*rows, self._row("target", "turn or flip", target, planted["turn or flip"])]
+        rows = [self._row("source", case, "", source, None), self._row("target", other, "", target, None)]
+        rows += [self._row("source", case, name, source, mistake) for name, mistake in planted.items()]
+        return [*rows, self._row("target", other, "turn or flip", target, planted["turn or flip"])]
 
     def run_whole(self) -> Rows:
         """A row per mistake in the whole target data set: whether preflight reports what undoes it, or anything."""
@@ -153,7 +154,7 @@ class Direction:
                 rows.append({"setting": self.setting.name, "planted": name, "found": right})
         return rows
 
-    def _row(self, domain: str, name: str, images: Tensor, mistake: Mistake | None) -> dict[str, Any]:
+    def _row(self, domain: str, case: str, name: str, images: Tensor, mistake: Mistake | None) -> dict[str, Any]:
         """What was planted, and of each view its kind, its gain and whether it undoes that."""
         images = images if mistake is None else mistake.plant(images)
         trials = report_of(self.network, images, self.setting).trials
@@ -166,7 +167,7 @@ class Direction:
             }
             for one in trials
         ]
-        setting = {"data": self.setting.data.name, "setting": self.setting.name, "seed": self.seed}
+        setting = {"data": self.setting.data.name, "setting": self.setting.name, "fold": self.fold, "case": case}
         return {**setting, "domain": domain, "planted": name, "kind": mistake.kind if mistake else "", "trials": tried}
 
 
@@ -232,13 +233,13 @@ def margins_table(rows: Rows) -> str:
 
 
 def whole_table(rows: Rows) -> str:
-    """Format what is found in the whole target data set of each setting."""
-    lines = [f"| target images of | as they are | {' | '.join(MISTAKES)} |", "|---" * (len(MISTAKES) + 2) + "|"]
+    """Format what is found in the whole target data set of each setting, over all folds."""
+    lines = [f"| target images of | false alarms | {' | '.join(MISTAKES)} |", "|---" * (len(MISTAKES) + 2) + "|"]
     for setting in dict.fromkeys(row["setting"] for row in rows):
         of_setting = [row for row in rows if row["setting"] == setting]
         shares = [[row["found"] for row in of_setting if row["planted"] == name] for name in MISTAKES]
-        silent = not any(row["found"] for row in of_setting if not row["planted"])
-        cells = ["silent" if silent else "alarm", *(f"{sum(share)} of {len(share)}" for share in shares)]
+        alarms = [row["found"] for row in of_setting if not row["planted"]]
+        cells = [f"{sum(alarms)} of {len(alarms)}", *(f"{sum(share)} of {len(share)}" for share in shares)]
         lines.append(_cells(setting, cells))
     return "\n".join(lines)
 
@@ -249,6 +250,17 @@ def kinds_table(rows: Rows) -> str:
     for kind in dict.fromkeys(row["kind"] for row in rows if row["kind"] and row["domain"] == "source"):
         of_kind = [row for row in rows if row["kind"] == kind and row["domain"] == "source"]
         lines.append(_cells(kind, [str(len(of_kind)), f"{100 * found(of_kind, MARGINS):.0f} %"]))
+    return "\n".join(lines)
+
+
+def misses_table(rows: Rows) -> str:
+    """Format how many planted mistakes are missed in the volumes of each patient with a miss."""
+    lines = ["| patient | planted | missed |", "|---|---|---|"]
+    planted = [row for row in rows if row["planted"] and row["domain"] == "source"]
+    for case in sorted({row["case"] for row in planted}):
+        of_case = [row for row in planted if row["case"] == case]
+        if missed := sum(not found([row], MARGINS) for row in of_case):
+            lines.append(_cells(case, [str(len(of_case)), str(missed)]))
     return "\n".join(lines)
 
 
@@ -271,16 +283,18 @@ def main(argv: list[str] | None = None) -> str:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with meta.json")
     parser.add_argument("--methods", type=Path, default=Path("runs/methods"), help="the folder of `methods.py`")
     parser.add_argument("--out", type=Path, default=Path("runs/preflight"), help="folder of the results")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the source networks")
-    parser.add_argument("--volumes", type=int, default=25, help="random volumes per direction and domain")
+    parser.add_argument("--folds", type=int, default=4, help="networks per direction; each holds out other patients")
+    parser.add_argument("--volumes", type=int, default=14, help="random volumes per network and domain")
     arguments = parser.parse_args(argv)
-    settings = all_settings(arguments.data, arguments.methods, read_budget(arguments.methods))
-    directions = []
-    for forth, back in zip(settings[::2], settings[1::2], strict=True):
-        for setting, other in ((forth, back), (back, forth)):
-            held_out = other.read("target_val", labelled=False)
-            directions += [Direction(setting, held_out, seed) for seed in arguments.seeds]
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    budget, directions = read_budget(arguments.methods), []
+    for fold in range(arguments.folds):
+        folder = arguments.out / f"fold-{fold}"
+        data = [fold_of(data, folder, fold, arguments.folds) for data in arguments.data]
+        settings = all_settings(data, folder, budget)
+        for forth, back in zip(settings[::2], settings[1::2], strict=True):
+            for setting, other in ((forth, back), (back, forth)):
+                directions.append(Direction(setting, other.read("target_val", labelled=False), fold))
+                print(f"fold {fold}, {setting.name}: network trained", file=sys.stderr, flush=True)
     rows: Rows = []
     for number in range(arguments.volumes):
         rows += [row for direction in directions for row in direction.run(number)]
@@ -288,7 +302,7 @@ def main(argv: list[str] | None = None) -> str:
         print(f"{number + 1} of {arguments.volumes} volumes", file=sys.stderr, flush=True)
     whole = [row for direction in directions for row in direction.run_whole()]
     (arguments.out / "whole.json").write_text(json.dumps(whole, indent=1))
-    text = "\n\n".join([table(rows), margins_table(rows), kinds_table(rows), whole_table(whole)])
+    text = "\n\n".join([table(rows), margins_table(rows), kinds_table(rows), misses_table(rows), whole_table(whole)])
     (arguments.out / "table.md").write_text(text + "\n")
     print(text)
     return text

@@ -32,11 +32,15 @@ def test_from_nothing(benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixt
     folders = ["--data", str(tmp_path), "--methods", str(tmp_path / "methods"), "--out", str(tmp_path / "out")]
     chosen = ["--bases", "plain", "--methods", "threshold", "--quick"]
     importlib.import_module("methods").main([*folders[:2], "--out", folders[3], *chosen])
-    text = benchmark.main([*folders, "--volumes", "1"])
+    text = benchmark.main([*folders, "--volumes", "1", "--folds", "2"])
     assert text in capsys.readouterr().out
     assert (tmp_path / "out" / "table.md").read_text() == text + "\n"
     rows = json.loads((tmp_path / "out" / "trials.json").read_text())
-    assert len(rows) == 2 * 7
+    assert len(rows) == 2 * 2 * 7
+    # Each patient is held out once: the source volumes of the two folds are of both patients of a modality.
+    assert {row["case"] for row in rows if row["domain"] == "source"} == {"a1", "a2", "b1", "b2"}
+    with pytest.raises(SystemExit, match="pass fewer --folds"):
+        benchmark.main([*folders, "--folds", "3"])
     planted = [row for row in rows if row["domain"] == "source" and row["planted"]]
     assert all(any(trial["right"] for trial in row["trials"]) for row in planted)
 
