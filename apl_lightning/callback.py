@@ -326,7 +326,7 @@ class PseudoLabelCallback(Callback):
             self.selection.end(self._labelling(trainer, pl_module), self._next_seed)
 
     def _labelling(self, trainer: Trainer, module: LightningModule) -> Labelling:
-        compares = self.guard.mode != "off" or getattr(module, "batch_norm", None) == "auto"
+        compares = self.guard.mode != "off" or getattr(module, "chooses_batch_norm", False)
         sample = self.selection.sample_of(len(target_dataset(trainer))) if compares else None
         return Labelling(trainer, module, sample, self.inferer, self.batch_size)
 

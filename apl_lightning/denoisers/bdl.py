@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from apl_lightning.denoisers.base import DatasetDenoiser
-from apl_lightning.denoisers.confidence import logit, merge
+from apl_lightning.denoisers.confidence import logit, merge, of_steps
 from apl_lightning.denoisers.histogram import ConfidenceHistogram
 
 
@@ -51,4 +51,4 @@ class BDL(DatasetDenoiser):
         self.thresholds = median.clamp_max(logit(self.tau))
 
     def decide(self, labels: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
-        return labels, (confidence >= self.thresholds[labels]).float()
+        return labels, (of_steps(confidence) >= self.thresholds[labels]).float()

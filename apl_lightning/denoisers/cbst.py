@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from apl_lightning.denoisers.base import DatasetDenoiser
-from apl_lightning.denoisers.confidence import class_logits, merge
+from apl_lightning.denoisers.confidence import class_logits, merge, of_steps, to_steps
 from apl_lightning.denoisers.histogram import ConfidenceHistogram
 
 
@@ -53,7 +53,8 @@ class CBST(DatasetDenoiser):
 
     def observe(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, ...]:
         merged = merge(p_main, p_aux)
-        return (class_logits(merged, *self._histogram.observe(merged)).half(),)
+        labels, confidence = self._histogram.observe(merged)
+        return (to_steps(class_logits(merged, labels, of_steps(confidence))),)
 
     def settle(self) -> None:
         """Compute the thresholds from the counts of all ranks."""
@@ -63,16 +64,16 @@ class CBST(DatasetDenoiser):
         ranks = (sizes * self._portion + 1e-6).floor().long()
         self.thresholds = self._histogram.at_rank(ranks).nan_to_num(nan=torch.inf)
 
-    def decide(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        return self._ratios(logits).max(dim=1).indices, self._keeps(logits)
+    def decide(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+        return self._ratios(steps).max(dim=1).indices, self._keeps(steps)
 
-    def _ratios(self, logits: Tensor) -> Tensor:
+    def _ratios(self, steps: Tensor) -> Tensor:
         r"""$p_c / \theta_c$ of a batch, (B, C, *S)."""
-        return logits.float().sigmoid() / self._thresholds_of(logits).sigmoid()
+        return of_steps(steps).sigmoid() / self._thresholds_of(steps).sigmoid()
 
-    def _keeps(self, logits: Tensor) -> Tensor:
+    def _keeps(self, steps: Tensor) -> Tensor:
         """1 where a class reaches its threshold, (B, *S); in logits, since probabilities saturate at 1 in float32."""
-        return ((logits.float() - self._thresholds_of(logits)).amax(dim=1) >= 0).float()
+        return ((of_steps(steps) - self._thresholds_of(steps)).amax(dim=1) >= 0).float()
 
-    def _thresholds_of(self, logits: Tensor) -> Tensor:
-        return self.thresholds.view(1, -1, *[1] * (logits.ndim - 2))
+    def _thresholds_of(self, steps: Tensor) -> Tensor:
+        return self.thresholds.view(1, -1, *[1] * (steps.ndim - 2))

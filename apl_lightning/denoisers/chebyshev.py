@@ -13,10 +13,10 @@ from apl_lightning.denoisers.predictor import Predictor
 
 @dataclass(eq=False)
 class Chebyshev(Denoiser):
-    r"""Weight 1 where $\frac{s^2}{s^2 + (p - 1/2)^2} < P$, with p and s² the mean and variance of $p_{\hat y}$.
+    r"""Weight 1 where $\frac{s^2}{s^2 + (p - 1/2)^2} < P$ and p > 1/2, with the mean p and variance s² of $p_{\hat y}$.
 
     Mean and variance are taken over passes with dropout. By the one-sided Chebyshev inequality the fraction is an upper
-    bound of the probability that $p_{\hat y}$ of another pass lies on the other side of 1/2.
+    bound of the probability that $p_{\hat y}$ of another pass lies below 1/2, if p lies above.
 
     Args:
         passes: Number of passes with dropout.

@@ -50,11 +50,11 @@ class CRST(CBST):
         if not (self.weight >= 0 and self.alpha > 0):
             raise ValueError(f"Expected `weight` >= 0 and `alpha` > 0, but got {self.weight} and {self.alpha}.")
 
-    def decide(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def decide(self, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Labels, soft ones (B, C, *S) for LRENT, and weights of a batch."""
         if self.regulariser == "mrkld":
-            return super().decide(logits)
-        return (self._ratios(logits).log() / self.alpha).softmax(dim=1), self._keeps(logits)
+            return super().decide(steps)
+        return (self._ratios(steps).log() / self.alpha).softmax(dim=1), self._keeps(steps)
 
     def loss(self, main: Tensor, aux: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """The loss over the kept pixels, averaged over both heads."""

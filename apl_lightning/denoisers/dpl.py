@@ -68,14 +68,15 @@ class DPL(DatasetDenoiser):
         share = F.one_hot(labels, self._classes).movedim(-1, 1) * (stable * confidence)[:, None]
         share = F.interpolate(share, features.shape[2:], mode="area").flatten(2)
         flat = features.float().flatten(2).transpose(1, 2)
-        sums = torch.cat([share @ flat, share.sum(dim=2, keepdim=True)], dim=2).sum(dim=0)
+        sums = torch.cat([share @ flat, share.sum(dim=2, keepdim=True)], dim=2)
+        sums = sums.cpu().double().sum(dim=0)  # hardly rounded, so the ranks may add them in any order
         self._sums = sums if self._sums is None else self._sums + sums
         return labels, stable, features.half()
 
     def settle(self) -> None:
         """Compute the prototypes from the sums of all ranks."""
-        shares = [share for share in gather(None if self._sums is None else self._sums.cpu()) if share is not None]
-        sums = torch.stack(shares).sum(dim=0).to(self._device)
+        shares = [share for share in gather(self._sums) if share is not None]
+        sums = torch.stack(shares).sum(dim=0).float().to(self._device)
         self.prototypes = sums[:, :-1] / sums[:, -1:]  # 0 / 0 for a class that never occurs
 
     def decide(self, labels: Tensor, stable: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:

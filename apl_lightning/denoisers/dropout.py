@@ -12,8 +12,9 @@ def over_passes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""The mean probabilities of both heads, (B, C, *S), and the variance of $p_{\hat y}$ over the passes, (B, *S).
 
-    The variance is that of the merged probabilities after they are softened with `temperature`; the label is the argmax
-    of their mean before. The sums are updated pass by pass (Welford, 1962), so the memory does not grow with `passes`.
+    The variance (with K - 1, as of `torch.std`) is that of the merged probabilities after they are softened with
+    `temperature`; the label is the argmax of their mean before. The sums are updated pass by pass (Welford, 1962), so
+    the memory does not grow with `passes`.
     """
     p_main, p_aux, mean = _one_pass(predictor, images, rate, temperature)
     squares = torch.zeros_like(mean)
@@ -25,7 +26,7 @@ def over_passes(
         mean.add_(change / count)
         squares.add_(change * (softened - mean))
     labels = merge(p_main, p_aux).max(dim=1).indices
-    return p_main, p_aux, squares.gather(1, labels[:, None])[:, 0] / passes
+    return p_main, p_aux, squares.gather(1, labels[:, None])[:, 0] / (passes - 1)
 
 
 def _one_pass(predictor: Predictor, images: Tensor, rate: float, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

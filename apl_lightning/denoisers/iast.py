@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from apl_lightning.denoisers.base import DatasetDenoiser
-from apl_lightning.denoisers.confidence import merge
+from apl_lightning.denoisers.confidence import merge, of_steps, to_steps
 from apl_lightning.denoisers.histogram import ConfidenceHistogram
 from apl_lightning.losses import divergence_from_uniform, entropy, joint_mean, mean_over_heads, weighted_cross_entropy
 
@@ -68,14 +68,16 @@ class IAST(DatasetDenoiser):
     def settle(self) -> None:
         """Update the thresholds with the counts of all ranks."""
         self._histogram.reduce()
-        self._histogram.add(torch.arange(len(self.thresholds)).to(self.thresholds.device), self.thresholds.logit())
+        self._histogram.add(
+            torch.arange(len(self.thresholds)).to(self.thresholds.device), to_steps(self.thresholds.logit())
+        )
         above = self._alpha * self.thresholds**self.gamma
         ranks = 1 + (above * (self._histogram.sizes() - 1)).round().long()
         percentile = self._histogram.at_rank(ranks).sigmoid()
         self.thresholds = (self.beta * self.thresholds + (1 - self.beta) * percentile).clamp_max(0.999)
 
     def decide(self, labels: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
-        return labels, (confidence >= self.thresholds.logit()[labels]).float()
+        return labels, (of_steps(confidence) >= self.thresholds.logit()[labels]).float()
 
     def loss(self, main: Tensor, aux: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """Cross-entropy and divergence on kept pixels and entropy on ignored ones, averaged over both heads."""

@@ -29,8 +29,9 @@ class MRNet(Denoiser):
 
     Args:
         scales: Relative sizes of the image, rounded to multiples of 32, which many networks need.
-        flips: Axes of (B, C, *S) along which the image is mirrored. The original mirrors left and right; pass `()` if
-            classes differ by side (left and right kidney).
+        flips: Axes of (B, C, *S) along which the image is mirrored. The original mirrors photographs left and right,
+            which is -1 for rows of pixels; volumes of [`NiftiFolder`][apl_lightning.data.NiftiFolder] in RAS lie left
+            and right along 2. Pass `()` if classes differ by side (left and right kidney).
         aux_weight: The weight of the auxiliary head, in the label and in the loss.
 
     Raises:
@@ -55,13 +56,14 @@ class MRNet(Denoiser):
 
     def predict(self, predictor: Predictor, images: Tensor) -> tuple[Tensor, Tensor]:
         """The mean over the views, returned for both heads."""
-        fused = []
-        for scale, flip in product(self.scales, ((), *((axis,) for axis in self.flips))):
+        total = torch.zeros(())
+        views = list(product(self.scales, ((), *((axis,) for axis in self.flips))))
+        for scale, flip in views:
             view = images if scale == 1 else _scaled(images, scale)
             main, aux = predictor.logits(view.flip(flip) if flip else view)
             logits = main.float() + self.aux_weight * aux.float()
-            fused.append(resize_to(logits.flip(flip) if flip else logits, images).softmax(dim=1))
-        mean = torch.stack(fused).mean(dim=0)
+            total = total.to(logits) + resize_to(logits.flip(flip) if flip else logits, images).softmax(dim=1)
+        mean = total / len(views)
         return mean, mean
 
     def __call__(self, p_main: Tensor, p_aux: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apl_lightning._support.modes import hooked
+from apl_lightning._support.modes import hooked, unfixed_modules
 from apl_lightning.heads import DualHeadModel, Inferer, Logits, shapes_of
 
 _ROWS = 16  # of a softmax at a time
@@ -47,10 +47,13 @@ class Predictor:
         return main, aux
 
     def with_dropout(self, images: Tensor, rate: float) -> Logits:
-        """Logits of one pass with dropout; without dropout layers, on the features of the classifier."""
-        layers = [module for module in self._module.modules() if isinstance(module, _DROPOUT) and module.p > 0]
-        drop = self._on_features(lambda features: F.dropout(features, rate)) if not layers else _training(layers)
-        with drop:
+        """Logits of one pass with dropout; without dropout layers, on the features of both classifiers."""
+        layers = [module for module in unfixed_modules(self._module) if isinstance(module, _DROPOUT) and module.p > 0]
+
+        def drop(features: Tensor) -> Tensor:
+            return F.dropout(features, rate)
+
+        with _training(layers) if layers else self._on_features(drop, DualHeadModel.feature_readers):
             main, aux = self.logits(images)
         return Logits(main.float(), aux.float())
 
@@ -62,12 +65,19 @@ class Predictor:
                 "whose windows have features of their own: use another denoiser, or predict whole images."
             )
         kept: list[Tensor] = []
-        with self._on_features(lambda features: kept.append(features) or features):  # type: ignore[func-returns-value]
+
+        def keep(features: Tensor) -> Tensor:
+            kept.append(features)
+            return features
+
+        with self._on_features(keep, lambda model: [model.network.get_submodule(model.head)]):
             self.logits(images)
         return kept[0]
 
-    def _on_features(self, function: Callable[[Any], Any]) -> AbstractContextManager[None]:
-        """Apply a function to the input of the classifier."""
+    def _on_features(
+        self, function: Callable[[Tensor], Tensor], readers: Callable[[DualHeadModel], list[nn.Module]]
+    ) -> AbstractContextManager[None]:
+        """Apply a function to what some modules of the network with two heads read."""
         models = [module for module in self._module.modules() if isinstance(module, DualHeadModel)]
         if not models:
             raise TypeError(
@@ -75,8 +85,20 @@ class Predictor:
                 f"{type(self._module).__name__} has none: use `add_dual_heads`, or another denoiser."
             )
         # Of student and teacher only one runs.
-        classifiers = [model.network.get_submodule(model.head) for model in models]
-        return hooked(*classifiers, pre=lambda _module, inputs: (function(inputs[0]), *inputs[1:]))
+        modules = [module for model in models for module in readers(model)]
+        if linear := [type(module).__name__ for module in modules if isinstance(module, nn.Linear)]:
+            raise ValueError(
+                f"Expected classifiers that read features (B, F, *S), but got {linear[0]}, which reads (B, *S, F): use "
+                "another denoiser."
+            )
+
+        def before(_module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            if inputs:
+                return (function(inputs[0]), *inputs[1:]), named
+            first = next(iter(named))
+            return inputs, {**named, first: function(named[first])}
+
+        return hooked(*modules, pre=before, with_kwargs=True)
 
 
 def _softmax(logits: Tensor) -> Tensor:

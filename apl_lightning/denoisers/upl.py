@@ -23,6 +23,7 @@ class UPL(Denoiser):
     Args:
         views: K.
         tau: The threshold.
+        plane: The two axes of (B, C, *S) that span the plane of rotation: (2, 3), axial, for volumes in RAS.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -39,6 +40,7 @@ class UPL(Denoiser):
 
     views: int = 4
     tau: float = 0.9
+    plane: tuple[int, int] = (-2, -1)
 
     def __post_init__(self) -> None:
         if self.views < 1 or not 0 < self.tau < 1:
@@ -46,11 +48,10 @@ class UPL(Denoiser):
 
     def predict(self, predictor: Predictor, images: Tensor) -> tuple[Tensor, Tensor]:
         """The mean over the views, returned for both heads."""
-        axes = (images.ndim - 2, images.ndim - 1)
         total = torch.zeros(())
         for view in range(self.views):
-            probabilities = predictor(torch.rot90(images, view, axes))[view % 2]
-            total = total.to(probabilities) + torch.rot90(probabilities, -view, axes)
+            probabilities = predictor(torch.rot90(images, view, self.plane))[view % 2]
+            total = total.to(probabilities) + torch.rot90(probabilities, -view, self.plane)
         mean = total / self.views
         return mean, mean
 

@@ -51,7 +51,7 @@ def estimate_gain(opinion: Tensor, before: Tensor, after: Tensor) -> Tensor:
     r"""Estimate by how much the Dice of each foreground class differs between two networks, without labels.
 
     Where the networks agree, they count as right. Where they differ, the one whose class has the higher logit in the
-    [`second_opinion`][apl_lightning.guard.second_opinion] does, and the first one if both logits are negative infinity.
+    [`second_opinion`][apl_lightning.guard.second_opinion] does, and the first one if either is negative infinity.
     Let $P_c$ and $Q_c$ be the pixels that the networks call c, and $T_c$ those that are c in this sense. Then
 
     $$g_c = \frac{2 |Q_c \cap T_c|}{|Q_c| + |T_c|} - \frac{2 |P_c \cap T_c|}{|P_c| + |T_c|} .$$
@@ -76,8 +76,9 @@ def estimate_gain(opinion: Tensor, before: Tensor, after: Tensor) -> Tensor:
     """
     num_classes = opinion.shape[1]
     before, after = before.long(), after.long()
-    sides_with_after = opinion.gather(1, after[:, None]) > opinion.gather(1, before[:, None])
-    right = torch.where(sides_with_after[:, 0], after, before)
+    of_before, of_after = (opinion.gather(1, labels[:, None])[:, 0] for labels in (before, after))
+    # A class that the other fold lacks is unknown, not unlikely: what fades there must not count as a gain.
+    right = torch.where((of_after > of_before) & of_before.isfinite(), after, before)
     earlier, later = (dice_of(overlap_counts(labels, right, num_classes)).nan_to_num(0) for labels in (before, after))
     is_predicted = torch.bincount(torch.cat([before, after]), minlength=num_classes) > 0
     return (later - earlier).where(is_predicted, torch.nan)[1:]

@@ -92,6 +92,10 @@ class DualHeadModel(nn.Module):
         modules = [self.network.get_submodule(self.head), *self._second_head.parts(self.network)]
         return [parameter for module in modules for parameter in module.parameters()]
 
+    def feature_readers(self) -> list[nn.Module]:
+        """The classifier, and the second head if it reads features of its own."""
+        return [self.network.get_submodule(self.head), *self._second_head.readers(self.network)]
+
     def encoder_parameters(self) -> list[nn.Parameter]:
         """All other parameters: E."""
         heads = {id(parameter) for parameter in self.head_parameters()}

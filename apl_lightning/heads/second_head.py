@@ -33,6 +33,10 @@ class SecondHead(ABC):
         """The modules that make the auxiliary logits."""
         return [] if self.module is None else [self.module]
 
+    def readers(self, network: nn.Module) -> list[nn.Module]:
+        """The modules that read other features than the classifier."""
+        return self.parts(network)
+
     def route(self, routed: bool) -> None:
         """Set whether the next forward pass separates the gradients of the two losses."""
         self._main_hooks.routed = routed
@@ -47,6 +51,10 @@ class CopiedHead(SecondHead):
 
     def __init__(self, module: nn.Module, main_output: int) -> None:
         super().__init__(module, main_output, sibling=module)
+
+    def readers(self, network: nn.Module) -> list[nn.Module]:
+        """None: it reads those of the classifier."""
+        return []
 
     def split(self, maps: Sequence[Tensor], copies: int) -> list[Logits]:
         """Main and aux alternate along the batch."""

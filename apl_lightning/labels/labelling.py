@@ -117,7 +117,7 @@ class Labelling:
             labels = made[0].max(dim=1).indices
             if self.sample is not None:
                 classes |= self.sample.look(batch.indices, batch.cases, batch.images, labels)
-            if statistics is not None:
+            if statistics is not None and made[1] is not made[0]:  # else the denoiser has merged both heads
                 statistics.agree(labels, made[1].max(dim=1).indices)
             yield batch, made
 

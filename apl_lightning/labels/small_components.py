@@ -68,8 +68,9 @@ def find_small_components(
                 found[index] = pixels, classes[pixels]
     sizes = np.sum(distributed.gather(sizes), axis=0)
     treated = sizes[0] >= largest_component_share * sizes[1]
-    everywhere = {index: entry for part in distributed.gather(found) for index, entry in part.items()}
-    ignored = {index: pixels[treated[classes]] for index, (pixels, classes) in everywhere.items()}
+    # Those of exempt classes, such as vessels, may be many: they stay where they are.
+    ours = {index: pixels[treated[classes]] for index, (pixels, classes) in found.items()}
+    ignored = {index: pixels for part in distributed.gather(ours) for index, pixels in part.items()}
     lost = (sizes[1] - sizes[0])[treated].sum()
     return SmallComponents(ignored, float(lost / max(1, sizes[1].sum())))
 

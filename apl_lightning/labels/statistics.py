@@ -44,7 +44,9 @@ class LabelStatistics:
         flat = torch.cat([self._sums, self._counts.double(), self._overlap.flatten().double()])
         flat = total_of_counts(flat, device)
         pixels, weight, compared, changed, predicted, alike = flat[:6].tolist()
-        values = {"pseudo/confidence": weight / pixels, "pseudo/agreement": alike / predicted}
+        values = {"pseudo/confidence": weight / pixels}
+        if predicted:
+            values["pseudo/agreement"] = alike / predicted
         if compared:
             values["pseudo/changed"] = changed / compared
         ratios = flat[6 : 6 + classes] / pixels

@@ -210,7 +210,7 @@ class RefinementModule(EvaluationSteps, ABC):
         """Before the first round: take over an earlier fit's teacher, and adapt BatchNorm."""
         if self.teacher is not None and not self.teacher.is_copy:
             self.model.load_state_dict(self.teacher.module.state_dict())
-        if self.batch_norm == "auto" and batch_norms(self.model):
+        if self.chooses_batch_norm:
             self._batch_norm_choice = BatchNormChoice(self.model)
         if self.batch_norm in ("auto", "adapt"):
             adapt_batch_norm(self.model, images, self.inferer)
@@ -223,6 +223,11 @@ class RefinementModule(EvaluationSteps, ABC):
             warm_up_second_head(self.model, images)
         if self.teacher is not None:
             self.teacher.copy(self.model)
+
+    @property
+    def chooses_batch_norm(self) -> bool:
+        """Whether the statistics of BatchNorm are to be chosen, and the network has such layers."""
+        return self.batch_norm == "auto" and bool(batch_norms(self.model))
 
     @property
     def awaits_batch_norm(self) -> bool:

@@ -105,6 +105,16 @@ def naive_cbst(p: np.ndarray[Any, Any], portion: float) -> np.ndarray[Any, Any]:
     return theta
 
 
+@pytest.mark.parametrize("p", [0.7, 0.8, 0.99, 0.995, 0.999, 0.9999])
+def test_pixels_of_one_confidence_are_all_kept(p: float) -> None:
+    """As the background of a convolutional network outside the body: the value at the rank is that of all of them."""
+    background, organ = torch.tensor([p, 1 - p]), torch.tensor([0.2, 0.8])
+    image = torch.cat([background.expand(900, 2), organ.expand(100, 2)]).T[None]
+    for denoiser in (CBST(portion=0.2), BDL(tau=0.99999)):
+        _, weights = decided(denoise(denoiser, [(image, image)]))
+        assert weights.all()
+
+
 @pytest.mark.parametrize(("round", "portion"), [(0, 0.2), (2, 0.3), (20, 0.5)])
 def test_cbst(round: int, portion: float) -> None:
     data = batches()

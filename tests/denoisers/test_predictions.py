@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apl_lightning.denoisers import DPL, Chebyshev, MRNet, Predictor
-from apl_lightning.heads import Logits
+from apl_lightning.checkpoints import ResnetGenerator, Translated
+from apl_lightning.denoisers import DPL, UPL, Chebyshev, MRNet, Predictor
+from apl_lightning.heads import Logits, add_dual_heads
 
 
 class Scripted:
@@ -34,7 +35,7 @@ def test_variance_of_chebyshev() -> None:
     p_main, p_aux, variance = Chebyshev(passes=2).predict(Scripted(*passes), torch.zeros(1, 1, 1))
     assert p_main.flatten().tolist() == pytest.approx([0.5, 0.4, 0.1])
     assert p_aux.flatten().tolist() == pytest.approx([0.2, 0.6, 0.2])
-    assert variance.item() == pytest.approx(0.01)
+    assert variance.item() == pytest.approx(torch.tensor([0.6, 0.4]).var().item())
 
 
 def test_deviation_of_dpl() -> None:
@@ -42,7 +43,7 @@ def test_deviation_of_dpl() -> None:
     passes = ([0.8, 0.2], [0.8, 0.2]), ([0.5, 0.5], [0.5, 0.5])
     features = torch.zeros(1, 1, 1)
     _, _, deviation, found = DPL(passes=2).predict(Scripted(*passes, features=features), torch.zeros(1, 1, 1))
-    assert deviation.item() == pytest.approx((2 / 3 - 1 / 2) / 2)
+    assert deviation.item() == pytest.approx(torch.tensor([2 / 3, 1 / 2]).std().item())
     assert found is features
 
 
@@ -109,3 +110,73 @@ def test_probabilities_of_many_classes_by_an_inferer() -> None:
     p_main, p_aux = Predictor(Network(), lambda images, network: network(images))(images)
     torch.testing.assert_close(p_main, images.softmax(1))
     torch.testing.assert_close(p_aux, (2 * images).softmax(1))
+
+
+class TwoLevels(nn.Module):
+    """Two classifiers, each on features of its own, the main one called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low, self.high = nn.Conv2d(1, 64, 1), nn.Conv2d(64, 64, 1)
+        self.main, self.other = nn.Conv2d(64, 3, 1), nn.Conv2d(64, 3, 1)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        low = self.low(image)
+        return self.main(input=self.high(low)), self.other(low)
+
+
+@torch.no_grad()
+def test_dropout_on_the_features_of_both_heads() -> None:
+    model = add_dual_heads(TwoLevels().eval(), 3)
+    predictor, image = Predictor(model), torch.rand(1, 1, 8, 8)
+    first, second = (predictor.with_dropout(image, 0.5) for _ in range(2))
+    assert model.second is None, "the network's own second output"
+    assert not torch.equal(first.main, second.main)
+    assert not torch.equal(first.aux, second.aux)
+    torch.testing.assert_close(predictor.features(image), model.network.high(model.network.low(image)))
+
+
+@torch.no_grad()
+def test_no_dropout_in_a_fixed_translator() -> None:
+    class Seen(nn.Conv2d):
+        def forward(self, image: Tensor) -> Tensor:
+            seen.append(image)
+            return super().forward(image)
+
+    seen: list[Tensor] = []
+    segmenter = nn.Sequential(Seen(1, 64, 1), nn.Conv2d(64, 3, 1))
+    network = Translated(ResnetGenerator(1, 1, width=2, dropout=True), segmenter, value_range=(0, 1)).eval()
+    predictor, image = Predictor(add_dual_heads(network, 3)), torch.rand(1, 1, 16, 16)
+    seen.clear()
+    first, second = (predictor.with_dropout(image, 0.5) for _ in range(2))
+    assert torch.equal(*seen), "the translations"
+    assert not torch.equal(first.main, second.main), "the features of the classifier"
+
+
+def test_classifier_that_reads_channels_last() -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.classifier = nn.Conv2d(1, 8, 1), nn.Linear(8, 3)
+
+        def forward(self, image: Tensor) -> Tensor:
+            scores: Tensor = self.classifier(self.features(image).movedim(1, -1))
+            return scores.movedim(-1, 1)
+
+    predictor = Predictor(add_dual_heads(Last(), 3, head="classifier", aux="perturbed"))
+    with pytest.raises(ValueError, match=r"Expected classifiers that read features \(B, F, \*S\), but got Linear"):
+        predictor.features(torch.rand(1, 1, 8, 8))
+
+
+@torch.no_grad()
+def test_upl_rotates_in_its_plane() -> None:
+    class Noted(nn.Module):
+        def forward(self, image: Tensor) -> Logits:
+            sizes.append(tuple(image.shape[2:]))
+            return Logits(torch.cat([image, -image], dim=1), torch.cat([image, -image], dim=1))
+
+    sizes: list[tuple[int, ...]] = []
+    image = torch.rand(1, 1, 6, 4, 2)
+    mean, _ = UPL(plane=(2, 3)).predict(Predictor(Noted()), image)
+    assert sizes == [(6, 4, 2), (4, 6, 2)] * 2
+    torch.testing.assert_close(mean, torch.cat([image, -image], dim=1).softmax(1))

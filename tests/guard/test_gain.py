@@ -186,6 +186,18 @@ def test_neither_network_is_believed() -> None:
     assert estimate_gain(opinion, before, after).tolist() == [-1, 0]
 
 
+@pytest.mark.parametrize("left", [0, 4])
+def test_fading_of_a_class_that_the_other_fold_lacks_is_no_gain(left: int) -> None:
+    """An organ of the images of one fold alone is unknown to the other one: what is lost of it counts as lost."""
+    features, folds = torch.rand(400, 1), torch.arange(400) % 2
+    before = ((features[:, 0] > 0.5) & (folds == 1)).long()
+    after = before * (torch.arange(400) % 8 < left)  # half of it, or nothing
+    gain = estimate_gain(second_opinion(features, folds, before, 2), before, after).item()
+    overlap = int((after * before).sum())
+    assert gain == pytest.approx(2 * overlap / int(before.sum() + after.sum()) - 1)
+    assert gain < -0.2
+
+
 def test_outliers_and_nan() -> None:
     intensity = torch.linspace(0, 1, 4000)[:, None].clone()
     folds, truth = torch.arange(4000) % 2, (intensity[:, 0] > 0.5).long()

@@ -12,8 +12,9 @@ from conftest import CLASSES, Images, TinyNet
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
-from apl_lightning.denoisers import CBST
+from apl_lightning import APLModule, PseudoLabelCallback, SelfTrainingModule, TargetDataModule
+from apl_lightning.denoisers import CBST, MRNet
+from apl_lightning.labels import Labelling
 from apl_lightning.labels.spool import Spool
 
 
@@ -31,6 +32,24 @@ def test_preparation_reads_all_images_shuffled(tmp_path: Path, trainer: Any, mon
     assert sorted(order) == list(range(37))
     assert order != list(range(37))
     assert [len(b) for b in seen] == [16, 16, 5]
+
+
+def test_nothing_to_choose_takes_no_pass(tmp_path: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a guard, and without BatchNorm in the network, no pixel is sampled."""
+    monkeypatch.setattr(Labelling, "look", lambda *_: pytest.fail("a pass over the images"))
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.InstanceNorm2d(4), nn.Conv2d(4, CLASSES, 1))
+    module, callback = APLModule(network, CLASSES), PseudoLabelCallback(guard="off")
+    assert module.batch_norm == "auto"
+    trainer(max_steps=1, callbacks=[callback]).fit(module, TargetDataModule(Images(4), store_dir=tmp_path))
+    assert callback.selection.sample is None
+
+
+def test_agreement_of_merged_heads_is_not_logged(tmp_path: Path, trainer: Any) -> None:
+    callback = PseudoLabelCallback(denoiser=MRNet(flips=()), guard="off")
+    data = TargetDataModule(Images(4), store_dir=tmp_path)
+    trainer(max_steps=1, callbacks=[callback]).fit(SelfTrainingModule(TinyNet(), CLASSES), data)
+    assert "pseudo/agreement" not in callback.statistics
+    assert "pseudo/confidence" in callback.statistics
 
 
 def test_transfer_hook_in_place_runs_once(tmp_path: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
