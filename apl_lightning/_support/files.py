@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import google_crc32c
+import torch
+from torch import nn
 
 
 @contextmanager
@@ -31,6 +33,23 @@ def explaining_disk_errors(folder: Path, what: str) -> Iterator[None]:
         raise OSError(error.errno, f"{error.strerror} while writing {what} to {folder}: {cure}") from error
 
 
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make a folder for the results of one run; a `ValueError` if another one works there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / ".running"
+    try:
+        mark.open("x").close()
+    except FileExistsError as error:
+        raise ValueError(
+            f"Expected a folder of its own for `out`, but a run works in {folder}: name another."
+        ) from error
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
+
+
 def new_folder(path: str | Path) -> Path:
     """The path of a folder for results, which is not made here; a `ValueError` if there is something."""
     path = Path(path).expanduser()
@@ -45,6 +64,13 @@ def new_file(path: str | Path) -> Path:
     if path.exists():
         raise FileExistsError(f"Expected a new file, but {path} exists: name another one.")
     return path
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write the state dict of a network; an `OSError` with its cause and the cure."""
+    # With a path in place of a file, torch hides the reason of an error.
+    with explaining_disk_errors(path.parent, path.name), replacing(path) as unfinished, unfinished.open("wb") as file:
+        torch.save(network.state_dict(), file)
 
 
 def write_checked(path: Path, content: bytes) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from apl_lightning._support.files import new_file
+from apl_lightning._support.files import new_file, save_weights
 from apl_lightning._support.packages import package
 from apl_lightning.checkpoints import load_weights
 from apl_lightning.heads import DualHeadModel, example_input
@@ -44,7 +44,7 @@ def export(
     load_weights(network, checkpoint, prefix)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix != ".onnx":
-        torch.save(network.state_dict(), out)
+        save_weights(network, out)
         return
     example = example_input(network, size)
     batch = torch.export.Dim("batch")

@@ -20,6 +20,7 @@ from apl_lightning._support.seeding import run_seed
 from apl_lightning.data.dataset import EvaluationDataset, TargetDataset
 from apl_lightning.data.joint_transforms import Transform
 from apl_lightning.data.loader import LazyDataLoader, collate, collate_evaluated
+from apl_lightning.data.project import WORKER_OPTIONS
 from apl_lightning.data.random_affine import RandomAffine
 from apl_lightning.data.random_patches import RandomPatches
 from apl_lightning.data.sample_format import Keys
@@ -240,10 +241,16 @@ class TargetDataModule(LightningDataModule):
     def _options(self, name: str, batch_size: int) -> dict[str, Any]:
         shared = {"num_workers": self.num_workers, "pin_memory": self.pin_memory}
         options = {**shared, **self._loader_options.get(name, {}), "batch_size": batch_size}
+        if not options["num_workers"]:  # a project's options of its workers, of which none are wanted
+            options = {option: options[option] for option in options if option not in WORKER_OPTIONS}
         return {**options, "persistent_workers": options["num_workers"] > 0}
 
     def _run_directory(self) -> Path:
         """A new folder for this run, the same on all ranks."""
         name: str = broadcast(f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{secrets.token_hex(2)}")
         root = "." if self.trainer is None else self.trainer.default_root_dir
+        if self.store_dir is None and "://" in str(root):
+            raise ValueError(
+                f"Expected a local folder for pseudo labels, but `default_root_dir` is {root}: pass `store_dir`."
+            )
         return Path(self.store_dir or Path(root, "pseudo_labels")).expanduser().absolute() / name

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from apl_lightning._support.seeding import derived_seed, seeded
 from apl_lightning.data.alignment import check_alignment
 from apl_lightning.data.fingerprints import check_fingerprint, fingerprint
+from apl_lightning.data.joined_datasets import read_joined
 from apl_lightning.data.joint_transforms import Transform, transform_jointly
 from apl_lightning.data.random_patches import RandomPatches
 from apl_lightning.data.sample_format import Keys, length_of, read_sample, warn_of_unread_label
@@ -101,7 +102,7 @@ class TargetDataset(Dataset[Any]):
             RuntimeError: If the data set cannot read it; names the sample.
         """
         try:
-            return read_sample(self.dataset[index], self.keys, index)
+            return read_joined(self.dataset, self.keys, index)
         except Exception as error:
             raise RuntimeError(f"sample {index}: {type(error).__name__}: {error}") from error
 
@@ -138,7 +139,7 @@ class EvaluationDataset(Dataset[dict[str, Any]]):
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = read_sample(self.dataset[index], self.keys, index)
+        sample = read_joined(self.dataset, self.keys, index)
         if self.labelled and "label" not in sample:
             raise ValueError(
                 f"Expected evaluation samples to have a label, but sample {index} has none: return `(image, label)`, "

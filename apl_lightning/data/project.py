@@ -19,6 +19,7 @@ from torch.utils.data import (
 
 from apl_lightning.data.sample_format import Keys, describe, parts_of, split_batch
 
+WORKER_OPTIONS = ("worker_init_fn", "multiprocessing_context", "prefetch_factor", "timeout")
 _REPEATS = 8  # how often a hook is called twice
 
 
@@ -68,7 +69,7 @@ def read_loader(loader: object, owner: str, keys: Keys, trains: bool) -> tuple[A
     dataset = _chosen(loader, owner)
     if loader.collate_fn is not default_collate:
         dataset = CollatedDataset(dataset, loader.collate_fn, keys)
-    names = ["batch_size", "num_workers", "pin_memory", "drop_last", "worker_init_fn"]
+    names = ["batch_size", "num_workers", "pin_memory", "drop_last", *WORKER_OPTIONS]
     return dataset, {name: getattr(loader, name) for name in names}
 
 

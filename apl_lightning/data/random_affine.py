@@ -20,8 +20,11 @@ class RandomAffine:
     A moved pixel takes the values of its nearest neighbour, in the image as in the label: interpolation smooths the
     image, and a network that learns sharp labels on smoothed images loses thin structures round by round.
 
+    In 3D an image turns only in the planes of two axes of which one is at most three times as long as the other:
+    volumes or patches of few slices stay in the plane of these, as in nnU-Net.
+
     Args:
-        degrees: Largest rotation, in degrees (in 3D about each axis).
+        degrees: Largest rotation, in degrees (in 3D in each plane).
         scale: Largest relative change of size.
         shift: Largest shift, relative to the size of the image.
 
@@ -60,6 +63,8 @@ class RandomAffine:
         for first in range(dimensions):
             for second in range(first + 1, dimensions):
                 angle = math.radians(float(_uniform(self.degrees)))
+                if dimensions > 2 and _is_thin(size[::-1][first], size[::-1][second]):
+                    continue
                 rotation = torch.eye(dimensions)
                 rotation[first, first] = rotation[second, second] = math.cos(angle)
                 rotation[first, second], rotation[second, first] = -math.sin(angle), math.sin(angle)
@@ -69,6 +74,11 @@ class RandomAffine:
         matrix = matrix * extent[None, :] / extent[:, None]
         shift = torch.stack([2 * _uniform(self.shift) for _ in size])
         return torch.cat([matrix, shift[:, None]], dim=1)
+
+
+def _is_thin(first: int, second: int) -> bool:
+    """Whether a rotation in the plane of two axes with these lengths would move much out of the image."""
+    return max(first, second) > 3 * min(first, second)
 
 
 def _uniform(largest: float) -> Tensor:

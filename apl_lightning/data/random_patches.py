@@ -74,6 +74,8 @@ class RandomPatches:
 def sliding_window(patch_size: Sequence[int]) -> Any:
     """MONAI's `SlidingWindowInferer` for a network that takes patches: half overlapping windows, Gaussian weights.
 
+    A smaller image is padded with its border, as in `RandomPatches`.
+
     Examples:
         >>> import torch
         >>> from apl_lightning.data import sliding_window
@@ -81,7 +83,8 @@ def sliding_window(patch_size: Sequence[int]) -> Any:
         tensor([2.])
     """
     at_once = 4 if len(patch_size) <= 2 else 1
-    return _monai("inferers").SlidingWindowInferer(tuple(patch_size), at_once, overlap=0.5, mode="gaussian")
+    options = {"overlap": 0.5, "mode": "gaussian", "padding_mode": "replicate"}
+    return _monai("inferers").SlidingWindowInferer(tuple(patch_size), at_once, **options)
 
 
 def _monai(name: str) -> Any:

@@ -64,6 +64,7 @@ def evaluate_folder(
         raise ValueError(f"Expected different `class_names`, background included, but got {list(class_names)}.")
     if out is not None:
         out = new_file(out)
+        out.parent.mkdir(parents=True, exist_ok=True)  # fails here, and not after the scores are computed
     found: dict[str, dict[int, Score]] = {}
     refused: dict[str, str] = {}
     predicted, true = nifti_files(predictions), nifti_files(references)
@@ -94,7 +95,6 @@ def evaluate_folder(
         warnings.warn(f"{len(refused)} of {len(refused) + len(found)} cases have no scores. {listed}", stacklevel=2)
     table = _table(found, refused, class_names)
     if out is not None:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
         write_csv(Path(out), ["case", "class", "dice", "hd95_mm", "assd_mm", "note"], table)
     return table
 

@@ -49,6 +49,7 @@ def predict_folder(
     """
     out = new_folder(out)
     device = device_of(accelerator)
+    images = images if isinstance(images, NiftiFolder) else NiftiFolder(images, cache=False)  # each is read once
     folder, network = as_folder_and_network(images, network, num_classes, system)
     module = as_predictor(network, folder, num_classes, class_names, patch_size)
     write_predictions(module, folder, out, batch_size, device)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from apl_lightning._support.device import device_of
-from apl_lightning._support.files import new_folder
+from apl_lightning._support.files import claimed, new_folder, save_weights
 from apl_lightning._support.lightning import root_device
 from apl_lightning._support.random_state import isolated_random_state
 from apl_lightning.folders.networks import as_folder_and_network, as_module
@@ -86,9 +86,12 @@ def refine_folder(
     options: dict[str, Any] = {"accelerator": accelerator, "precision": precision, "max_epochs": max_epochs}
     options |= {"enable_model_summary": False, "default_root_dir": out, **(trainer_options or {})}
     root = Path(options["default_root_dir"]).expanduser()
-    for place in (out, root):
-        place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix="labels-") as labels, isolated_random_state(cuda=True):
+    root.mkdir(parents=True, exist_ok=True)
+    with (
+        claimed(out),
+        tempfile.TemporaryDirectory(dir=root, prefix="labels-") as labels,
+        isolated_random_state(cuda=True),
+    ):
         torch.manual_seed(seed)
         trainer = one_process_trainer(options)
         module = as_module(network, folder, num_classes, class_names, patch_size, learning_rate=learning_rate)
@@ -104,9 +107,9 @@ def refine_folder(
             store_dir=labels,
         )
         trainer.fit(module, data)
-    refined = module.export()
-    torch.save(refined.state_dict(), out / "refined.pt")
-    write_predictions(module, folder, out, 8, root_device(trainer))
+        refined = module.export()
+        save_weights(refined, out / "refined.pt")
+        write_predictions(module, folder, out, min(8, batch_size), root_device(trainer))
     return refined
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from apl_lightning._support.files import read_checked, write_checked
+from apl_lightning._support.files import explaining_disk_errors, read_checked, write_checked
 
 
 class Snapshot:
@@ -26,7 +26,8 @@ class Snapshot:
         """Write the state of the module for `round`, and delete an earlier one; one process per node calls it."""
         content = io.BytesIO()
         torch.save(module.state_dict(), content)
-        self._checksum = write_checked(_file(folder, self.round), content.getvalue())
+        with explaining_disk_errors(folder, "a network"):
+            self._checksum = write_checked(_file(folder, self.round), content.getvalue())
         kept = {_file(folder, round) for round in (self.round, self._saved) if round is not None}
         for path in set(folder.glob("best-*.pt")) - kept:
             path.unlink(missing_ok=True)  # on a shared disk another node may be faster

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from apl_lightning._support.lightning import Trainer, to_device
 from apl_lightning._support.preemption import raise_if_stopped
-from apl_lightning.data import TargetDataset, fingerprint
+from apl_lightning.data import WORKER_OPTIONS, TargetDataset, fingerprint
 
 
 class ImageBatch(NamedTuple):
@@ -46,7 +46,7 @@ class TargetImages:
             persistent_workers=order is not None and training.num_workers > 0,  # preparation reads many times
             pin_memory=training.pin_memory,
             collate_fn=list,
-            worker_init_fn=training.worker_init_fn,
+            **{name: getattr(training, name) for name in WORKER_OPTIONS},
             # A loader draws a seed for its workers; the global generator must stay as it is for training.
             generator=torch.Generator(),
         )

@@ -1,6 +1,7 @@
 """The cases in a folder: which files belong together."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,9 +66,11 @@ def nifti_files(folder: str | Path) -> dict[str, Path]:
                 f"Expected one file of {name!r} in {folder}, but got {found[name].name} and {path.name}: remove one."
             )
         found[name] = path
+    within = next((path.name for path in sorted(folder.iterdir()) if path.is_dir() and _has_nifti(path)), None)
+    if found and within is not None:
+        warnings.warn(f"{folder} has files in sub-folders such as {within!r} too, which are not read.", stacklevel=3)
     if not found:
         others = sorted(path.name for path in folder.iterdir())[:3]
-        within = next((path.name for path in sorted(folder.iterdir()) if path.is_dir() and _has_nifti(path)), None)
         cure = "convert DICOM series to NIfTI first, as dcm2niix does"
         if within is not None:
             cure = f"sub-folders such as {within!r} are not read, so pass one of them, or put their files in one folder"

@@ -70,7 +70,10 @@ def read_grid(path: Path) -> Grid:
         )
     if image.get_data_dtype().names:
         raise ValueError(f"Expected numbers, but {path} has colours: convert it to grey values.")
-    unit = image.header.get_xyzt_units()[0]
+    try:
+        unit = image.header.get_xyzt_units()[0]
+    except KeyError:  # a code that the format does not define
+        unit = "unknown"
     if unit not in ("mm", "unknown"):
         raise ValueError(f"Expected an affine in mm, but {path} is in units of {unit}: convert it.")
     grid = Grid(tuple(image.shape[:3]), np.asarray(image.affine, dtype=np.float64))

@@ -133,7 +133,8 @@ def save_table(path: Path, table: dict[str, Any]) -> None:
     """Write a table of contents or an index."""
     content = io.BytesIO()
     np.savez(content, **table)
-    write_checked(path, content.getvalue())
+    with explaining_disk_errors(path.parent, path.name):
+        write_checked(path, content.getvalue())
 
 
 def load_table(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from torch.utils.data import (
 )
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+from apl_lightning.labels.target_images import TargetImages
 
 Make = Callable[..., pl.Trainer]
 
@@ -300,3 +301,34 @@ def test_validation_that_is_left_out_later(trainer: Make, tmp_path: Path) -> Non
     assert data.test_dataloader is list
     with pytest.raises(RuntimeError, match="Expected `setup` first"):
         TargetDataModule.from_datamodule(Project()).val_dataloader()
+
+
+def test_options_of_workers_are_kept(tmp_path: Path, trainer: Make) -> None:
+    options = {"num_workers": 1, "multiprocessing_context": "spawn", "prefetch_factor": 7, "timeout": 33}
+    data = TargetDataModule.from_datamodule(Project(**options), label_key="mask", store_dir=tmp_path)
+    data.setup("fit")
+    loader: Any = data.train_dataloader()
+    run: Any = trainer()
+    run.fit_loop._combined_loader = type("Loaders", (), {"iterables": loader})()
+    for found in (loader, TargetImages(run, data.train_dataset, 2)._loader):
+        assert found.multiprocessing_context.get_start_method() == "spawn"
+        assert (found.prefetch_factor, found.timeout) == (7, 33)
+    without = TargetDataModule.from_datamodule(Project(**options), num_workers=0, label_key="mask", store_dir=tmp_path)
+    without.setup("fit")
+    assert without.train_dataloader().num_workers == 0
+
+
+def test_data_module_of_data_sets(tmp_path: Path) -> None:
+    """Lightning sets its loaders on the object."""
+    theirs = pl.LightningDataModule.from_datasets(Images(4), Images(3, labelled=True), batch_size=2)
+    data = TargetDataModule.from_datamodule(theirs, store_dir=tmp_path)
+    data.setup("fit")
+    assert len(data.train_dataset) == 4
+    assert len(data.val_dataloader().dataset) == 3  # type: ignore[arg-type]
+
+
+def test_labels_need_a_local_folder(trainer: Make) -> None:
+    data = TargetDataModule(Images(4))
+    data.trainer = trainer(default_root_dir="memory://run")
+    with pytest.raises(ValueError, match="Expected a local folder for pseudo labels, but .* memory://run: pass `store"):
+        data.setup("fit")

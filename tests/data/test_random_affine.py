@@ -109,3 +109,14 @@ def test_sizes() -> None:
         sizes.append(math.sqrt(float(disc.sum() / moved.sum())))  # the map goes from output to input
     assert 0.79 < min(sizes) < 0.86
     assert 1.14 < max(sizes) < 1.21
+
+
+@pytest.mark.parametrize(("size", "stays"), [((8, 40, 40), True), ((40, 8, 40), True), ((14, 40, 40), False)])
+def test_thin_volumes_turn_in_their_plane(size: tuple[int, ...], stays: bool) -> None:
+    """Each slice has its own value; out of the plane of a thin volume, 15 degrees would leave its slices."""
+    thin = min(range(3), key=size.__getitem__)
+    numbers = torch.arange(float(size[thin])).view([-1 if axis == thin else 1 for axis in range(3)])
+    image = numbers.expand(size)[None].contiguous()
+    moved = RandomAffine(scale=0, shift=0)({"image": image, "pseudo_label": image, "weight": torch.ones_like(image)})
+    assert torch.equal(moved["image"], image) == stays
+    assert not bool(moved["weight"].all()), "it turns in the plane"

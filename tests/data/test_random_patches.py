@@ -17,7 +17,7 @@ from monai.transforms import RandFlipd
 from torch import nn
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule, TargetDataset
-from apl_lightning.data import DrawnSample, EpochSampler, RandomPatches
+from apl_lightning.data import DrawnSample, EpochSampler, RandomPatches, sliding_window
 from apl_lightning.data.joint_transforms import TARGET_KEYS
 
 Make = Callable[..., pl.Trainer]
@@ -132,6 +132,15 @@ def test_volumes_are_refined_on_patches(tmp_path: Path, trainer: Make, workers: 
     assert [tuple(store.read(index).classes.shape) for index in range(3)] == SIZES
     assert isinstance(module.inferer, SlidingWindowInferer)
     assert module.inferer.roi_size == PATCH
+
+
+def test_small_images_are_padded_alike_everywhere() -> None:
+    """The window of a label and the patch of a training step continue the border of an image of air (-1000)."""
+    image, seen = torch.full((1, 4, 8), -1000.0), []
+    sliding_window((8, 8))(image[None], lambda patches: seen.append(patches.clone()) or patches)
+    weight = torch.ones(1, 4, 8)
+    (patch,) = RandomPatches((8, 8))({"image": image, "pseudo_label": weight, "weight": weight})
+    assert torch.equal(seen[0][0], patch["image"])
 
 
 def test_labels_equal_a_sliding_window_of_monai(tmp_path: Path, trainer: Make) -> None:

@@ -158,3 +158,9 @@ def test_nothing_can_be_compared(tmp_path: Path) -> None:
     write(tmp_path / "r" / "a.nii.gz", np.zeros((4, 4, 5), np.uint8), affine())
     with pytest.raises(ValueError, match=r"none of 1 cases has a pair \(a: different grids"):
         evaluate_folder(tmp_path / "p", tmp_path / "r")
+
+
+def test_a_table_that_cannot_be_written_fails_first(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        evaluate_folder(tmp_path / "none", tmp_path / "none", out=tmp_path / "file" / "scores.csv")

@@ -16,7 +16,8 @@ from phantoms import AFFINES, Array, affine, blobs, write
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
-from apl_lightning import DualHeadModel, TargetDataModule, add_dual_heads
+from apl_lightning import DualHeadModel, PseudoLabelCallback, TargetDataModule, add_dual_heads
+from apl_lightning._support.files import claimed, save_weights
 from apl_lightning.checkpoints import ResnetGenerator, Translated
 from apl_lightning.data import NiftiFolder, sliding_window
 from apl_lightning.folders import as_folder_and_network, evaluate_folder, network_of_yaml, predict_folder, refine_folder
@@ -225,6 +226,28 @@ def test_arguments_that_do_not_fit(target: Path, source: nn.Module) -> None:
     with pytest.raises(ValueError, match="leave out `system`"):
         predict_folder(slices, source, target / "out", 3, system="advent")
     assert not (target / "out").exists()
+
+
+def test_two_runs_do_not_share_a_folder(target: Path, source: nn.Module) -> None:
+    class Other(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            with pytest.raises(ValueError, match="Expected `out` to be a new or an empty folder"):
+                refine_folder(images, source, target / "out", 3, **options)
+            with pytest.raises(ValueError, match="a run works in"), claimed(target / "out"):
+                pytest.fail("claimed twice")
+
+    images = NiftiFolder(target / "images", plane="axial", size=(48, 48))
+    options: dict[str, Any] = {"accelerator": "cpu", "max_epochs": 1, "check": False}
+    elsewhere = {"callbacks": [Other(), PseudoLabelCallback()], "default_root_dir": target / "root"}
+    refine_folder(images, source, target / "out", 3, trainer_options=elsewhere, **options)
+    assert {path.name for path in (target / "out").iterdir()} == {"refined.pt", "labels", "pictures", "volumes.csv"}
+
+
+def test_weights_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "open", lambda *_: open("/dev/full", "wb"))  # noqa: SIM115
+    with pytest.raises(OSError, match="No space left on device while writing refined.pt .*: free some space"):
+        save_weights(nn.Conv2d(1, 1, 1), tmp_path / "refined.pt")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_run_leaves_an_empty_folder(target: Path, source: nn.Module) -> None:

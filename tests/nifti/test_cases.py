@@ -12,7 +12,7 @@ import torch
 from phantoms import AFFINES, affine, write
 
 from apl_lightning.data import NiftiFolder
-from apl_lightning.nifti import find_cases, read_labels
+from apl_lightning.nifti import find_cases, read_grid, read_labels
 
 SMALL = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 
@@ -215,3 +215,18 @@ def test_colours(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(values, AFFINES["RAS"]), tmp_path / "a.nii")
     with pytest.raises(ValueError, match="has colours: convert it to grey values"):
         NiftiFolder(tmp_path)[0]
+
+
+def test_files_in_sub_folders_are_named(tmp_path: Path) -> None:
+    touch(tmp_path / "images", "a.nii.gz")
+    touch(tmp_path / "images" / "site_b", "b.nii.gz")
+    with pytest.warns(UserWarning, match="has files in sub-folders such as 'site_b' too, which are not read"):
+        assert [case.name for case in find_cases(tmp_path / "images")] == ["a"]
+
+
+def test_unknown_code_of_units(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.nii.gz", SMALL, np.eye(4))
+    image = nibabel.load(path)
+    image.header["xyzt_units"] = 4
+    nibabel.save(nibabel.Nifti1Image(SMALL, image.affine, image.header), path)
+    assert read_grid(path).shape == SMALL.shape
