@@ -1,5 +1,6 @@
 """Load the weights in a file into a network of your own."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -50,14 +51,22 @@ def load_weights(network: nn.Module, path: str | Path, prefix: str | None = None
         )
     first = next(iter(shapes))
     places = sorted(name.removesuffix(first) for name in tensors if f".{name}".endswith(f".{first}"))
-    found = [
-        place
-        for place in places
-        if all(place + name in tensors and tuple(tensors[place + name].shape) == shapes[name] for name in shapes)
-    ]
-    found = sorted(without_students(found)) if prefix is None else [place for place in found if place == prefix]
+
+    def fits(place: str, names: Iterable[str]) -> bool:
+        return all(place + name in tensors and tuple(tensors[place + name].shape) == shapes[name] for name in names)
+
+    complete = [place for place in places if fits(place, shapes)]
+    found = sorted(without_students(complete)) if prefix is None else [place for place in complete if place == prefix]
     if len(found) != 1:
-        raise CheckpointError(_problem(network, path, list(tensors), shapes, found, prefix))
+        raise CheckpointError(_problem(network, path, list(tensors), shapes, complete, prefix))
+    # An average of the weights is often kept without the statistics of BatchNorm.
+    parameters = {name for name, _ in network.named_parameters()}
+    partial = [place for place in places if place not in complete and fits(place, parameters & shapes.keys())]
+    if prefix is None and partial and parameters:
+        raise CheckpointError(
+            f"Expected one {type(network).__name__} in {path}, but got its parameters below {partial[0]!r} too, "
+            f"without the other tensors: pass prefix={found[0]!r}, or join both in one state dict."
+        )
     known = {found[0] + name for name in expected}
     if left := [name for name in tensors if name.startswith(found[0]) and name not in known]:
         raise CheckpointError(
@@ -72,12 +81,13 @@ def _problem(
     path: str | Path,
     names: list[str],
     shapes: dict[str, tuple[int, ...]],
-    found: list[str],
+    complete: list[str],
     prefix: str | None,
 ) -> str:
     name = type(network).__name__
-    if len(found) > 1:
-        return f"Expected one {name} in {path}, but got several: pass one of {found} as `prefix`."
+    if complete:
+        got = "several" if prefix is None else f"prefix={prefix!r}"
+        return f"Expected one {name} in {path}, but got {got}: pass one of {complete} as `prefix`."
     after = "" if prefix is None else f" after {prefix!r}"
     return (
         f"Expected {path} to contain the {len(shapes)} tensors of {name}{after}, such as {shorten(list(shapes), 2)}, "

@@ -75,6 +75,22 @@ def test_one_of_two_networks(tmp_path: Path) -> None:
     loaded = load_weights(TinyNet(), path, prefix="b.")
     assert torch.equal(loaded.state_dict()["classifier.weight"], second.classifier.weight)
 
+    with pytest.raises(CheckpointError, match=r"got prefix='b': pass one of \['a.', 'b.'\] as `prefix`"):
+        load_weights(TinyNet(), path, prefix="b")
+
+
+def test_an_average_without_statistics_is_not_passed_over(tmp_path: Path) -> None:
+    """Its values would be lost for those of the last step, without a word."""
+    saved = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    average = {name: value.detach() + 1 for name, value in saved.named_parameters()}
+    path = save(tmp_path / "source.pt", {"state_dict": saved.state_dict(), "ema": average})
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    with pytest.raises(
+        CheckpointError, match=r"its parameters below 'ema\.' too, .* pass prefix='state_dict\.' for the"
+    ):
+        load_weights(network, path)
+    assert torch.equal(load_weights(network, path, prefix="state_dict.")[0].weight, saved[0].weight)
+
 
 class WithExtraState(TinyNet):
     """Keeps more than tensors in its state dict."""
