@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import mean
 from typing import Any
 
 import torch
@@ -98,17 +99,18 @@ def preflight(
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """The trial with the largest gain, among those that are above their margin and gain in most parts of the images.
+    """The trial with the largest gain, among those with clear gains."""
+    clear = [trial for trial in trials if is_clear(trial.gains, MARGINS[trial.view.kind])]
+    return max(clear, key=lambda trial: trial.gain, default=None)
+
+
+def is_clear(gains: Sequence[float], margin: float) -> bool:
+    """Whether the gains in parts of the images are above a margin, and most of them above 0.
 
     The mean of n parts has the error of one part divided by the square root of n, and so has the margin.
     """
-
-    def is_clear(trial: Trial) -> bool:
-        count = len(trial.gains)
-        agree = sum(gain > 0 for gain in trial.gains) / count
-        return trial.gain > MARGINS[trial.view.kind] / math.sqrt(count) and agree >= _AGREE
-
-    return max(filter(is_clear, trials), key=lambda trial: trial.gain, default=None)
+    count = len(gains)
+    return mean(gains) > margin / math.sqrt(count) and sum(gain > 0 for gain in gains) / count >= _AGREE
 
 
 def _try(

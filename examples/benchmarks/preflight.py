@@ -6,8 +6,8 @@ Each folder of `--data` holds the volumes of two modalities (see `examples/slice
 direction. The patients are held out in turn, in folds, so that no single patient decides. In each fold and setting a
 plain source network is trained with the budget of `methods.py`, which has run before, and:
 
-- A mistake is planted in random volumes of the source modality: of held-out patients, a random block of slices of which
-  8 are taken, with small random moves and changes of intensity. It is found if the best view undoes it.
+- A mistake is planted in random volumes of the source modality: random blocks of slices of held-out patients, with
+  small random moves and changes of intensity. It is found if the best view undoes it.
 - Random volumes of the target modality are left as they are. Anything that is found there is a false alarm.
 - Each mistake is planted in the target data set as a whole, which is how preflight is used.
 
@@ -35,8 +35,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apl_lightning.preflight import MARGINS, PreflightReport, View, preflight
+from apl_lightning.preflight.run import is_clear
 
-SLICES = 8  # of a volume
 SHARE = 0.6  # of its slices: the shortest block
 GRID = tuple(step / 20 for step in range(200))
 WITH_BATCH_NORM = ("range", "size")  # views that a network without BatchNorm is not asked for
@@ -98,13 +98,13 @@ MISTAKES = {
 }
 
 
-def random_volume(data: Slices, generator: random.Random) -> tuple[str, Tensor]:
-    """A random patient, and slices (8, 1, S, S) of a random block, moved and changed in intensity by a little."""
+def random_volume(data: Slices, most: int, generator: random.Random) -> tuple[str, Tensor]:
+    """A random patient, and slices (B, 1, S, S) of a random block, moved and changed in intensity by a little."""
     patient = generator.choice(sorted(set(data.cases)))
     slices = data.images[[index for index, case in enumerate(data.cases) if case == patient]]
     length = generator.randint(math.ceil(SHARE * len(slices)), len(slices))
     start = generator.randint(0, len(slices) - length)
-    images = slices[torch.linspace(start, start + length - 1, min(SLICES, length)).round().long()]
+    images = slices[torch.linspace(start, start + length - 1, min(most, length)).round().long()]
     angle, zoom = math.radians(generator.uniform(-8, 8)), generator.uniform(0.95, 1.05)
     move = [generator.uniform(-0.05, 0.05) for _ in range(2)]
     rows = [[math.cos(angle), -math.sin(angle), move[0]], [math.sin(angle), math.cos(angle), move[1]]]
@@ -127,8 +127,9 @@ Margins = Mapping[Any, float]
 class Direction:
     """A source network of a fold, with volumes of its modality and of the other one."""
 
-    def __init__(self, setting: Setting, held_out: Slices, fold: int) -> None:
+    def __init__(self, setting: Setting, held_out: Slices, fold: int, most: int) -> None:
         self.setting = setting
+        self.most = most
         self.fold = fold
         self.network = base_network("plain", setting, fold).to(memory_format=torch.channels_last)
         self.source = held_out
@@ -137,7 +138,8 @@ class Direction:
 
     def run(self, number: int) -> Rows:
         """The rows of one random volume of each domain; `number` says which mistakes are planted."""
-        (case, source), (other, target) = (random_volume(data, self.generator) for data in (self.source, self.target))
+        volumes = [random_volume(data, self.most, self.generator) for data in (self.source, self.target)]
+        (case, source), (other, target) = volumes
         planted = {name: mistakes[number % len(mistakes)] for name, mistakes in MISTAKES.items()}
         rows = [self._row("source", case, "", source, None), self._row("target", other, "", target, None)]
         rows += [self._row("source", case, name, source, mistake) for name, mistake in planted.items()]
@@ -161,8 +163,8 @@ class Direction:
         tried = [
             {
                 "kind": one.view.kind,
-                "gain": one.gain,
-                "surer": mean(one.surer),
+                "gains": one.gains,
+                "surer": one.surer,
                 "right": mistake is not None and mistake.undone_by(one.view),
             }
             for one in trials
@@ -173,8 +175,8 @@ class Direction:
 
 def best(row: dict[str, Any], margins: Margins) -> dict[str, Any] | None:
     """The trial that preflight would report with these margins."""
-    clear = [trial for trial in row["trials"] if trial["gain"] > margins[trial["kind"]]]
-    return max(clear, key=lambda trial: trial["gain"], default=None)
+    clear = [trial for trial in row["trials"] if is_clear(trial["gains"], margins[trial["kind"]])]
+    return max(clear, key=lambda trial: mean(trial["gains"]), default=None)
 
 
 def clean(rows: Rows, domain: str = "target") -> Rows:
@@ -193,9 +195,10 @@ def chosen_margins(rows: Rows) -> Margins:
     """For each kind of view the smallest margin with few false alarms on target images as they are."""
     chosen = {}
     for kind in MARGINS:
-        gains = sorted(max((t["gain"] for t in row["trials"] if t["kind"] == kind), default=0) for row in clean(rows))
-        allowed = int(FALSE_ALARMS * len(gains))
-        chosen[kind] = next(margin for margin in GRID if sum(gain > margin for gain in gains) <= allowed)
+        found = [[t["gains"] for t in row["trials"] if t["kind"] == kind] for row in clean(rows)]
+        allowed = int(FALSE_ALARMS * len(found))
+        alarms = (sum(any(is_clear(gains, margin) for gains in of_row) for of_row in found) for margin in GRID)
+        chosen[kind] = next(margin for margin, count in zip(GRID, alarms, strict=True) if count <= allowed)
     return chosen
 
 
@@ -218,7 +221,7 @@ def table(rows: Rows) -> str:
 
 def _alone(trial: dict[str, Any]) -> dict[str, Any]:
     """The trial as it were of a network without BatchNorm."""
-    return {**trial, "gain": trial["surer"]}
+    return {**trial, "gains": trial["surer"]}
 
 
 def margins_table(rows: Rows) -> str:
@@ -284,7 +287,8 @@ def main(argv: list[str] | None = None) -> str:
     parser.add_argument("--methods", type=Path, default=Path("runs/methods"), help="the folder of `methods.py`")
     parser.add_argument("--out", type=Path, default=Path("runs/preflight"), help="folder of the results")
     parser.add_argument("--folds", type=int, default=4, help="networks per direction; each holds out other patients")
-    parser.add_argument("--volumes", type=int, default=14, help="random volumes per network and domain")
+    parser.add_argument("--volumes", type=int, default=7, help="random volumes per network and domain")
+    parser.add_argument("--slices", type=int, default=32, help="the most slices of a volume, spread over it")
     arguments = parser.parse_args(argv)
     budget, directions = read_budget(arguments.methods), []
     for fold in range(arguments.folds):
@@ -293,7 +297,8 @@ def main(argv: list[str] | None = None) -> str:
         settings = all_settings(data, folder, budget)
         for forth, back in zip(settings[::2], settings[1::2], strict=True):
             for setting, other in ((forth, back), (back, forth)):
-                directions.append(Direction(setting, other.read("target_val", labelled=False), fold))
+                held_out = other.read("target_val", labelled=False)
+                directions.append(Direction(setting, held_out, fold, arguments.slices))
                 print(f"fold {fold}, {setting.name}: network trained", file=sys.stderr, flush=True)
     rows: Rows = []
     for number in range(arguments.volumes):

@@ -46,9 +46,9 @@ def test_from_nothing(benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def row(planted: str, domain: str, right: float, wrong: float, data: str = "x") -> dict[str, Any]:
-    trials = [{"kind": "orientation", "gain": wrong, "surer": wrong, "right": False}]
+    trials = [{"kind": "orientation", "gains": [wrong], "surer": [wrong], "right": False}]
     if planted:
-        trials.append({"kind": "orientation", "gain": right, "surer": right, "right": True})
+        trials.append({"kind": "orientation", "gains": [right], "surer": [right], "right": True})
     return {
         "data": data,
         "setting": f"{data}-a-to-b",
