@@ -76,7 +76,7 @@ def preflight(
         True
         >>> report.warn()  # nothing to warn of
     """
-    tensors = _sample(images, Keys(image=image_key), max_images)
+    tensors, cases = _sample(images, Keys(image=image_key), max_images)
     if inferer is not None:
         tensors = [centre(image, _MOST_OF_A_VOLUME) if image.ndim == 4 else image for image in tensors]
     parts = _parts(tensors)
@@ -93,24 +93,25 @@ def preflight(
         for order in sorted(orders, key=lambda trial: trial.gain)[-_ORDERS:]:
             more, left_out = _try(network, next_views(order.view), parts, before)
             trials, skipped = trials + more, skipped + left_out
-        found = best_of(trials)
+        found = best_of(trials, cases)
         shown = [_show(network, view, tensors) for view in (AS_THEY_ARE, *([found.view] if found else []))]
     return PreflightReport(found, trials, skipped, shown[0], shown[1] if found else [])
 
 
-def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """The trial with the largest gain, among those with clear gains."""
-    clear = [trial for trial in trials if is_clear(trial.gains, MARGINS[trial.view.kind])]
+def best_of(trials: Sequence[Trial], cases: int) -> Trial | None:
+    """The trial with the largest gain, among those with clear gains, in images of some cases."""
+    clear = [trial for trial in trials if is_clear(trial.gains, MARGINS[trial.view.kind], cases)]
     return max(clear, key=lambda trial: trial.gain, default=None)
 
 
-def is_clear(gains: Sequence[float], margin: float) -> bool:
+def is_clear(gains: Sequence[float], margin: float, cases: int) -> bool:
     """Whether the gains in parts of the images are above a margin, and most of them above 0.
 
-    The mean of n parts has the error of one part divided by the square root of n, and so has the margin.
+    The mean over n patients has the error of one of them divided by the square root of n, and so has the margin. More
+    slices of one patient err alike.
     """
-    count = len(gains)
-    return mean(gains) > margin / math.sqrt(count) and sum(gain > 0 for gain in gains) / count >= _AGREE
+    independent = min(len(gains), cases)
+    return mean(gains) > margin / math.sqrt(independent) and sum(gain > 0 for gain in gains) / len(gains) >= _AGREE
 
 
 def _try(
@@ -148,15 +149,17 @@ def gain(view: View, before: Score, after: Score) -> float:
     return closer if view.kind == "range" else surer + closer
 
 
-def _sample(images: Any, keys: Keys, most: int | None) -> list[Tensor]:
-    """Some images (C, *S), spread over the data set."""
+def _sample(images: Any, keys: Keys, most: int | None) -> tuple[list[Tensor], int]:
+    """Some images (C, *S), spread over the data set, and the number of their cases; without a case, each is its own."""
     length = length_of(images)
     if most is not None and most < 1:
         raise ValueError(f"Expected `max_images` to be at least 1, but got {most}.")
     first = read_sample(images[0], keys, 0)["image"]
     count = min(length, most or (_MOST_VOLUMES if first.ndim == 4 else _MOST))
     indices = [(2 * place + 1) * length // (2 * count) for place in range(count)]
-    return [read_sample(images[index], keys, index)["image"] for index in indices]
+    samples = [read_sample(images[index], keys, index) for index in indices]
+    cases = {sample.get("case", index) for index, sample in zip(indices, samples, strict=True)}
+    return [sample["image"] for sample in samples], len(cases)
 
 
 def centre(image: Tensor, most: int) -> Tensor:

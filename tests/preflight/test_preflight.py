@@ -264,14 +264,27 @@ def test_decision_of_known_gains() -> None:
     def trial(view: View, *gains: float) -> Trial:
         return Trial(view, list(gains), list(gains))
 
-    assert best_of([trial(flip, 0.99 * margin)]) is None
-    assert best_of([trial(flip, *[0.51 * margin] * 4)]) is not None
-    assert best_of([trial(flip, *[0.49 * margin] * 4)]) is None
-    assert best_of([trial(flip, 10, 10, -1, -1)]) is None
-    found = best_of([trial(flip, 2, 2, 2, -1), trial(turn, 2, 2, 2, 2), trial(flip, 9, 9, -1, -1)])
+    assert best_of([trial(flip, 0.99 * margin)], cases=4) is None
+    assert best_of([trial(flip, *[0.51 * margin] * 4)], cases=4) is not None
+    assert best_of([trial(flip, *[0.49 * margin] * 4)], cases=4) is None
+    assert best_of([trial(flip, *[0.99 * margin] * 4)], cases=1) is None, "slices of one patient err alike"
+    assert best_of([trial(flip, *[1.01 * margin] * 4)], cases=1) is not None
+    assert best_of([trial(flip, 10, 10, -1, -1)], cases=4) is None
+    found = best_of([trial(flip, 2, 2, 2, -1), trial(turn, 2, 2, 2, 2), trial(flip, 9, 9, -1, -1)], cases=4)
     assert found is not None
     assert found.view is turn
-    assert best_of([]) is None
+    assert best_of([], cases=4) is None
+
+
+@pytest.mark.parametrize(("names", "cases"), [(["a"], 1), (["a", "b", "c"], 3), ([None], 32)])
+def test_slices_of_one_case_count_once(
+    batch_norm_network: nn.Module, monkeypatch: pytest.MonkeyPatch, names: list[str | None], cases: int
+) -> None:
+    """Without a case, each slice is its own."""
+    seen = []
+    monkeypatch.setattr("apl_lightning.preflight.run.best_of", lambda trials, cases: seen.append(cases))
+    preflight(batch_norm_network, [{"image": SLICES[0], "case": names[n % len(names)]} for n in range(32)])
+    assert seen == [cases]
 
 
 def test_number_of_images(batch_norm_network: nn.Module) -> None:
