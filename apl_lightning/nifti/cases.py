@@ -1,5 +1,6 @@
 """The cases in a folder: which files belong together."""
 
+import os
 import re
 import warnings
 from pathlib import Path
@@ -82,6 +83,8 @@ def nifti_files(folder: str | Path) -> dict[str, Path]:
 
 
 def _has_nifti(folder: Path) -> bool:
+    if not os.access(folder, os.R_OK | os.X_OK):  # such as the `lost+found` of a disk
+        return False
     return any(path.name.lower().endswith(_SUFFIXES) for path in folder.iterdir())
 
 
