@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
 from conftest import CLASSES, TinyNet
 
-from apl_lightning import PAPER, APLModule, SelfTrainingModule
+from apl_lightning import PAPER, APLModule, PseudoLabelCallback, SelfTrainingModule, TargetDataModule
 from apl_lightning.losses import consistency_loss, mean_over_heads, weighted_cross_entropy
 
 
@@ -37,3 +40,20 @@ def test_extras_of_the_benchmark_are_the_defaults_of_apl(example: Any) -> None:
     differ = {name for name in others if name in defaults and defaults[name] != others[name].default}
     assert differ == set(extras)
     assert set(defaults) - set(others) == own
+
+
+def test_page_shows_the_defaults_and_the_paper_settings() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "choices.md").read_text()
+    rows = re.findall(r"^\| [\w ]+ \| `(\w+)\((\w+)=\)` \| (.+?) \| (.+?) \|$", page, re.MULTILINE)
+    parts: dict[str, tuple[Any, Any]] = {
+        "APLModule": (APLModule, PAPER.module),
+        "PseudoLabelCallback": (PseudoLabelCallback, PAPER.callback),
+        "TargetDataModule": (TargetDataModule, PAPER.data),
+    }
+    assert len(rows) == 10
+    for kind, option, default, paper in rows:
+        owner, preset = parts[kind]
+        assert preset[option] == ast.literal_eval(paper.strip("`")), option
+        if option != "ignore_small_components":  # the default depends on the denoiser
+            found = ast.literal_eval(default.split(" with")[0].strip("`"))
+            assert inspect.signature(owner).parameters[option].default == found, option

@@ -14,8 +14,9 @@ from monai.data import MetaTensor
 from monai.transforms import RandAffined, RandFlipd, RandSpatialCropSamplesd
 from torch.utils.data import Dataset, IterableDataset, Subset
 
-from apl_lightning import TargetDataset
-from apl_lightning.data import Keys, RandomPatches, fingerprint
+from apl_lightning import RandomAffine, TargetDataset
+from apl_lightning._support.seeding import run_seed
+from apl_lightning.data import EpochSampler, Keys, RandomPatches, fingerprint
 from apl_lightning.data.joint_transforms import TARGET_KEYS
 
 
@@ -169,3 +170,15 @@ def test_a_label_is_refused_for_another_image(tmp_path: Path, images: Images) ->
             [target[index] for index in range(6)]
     rounded = TargetDataset([image + 1e-7 for image in images], tmp_path)  # another processor rounds differently
     assert len([rounded[index] for index in range(6)]) == 6
+
+
+def test_runs_of_two_seeds_differ(tmp_path: Path) -> None:
+    orders = [[drawn.index for drawn in EpochSampler(range(20), 1, 0, seed, lambda: 0)] for seed in (0, 1)]
+    moved = [filled(Images(), tmp_path / str(n), transform=RandomAffine(), seed=n)[0]["image"] for n in (0, 1)]
+    seeds = []
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        seeds.append(run_seed())
+    assert orders[0] != orders[1]
+    assert not torch.equal(*moved)
+    assert seeds[0] != seeds[1]

@@ -120,3 +120,21 @@ def test_thin_volumes_turn_in_their_plane(size: tuple[int, ...], stays: bool) ->
     moved = RandomAffine(scale=0, shift=0)({"image": image, "pseudo_label": image, "weight": torch.ones_like(image)})
     assert torch.equal(moved["image"], image) == stays
     assert not bool(moved["weight"].all()), "it turns in the plane"
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_volumes_turn_in_all_planes(axis: int) -> None:
+    """A turn about its own axis leaves a rod; the two others move it along both other axes."""
+    rod, index = torch.zeros(1, 21, 21, 21), [0, 10, 10, 10]
+    index[axis + 1] = slice(None)  # type: ignore[call-overload]
+    rod[tuple(index)] = 1
+    spread = torch.zeros(3)
+    for _ in range(20):
+        moved = RandomAffine(degrees=30, scale=0, shift=0)({"image": rod, "pseudo_label": rod, "weight": rod})["image"]
+        spread = spread.maximum(moved[0].nonzero().float().std(0))
+    assert min(float(spread[other]) for other in range(3) if other != axis) > 1
+
+
+def test_defaults() -> None:
+    """Most of the gain depends on them."""
+    assert RandomAffine() == RandomAffine(degrees=15.0, scale=0.15, shift=0.05)

@@ -355,3 +355,11 @@ def test_resumed_run_is_as_patient(tmp_path: Path, trainer: Make, scripted: Any)
     resumed = PseudoLabelCallback()
     fit(tmp_path, trainer, resumed, epochs=6, ckpt_path=saved)
     assert resumed.round == 3
+
+
+def test_second_fit_has_its_own_candidates(tmp_path: Path, trainer: Make, scripted: Callable[..., None]) -> None:
+    callback = PseudoLabelCallback()
+    for gain in (0.5, 0.1):
+        scripted(gain, gain)
+        fit(tmp_path / str(gain), trainer, callback, epochs=1)
+        assert callback.guard.best == gain

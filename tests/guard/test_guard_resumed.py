@@ -10,6 +10,7 @@ from conftest import CLASSES, Images, TinyNet
 from test_guard import Fade, Save, fit, named_gains
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
+from apl_lightning.guard import Snapshot
 from apl_lightning.labels import Labelling
 
 Make = Callable[..., pl.Trainer]
@@ -46,3 +47,15 @@ def test_run_without_a_guard_resumes_with_one(tmp_path: Path, trainer: Make) -> 
     fit(tmp_path, trainer, PseudoLabelCallback(guard="off"), 5, callbacks=[Save(saved, after=4)])
     fit(tmp_path, trainer, resumed, 10, ckpt_path=saved)
     assert resumed.round == 9
+
+
+def test_resumed_run_keeps_the_network_of_its_checkpoint(tmp_path: Path) -> None:
+    """It may be killed once more before it saves another one."""
+    saved, resumed, again = Snapshot(), Snapshot(), Snapshot()
+    saved.round = 0
+    saved.write(torch.nn.Linear(2, 2), tmp_path)
+    resumed.load_state_dict(saved.state_dict())
+    resumed.round = 1
+    resumed.write(torch.nn.Linear(2, 2), tmp_path)
+    again.load_state_dict(saved.state_dict())
+    assert again.is_in(tmp_path)

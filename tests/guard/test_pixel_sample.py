@@ -49,3 +49,10 @@ def test_pixels_differ_between_images() -> None:
     numbers = torch.arange(100 * 100).view(1, 100, 100).expand(2, -1, -1)
     classes = PixelSample(2**12).look([0, 1], ["", ""], torch.rand(2, 1, 100, 100), numbers)
     assert not torch.equal(classes[0], classes[1])
+
+
+@pytest.mark.parametrize(("length", "count"), [(2**20, 16), (64, 4096)])
+def test_number_of_sampled_pixels(length: int, count: int) -> None:
+    """2^18 in all, and at least 16 of an image."""
+    image, labels = torch.rand(1, 1, 256, 256), torch.zeros(1, 256, 256).long()
+    assert len(PixelSample(length).look([0], [""], image, labels)[0]) == count

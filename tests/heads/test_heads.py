@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from apl_lightning import HeadNotFoundError, add_dual_heads
 from apl_lightning.heads import warm_up_second_head
+from apl_lightning.heads.new_head import perturbed
 
 
 def test_copies_are_independent(network: TinyNet) -> None:
@@ -187,3 +188,9 @@ def test_bad_input_is_an_error(
 ) -> None:
     with pytest.raises(error, match=message):
         add_dual_heads(build(), **{"num_classes": CLASSES, **options})
+
+
+def test_noise_of_the_perturbed_head() -> None:
+    head = nn.Conv2d(64, 32, 3)
+    for old, new in zip(head.parameters(), perturbed(head).parameters(), strict=True):
+        assert float((new - old).detach().norm() / old.detach().norm()) == pytest.approx(0.1, rel=0.5)

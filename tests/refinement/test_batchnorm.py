@@ -108,3 +108,10 @@ def test_a_translator_keeps_its_dropout_off_and_its_statistics() -> None:
     assert not any(part.training for part in inside.modules())
     assert batch_norms(module.model) == [module.model.network.get_submodule("segmenter.encoder.1")]
     assert any(isinstance(part, nn.BatchNorm2d) for part in inside.modules())
+
+
+def test_statistics_without_dropout() -> None:
+    network, images = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(2)).train(), torch.randn(16, 2, 8, 8)
+    adapt_batch_norm(network, [images])
+    torch.testing.assert_close(network[1].running_var, images.var((0, 2, 3)))
+    assert network[0].training

@@ -83,3 +83,9 @@ def test_guard_restores_after_nan(tmp_path: Path, trainer: Make, name: str) -> N
     with pytest.warns(UserWarning, match="the weights or the predictions are not finite. .*the network .* is restored"):
         exported = fit(module, tmp_path, trainer, Break(name))
     assert all(bool(value.isfinite().all()) for value in exported.state_dict().values())
+
+
+def test_export_of_averaged_heads() -> None:
+    module, image = APLModule(TinyNet(), CLASSES).eval(), torch.rand(1, 1, 8, 8)
+    main, aux = module(image)
+    torch.testing.assert_close(module.export(average=True)(image), (main + aux) / 2)

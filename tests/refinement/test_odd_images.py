@@ -12,8 +12,10 @@ import torch
 from conftest import CLASSES, Images, TinyNet
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor
+from torch.nn import functional as F
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule, TargetDataset
+from apl_lightning.losses import weighted_cross_entropy
 from apl_lightning.metrics import CaseDice, overlap_counts
 
 Make = Callable[..., pl.Trainer]
@@ -203,3 +205,30 @@ def test_a_label_at_another_key_is_not_silent(tmp_path: Path, shape: tuple[int, 
     with pytest.warns(UserWarning, match="have no 'label', but 'mask' looks like a label.*pass label_key='mask'"):
         TargetDataset(samples, tmp_path)
     TargetDataset([{**sample, "mask": sample["image"]} for sample in samples], tmp_path)
+
+
+def test_window_without_a_fit(trainer: Any) -> None:
+    """`patch_size` of the data module serves test and prediction too."""
+
+    class OnlyPatches(TinyNet):
+        def forward(self, image: Tensor) -> Tensor:
+            assert image.shape[-2:] == (8, 8)
+            return super().forward(image)
+
+    module, images = APLModule(OnlyPatches(), CLASSES, example=torch.rand(2, 1, 8, 8)), Images(2, labelled=True)
+    data = TargetDataModule(test=images, predict=images, patch_size=(8, 8))
+    assert [labels.shape for labels in trainer().predict(module, data)] == [(1, 16, 16)] * 2
+    assert 0 <= trainer().test(module, data, verbose=False)[0]["test/dice"] <= 1
+
+
+def test_loss_of_coarse_logits() -> None:
+    class Coarse(TinyNet):
+        def forward(self, image: Tensor) -> Tensor:
+            return super().forward(F.avg_pool2d(image, 4))
+
+    module = APLModule(Coarse(), CLASSES, consistency_weight=0.0, dice_weight=0.0, batch_norm="frozen")
+    image, labels, weights = torch.rand(2, 1, 16, 16), torch.randint(CLASSES, (2, 16, 16)), torch.rand(2, 16, 16)
+    fine = [F.interpolate(z, (16, 16), mode="bilinear") for z in module.model(image)]
+    expected = torch.stack([weighted_cross_entropy(z, labels, weights) for z in fine]).mean()
+    found = module.losses({"image": image, "pseudo_label": labels, "weight": weights})["loss"]
+    torch.testing.assert_close(found, expected)

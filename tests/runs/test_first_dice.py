@@ -41,7 +41,7 @@ def fit(make: Make, folder: Path, *callbacks: Any, network: Any = None, val: Any
     data = TargetDataModule(Images(8), labelled, batch_size=size, val_batch_size=2, store_dir=folder / "labels")
     ckpt_path = options.pop("ckpt_path", None)
     run = make(
-        callbacks=[*callbacks, PseudoLabelCallback()],
+        callbacks=[*callbacks, PseudoLabelCallback(guard="off")],
         logger=CSVLogger(folder, name="", version=options.pop("version", "log")),
         **{"max_epochs": 2, "log_every_n_steps": 1, **options},
     )
