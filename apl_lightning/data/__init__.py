@@ -3,6 +3,7 @@
 from apl_lightning.data.datamodule import TargetDataModule
 from apl_lightning.data.dataset import EvaluationDataset, TargetDataset
 from apl_lightning.data.fingerprints import check_fingerprint, fingerprint
+from apl_lightning.data.joined_datasets import read_joined
 from apl_lightning.data.loader import LazyDataLoader, collate
 from apl_lightning.data.project import WORKER_OPTIONS
 from apl_lightning.data.random_affine import RandomAffine

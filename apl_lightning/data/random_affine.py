@@ -58,19 +58,19 @@ class RandomAffine:
 
     def _draw(self, size: torch.Size) -> Tensor:
         """A random map from output to input coordinates, for `affine_grid`: (D, D + 1)."""
-        dimensions = len(size)
+        dimensions, lengths = len(size), size[::-1]  # the axes of the grid are those of the image in reverse
         matrix = torch.eye(dimensions) * (1 + _uniform(self.scale))
         for first in range(dimensions):
             for second in range(first + 1, dimensions):
                 angle = math.radians(float(_uniform(self.degrees)))
-                if dimensions > 2 and _is_thin(size[::-1][first], size[::-1][second]):
+                if dimensions > 2 and _is_thin(lengths[first], lengths[second]):
                     continue
                 rotation = torch.eye(dimensions)
                 rotation[first, first] = rotation[second, second] = math.cos(angle)
                 rotation[first, second], rotation[second, first] = -math.sin(angle), math.sin(angle)
                 matrix = matrix @ rotation
-        # The axes of the grid are those of the image in reverse, each from -1 to 1; a rotation is one in pixels only.
-        extent = torch.tensor(size[::-1], dtype=torch.float)
+        # Each axis of the grid is from -1 to 1; a rotation is one in pixels only.
+        extent = torch.tensor(lengths, dtype=torch.float)
         matrix = matrix * extent[None, :] / extent[:, None]
         shift = torch.stack([2 * _uniform(self.shift) for _ in size])
         return torch.cat([matrix, shift[:, None]], dim=1)

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from apl_lightning._support.modes import evaluating
 from apl_lightning._support.resizing import resize_to
-from apl_lightning.data import Keys, length_of, read_sample
+from apl_lightning.data import Keys, length_of, read_joined
 from apl_lightning.heads import Inferer
 from apl_lightning.preflight.network import Network
 from apl_lightning.preflight.picture import Shown
@@ -154,10 +154,10 @@ def _sample(images: Any, keys: Keys, most: int | None) -> tuple[list[Tensor], in
     length = length_of(images)
     if most is not None and most < 1:
         raise ValueError(f"Expected `max_images` to be at least 1, but got {most}.")
-    first = read_sample(images[0], keys, 0)["image"]
+    first = read_joined(images, keys, 0)["image"]
     count = min(length, most or (_MOST_VOLUMES if first.ndim == 4 else _MOST))
     indices = [(2 * place + 1) * length // (2 * count) for place in range(count)]
-    samples = [read_sample(images[index], keys, index) for index in indices]
+    samples = [read_joined(images, keys, index) for index in indices]
     cases = {sample.get("case", index) for index, sample in zip(indices, samples, strict=True)}
     return [sample["image"] for sample in samples], len(cases)
 

@@ -11,6 +11,7 @@ from conftest import CLASSES, TinyNet
 from organs import phantoms, train
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import ConcatDataset
 
 from apl_lightning import APLModule
 from apl_lightning.preflight import MARGINS, PreflightReport, Trial, View, best_of, preflight
@@ -283,8 +284,11 @@ def test_slices_of_one_case_count_once(
     """Without a case, each slice is its own."""
     seen = []
     monkeypatch.setattr("apl_lightning.preflight.run.best_of", lambda trials, cases: seen.append(cases))
-    preflight(batch_norm_network, [{"image": SLICES[0], "case": names[n % len(names)]} for n in range(32)])
+    slices = [{"image": SLICES[0], "case": names[n % len(names)]} for n in range(32)]
+    preflight(batch_norm_network, slices)
     assert seen == [cases]
+    preflight(batch_norm_network, ConcatDataset([slices[:16], slices[16:]]))
+    assert seen[1] == min(2 * cases, 32), "patients of one name in two folders are two"
 
 
 def test_number_of_images(batch_norm_network: nn.Module) -> None:
