@@ -18,7 +18,8 @@ from apl_lightning._support.random_state import isolated_random_state
 
 def derived_seed(*numbers: int) -> int:
     """A 32-bit seed from several numbers; neighbouring numbers give unrelated seeds."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    # NumPy pads its words with zeros: without their count, (1, 2) and (1, 2, 0) were the same.
+    return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1)[0])
 
 
 def run_seed() -> int:
