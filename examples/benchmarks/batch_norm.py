@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 import pytorch_lightning as pl
 from bases import BASES, base_network, images_for
 from evaluation import organ_dice, predict
+from markdown_table import table_head, table_row
 from settings import Setting, all_settings, read_budget, trainer
 from torch import nn
 
@@ -74,10 +75,10 @@ def main(argv: list[str] | None = None) -> list[list[str]]:
     budget = read_budget(arguments.out)
     settings = all_settings(arguments.data, arguments.out, budget)
     rows = []
-    print(f"| {' | '.join(COLUMNS)} |\n" + "|---" * len(COLUMNS) + "|")
+    print(table_head(*COLUMNS))
     for setting, base, seed in product(settings, arguments.bases, arguments.seeds):
         rows.append(row(setting, base, seed))
-        print(f"| {' | '.join(rows[-1])} |", flush=True)
+        print(table_row(*rows[-1]), flush=True)
     return rows
 
 

@@ -11,6 +11,7 @@ round or at its end.
 import argparse
 from pathlib import Path
 
+from markdown_table import table_head, table_row
 from report import Run, read_runs
 
 COLUMNS = ("setting", "base", "method", "seed", "before", "short", "long", "best round", "below it", "worst class")
@@ -31,11 +32,11 @@ def row(short: Run, long: Run) -> list[str]:
 def table(short: list[Run], long: list[Run]) -> str:
     """Format a row per long run that has a short one."""
     by_name = {tuple(run[key] for key in COLUMNS[:4]): run for run in short}
-    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    lines = [table_head(*COLUMNS)]
     for run in long:
         other = by_name.get(tuple(run[key] for key in COLUMNS[:4]))
         if other is not None and run.get("rounds"):
-            lines.append(f"| {' | '.join(row(other, run))} |")
+            lines.append(table_row(*row(other, run)))
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ from itertools import product
 from statistics import mean, median
 from typing import Any
 
+from markdown_table import table_head, table_row
 from scipy.stats import spearmanr
 
 from apl_lightning.guard import LOSS_WEIGHT, Guard, careful_gain
@@ -54,7 +55,7 @@ def guard_table(runs: list[Run]) -> str:
         "with",
         "kept of gains",
     ]
-    lines = ["## Guard", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines = ["## Guard", "", table_head(*columns)]
     data = {name: [run for run in runs if run["data"] == name] for name in _data_sets(runs)}
     for name, of_data in data.items():
         lines += [_row(name, of_data, *both) for both in product(LIMITS, LOSS_WEIGHTS)]
@@ -77,7 +78,7 @@ def _chosen(runs: list[Run]) -> tuple[float, float]:
 def estimate_table(runs: list[Run]) -> str:
     """Format how the estimated gains of the networks of all rounds relate to their true gains on held-out patients."""
     columns = ["data", "networks", "Spearman", "differ by more than 2", "sign right", "median error"]
-    lines = ["## Estimated gain", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines = ["## Estimated gain", "", table_head(*columns)]
     for name in _data_sets(runs):
         pairs = [pair for run in runs if run["data"] == name for pair in _estimates(run)]
         if not pairs:
@@ -86,7 +87,7 @@ def estimate_table(runs: list[Run]) -> str:
         right = sum(estimate * true > 0 for estimate, true in clear)
         error = median(abs(estimate - true) for estimate, true in pairs)
         order = float(spearmanr(pairs).statistic) if len(pairs) > 2 else float("nan")
-        lines.append(f"| {name} | {len(pairs)} | {order:.2f} | {len(clear)} | {right} | {error:.1f} |")
+        lines.append(table_row(name, str(len(pairs)), f"{order:.2f}", str(len(clear)), str(right), f"{error:.1f}"))
     return "\n".join(lines)
 
 
@@ -108,8 +109,9 @@ def _row(name: str, runs: list[Run], kept: float, loss_weight: float) -> str:
         str(_harm(after)),
         f"{mean(before):.1f}",
         f"{mean(after):.1f}",
+        f"{100 * _kept(runs, kept, loss_weight):.0f} %",
     ]
-    return f"| {' | '.join(cells)} | {100 * _kept(runs, kept, loss_weight):.0f} % |"
+    return table_row(*cells)
 
 
 def _harm(gains: Sequence[float]) -> int:

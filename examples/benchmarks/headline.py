@@ -21,6 +21,7 @@ from statistics import mean
 import torch
 from bases import SYSTEMS, base_network, images_for
 from evaluation import main_logits
+from markdown_table import table_head, table_row
 from methods import Task, add_arguments, budget_of, run_all, save_budget, train_bases
 from panel import fullest_slice, save_panel
 from report import Run, average, distance, gain_of, read_runs, spread
@@ -55,8 +56,7 @@ BOUNDS = {"plain": "source only", "oracle": "oracle (trained on target labels)"}
 def table(runs: list[Run]) -> str:
     """Format the Markdown table; each cell is a mean over seeds, with the standard deviation if there are several."""
     names = list(runs[0]["after"]["dice"])
-    header = ["", *names, "gain", "ASSD, mm", "average in the paper"]
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    lines = [table_head("", *names, "gain", "ASSD, mm", "average in the paper")]
     for base, title in BOUNDS.items():
         lines += _row(title, _found(runs, base, "none"), names, f"{PAPER_BOUNDS[base]:.1f}")
     for system in SYSTEMS:
@@ -84,7 +84,7 @@ def _row(title: str, runs: list[Run], names: list[str], paper: str) -> list[str]
     dice = [spread([run["after"]["dice"][name] for run in runs]) for name in names]
     gained = "" if runs[0]["method"] == "none" else spread([gain_of(run) for run in runs])
     distances = spread([distance(run, "assd") for run in runs])
-    return [f"| {' | '.join([title, *dice, gained, distances, paper])} |"]
+    return [table_row(title, *dice, gained, distances, paper)]
 
 
 def _mean_gain(runs: list[Run], method: str, columns: int) -> list[str]:
@@ -95,7 +95,7 @@ def _mean_gain(runs: list[Run], method: str, columns: int) -> list[str]:
     cell = f"{mean(gains.values()):+.1f} ({min(gains.values()):+.1f} to {max(gains.values()):+.1f})"
     paper = f"{mean(PAPER[system][1] - PAPER[system][0] for system in gains):+.1f}" if method == METHODS[0] else ""
     title = f"{method}: mean gain of {len(gains)} systems"
-    return [f"| {' | '.join([title, *[''] * columns, cell, '', paper])} |"]
+    return [table_row(title, *[""] * columns, cell, "", paper)]
 
 
 def _found(runs: list[Run], base: str, method: str) -> list[Run]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from markdown_table import table_head, table_row
 from PIL import Image
 from scaling import CLASSES, PLAIN, Images, Slices, TimedLabels, forward_loop, network, peak_memory, trainer
 from torch import Tensor, nn
@@ -163,12 +164,12 @@ def main(argv: list[str] | None = None) -> dict[str, tuple[float, float]]:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rows", choices=rows, nargs="+", default=rows)
     arguments = parser.parse_args(argv)
-    print("| label pass | time over a bare forward loop | peak memory, MiB |\n|---|---|---|", flush=True)
+    print(table_head("label pass", "time over a bare forward loop", "peak memory, MiB"), flush=True)
     figures = {}
     for name in arguments.rows:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             figures[name] = pool.apply(measure, (name, arguments))
-        print(f"| {name} | {figures[name][0]:.2f} | {figures[name][1]:.0f} |", flush=True)
+        print(table_row(name, f"{figures[name][0]:.2f}", f"{figures[name][1]:.0f}"), flush=True)
     return figures
 
 

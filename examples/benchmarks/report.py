@@ -10,6 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from guarded import HARM, estimate_table, guard_table, unguarded
+from markdown_table import table_head, table_row
 
 Run = dict[str, Any]
 Cell = tuple[str, str]  # a setting and a base
@@ -47,15 +48,15 @@ def summary(runs: list[Run]) -> str:
         "harm",
         *(f"{setting}, {base}" for setting, base in cells),
     ]
-    lines = ["## All settings", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines = ["## All settings", "", table_head(*columns)]
     for method, found in sorted(gains.items(), key=lambda item: mean(map(mean, item[1].values()))):
         means = {cell: mean(values) for cell, values in found.items()}
         worst = min(means, key=lambda cell: means[cell])
         every = [gain for values in found.values() for gain in values]
         harm = f"{sum(gain < -HARM for gain in every)} of {len(every)}"
         overall = f"{mean(means.values()):.1f}"
-        row = [method, overall, f"{len(means)} of {len(cells)}", f"{means[worst]:.1f}", ", ".join(worst), harm]
-        lines.append(f"| {' | '.join([*row, *(spread(found.get(cell, [])) for cell in cells)])} |")
+        first = [method, overall, f"{len(means)} of {len(cells)}", f"{means[worst]:.1f}", ", ".join(worst), harm]
+        lines.append(table_row(*first, *(spread(found.get(cell, [])) for cell in cells)))
     return "\n".join(lines)
 
 
@@ -79,10 +80,10 @@ def tables(runs: list[Run]) -> Iterator[str]:
             ]
             lines = [f"## {setting}, {base}", ""]
             lines += [f"Oracle, trained on target labels: {spread(list(oracle.values()))}.", ""] if oracle else []
-            lines += [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+            lines.append(table_head(*columns))
             for method, found in methods:
                 dice = [spread([run["after"]["dice"][name] for run in found]) for name in names]
-                lines.append(f"| {' | '.join([method, *dice, *_evaluated(found, oracle)])} |")
+                lines.append(table_row(method, *dice, *_evaluated(found, oracle)))
             yield "\n".join(lines)
 
 

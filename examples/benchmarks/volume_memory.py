@@ -20,6 +20,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from markdown_table import table_head, table_row
 from monai.networks.nets import UNet
 from scaling import peak_memory
 
@@ -72,12 +73,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if not arguments.default_allocator:
         os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # read by glibc when the processes of the rows start
     peaks: dict[str, float] = {}
-    print("| | peak memory, MiB | of the plain network | of both heads |\n|---|---|---|---|")
-    for row in ROWS:
+    print(table_head("", "peak memory, MiB", "of the plain network", "of both heads"))
+    for name in ROWS:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            peaks[row] = pool.submit(measure, row, tuple(arguments.size), tuple(arguments.patch_size)).result()
-        of_both = f"{peaks[row] / peaks['both heads']:.2f}" if "both heads" in peaks else ""
-        print(f"| {row} | {peaks[row]:.0f} | {peaks[row] / peaks[ROWS[0]]:.2f} | {of_both} |", flush=True)
+            peaks[name] = pool.submit(measure, name, tuple(arguments.size), tuple(arguments.patch_size)).result()
+        of_both = f"{peaks[name] / peaks['both heads']:.2f}" if "both heads" in peaks else ""
+        print(table_row(name, f"{peaks[name]:.0f}", f"{peaks[name] / peaks[ROWS[0]]:.2f}", of_both), flush=True)
     return peaks
 
 
