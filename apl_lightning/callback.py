@@ -272,8 +272,8 @@ class PseudoLabelCallback(Callback):
         self.selection.snapshot.protect()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Resume a run within the epoch in which `max_steps` has stopped it."""
-        door.continue_stopped_epoch(checkpoint)
+        """Resume a run with `max_steps` exactly where it has stopped."""
+        door.continue_stopped_epoch(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """The round, its epoch, and what guard and denoiser remember; the labels stay in the store."""

@@ -65,10 +65,13 @@ def batches_started(trainer: Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
 
-def continue_stopped_epoch(checkpoint: dict[str, Any]) -> None:
-    """Let a run that `max_steps` has stopped within an epoch resume there; Lightning counts that epoch as done."""
+def continue_stopped_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Let a run that `max_steps` has stopped within an epoch resume there; Lightning counts that epoch as done.
+
+    With `max_steps` it also counts an epoch twice at whose end a checkpoint was saved.
+    """
     fit = checkpoint.get("loops", {}).get("fit_loop")
-    if fit is None or fit["epoch_loop.batch_progress"]["is_last_batch"]:
+    if fit is None or (fit["epoch_loop.batch_progress"]["is_last_batch"] and trainer.max_steps == -1):
         return
     for progress in (fit["epoch_progress"]["current"], fit["epoch_progress"]["total"]):
         if progress["ready"] > 0:  # 0 before the first epoch

@@ -10,9 +10,9 @@ from typing import Any
 from apl_lightning.cli.evaluate import evaluate
 from apl_lightning.cli.export import export
 from apl_lightning.cli.inspect import inspect
+from apl_lightning.cli.nnunet import nnunet
 from apl_lightning.cli.preflight import preflight
 from apl_lightning.folders import predict_folder, refine_folder
-from apl_lightning.nnunet import refine as refine_nnunet
 
 COMMANDS: Any = {
     "refine": refine_folder,
@@ -21,7 +21,7 @@ COMMANDS: Any = {
     "export": export,
     "inspect": inspect,
     "preflight": preflight,
-    "nnunet": refine_nnunet,
+    "nnunet": nnunet,
 }
 
 
@@ -74,7 +74,8 @@ def _parser() -> Any:
             super().__init__(*arguments, formatter_class=PlainHelp, **options)
 
         def error(self, message: str, ex: Exception | None = None) -> Any:
-            hint = '\n  A list stands in brackets and quotes: "[32,32]".' if "abc.Sequence" in message else ""
+            split = "abc.Sequence" in message or re.search(r"unrecognized arguments: [^-]", message)
+            hint = '\n  A list stands in brackets and quotes: "[32,32]".' if split else ""
             super().error(message + hint, ex)
 
     return Parser

@@ -37,8 +37,10 @@ def save_picture(
     for value in np.unique(labels[labels > 0]):
         panels[1].plot([], [], "s", color=COLOURS[(value - 1) % len(COLOURS)] / 255, label=names[value])
     if (labels > 0).any():
-        figure.legend(loc="outside lower center", ncols=5, frameon=False)
-    figure.suptitle(f"{title}, {plane} slice {place + 1} of {len(foreground)}", fontsize=10)
+        for text in figure.legend(loc="outside lower center", ncols=5, frameon=False).get_texts():
+            text.set_parse_math(False)
+    # A dollar in a name is no formula.
+    figure.suptitle(f"{title}, {plane} slice {place + 1} of {len(foreground)}", fontsize=10, parse_math=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name that the font cannot write
         figure.savefig(path, dpi=100)

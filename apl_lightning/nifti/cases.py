@@ -100,8 +100,14 @@ def _groups(files: dict[str, Path]) -> dict[str, dict[int, Path]] | None:
 
 def _guess(groups: dict[str, dict[int, Path]] | None, count: int, folder: str | Path) -> int:
     """The number of files per case; 1 unless names look like nnU-Net's, in which each case has a channel 0."""
-    if groups is None or any(0 not in group for group in groups.values()):
+    first = [name for name, group in (groups or {}).items() if 0 in group]
+    if groups is None or not first:
         return 1
+    if others := sorted(groups.keys() - first):
+        raise ValueError(
+            f"Expected a file of channel 0 of each case in {folder}, but got {first[0]}_0000 and no {others[0]}_0000: "
+            "add what is missing, or pass channels=1 if each file is a case."
+        )
     if len(groups) == 1 and count > 1:
         raise ValueError(
             f"Expected to know whether the {count} files in {folder} are one case, but their names "

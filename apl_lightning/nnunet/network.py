@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from apl_lightning._support.modes import evaluating
+
 
 class Plan(NamedTuple):
     """What nnU-Net knows of a configuration: its managers, the description of the data set, and the labels."""
@@ -29,13 +31,21 @@ class Plan(NamedTuple):
         """The number of image files of a case."""
         return len(self.dataset.get("channel_names") or self.dataset["modality"])
 
-    def example(self) -> Tensor:
-        """Two small images that the network accepts: two pixels remain at its lowest resolution."""
+    def example(self, network: nn.Module) -> Tensor:
+        """Two small images that the network accepts: two pixels remain at its lowest resolution.
+
+        Networks that take nothing but patches, such as transformers, get two patches.
+        """
         strides = self.configuration.network_arch_init_kwargs.get("strides")
-        size = self.patch_size
         if strides is not None:
-            steps = torch.tensor([[stride] * len(size) if isinstance(stride, int) else stride for stride in strides])
-            size = tuple((2 * steps.prod(dim=0)).tolist())
+            steps = [[s] * len(self.patch_size) if isinstance(s, int) else s for s in strides]
+            small = self._images((2 * torch.tensor(steps).prod(dim=0)).tolist())
+            with contextlib.suppress(Exception), evaluating(network), torch.no_grad():
+                network(small)
+                return small
+        return self._images(self.patch_size)
+
+    def _images(self, size: Sequence[int]) -> Tensor:
         return torch.randn(2, self.channels, *size, generator=torch.Generator().manual_seed(0))
 
 
@@ -61,7 +71,12 @@ def read_plan(folder: Path, configuration: str) -> Plan:
             "a sigmoid each (region-based training): refine a network that was trained on plain labels."
         )
     labels = {name: value for name, value in dataset["labels"].items() if name != "ignore"}  # it has no channel
-    return Plan(plans, chosen, dataset, sorted(labels, key=labels.__getitem__))
+    return Plan(plans, chosen, dataset, sorted(labels, key=lambda name: _value(labels[name])))
+
+
+def _value(label: Any) -> int:
+    """The value of a label, which nnU-Net also takes as text or as a list of one."""
+    return int(label[0] if isinstance(label, list | tuple) else label)
 
 
 def load_network(folder: Path, fold: str, checkpoint: str) -> tuple[nn.Module, Sequence[int] | None]:

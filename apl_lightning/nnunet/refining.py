@@ -63,12 +63,13 @@ def refine(
             in it during the run. Folds that are done stay if a later one fails: refine the other `folds` into another
             folder, and move them here. Files of your callbacks go into the folder of the fold, unless they have one of
             their own.
-        folds: The folds: numbers, or `"all"`; one of them or a list. By default those that have the checkpoint.
+        folds: The folds: numbers, or `"all"`; one of them or a list (`--folds "[0,1]"` on the command line). By default those that have the checkpoint.
         checkpoint: The name of the checkpoints in each fold; `checkpoint_best.pth` is the other one that nnU-Net
             writes. The refined ones get the same name.
         max_epochs: Epochs; each begins with new labels until these settle (`patience` of `PseudoLabelCallback`).
         steps_per_epoch: Training batches per epoch.
-        batch_size: Patches per step; by default as in the plan.
+        batch_size: Patches per step; by default as in the plan. nnU-Net has chosen it for mixed precision and one head:
+            on a GPU that is full, pass `precision="bf16-mixed"` or fewer patches.
         learning_rate: The learning rate of the encoder (see [`APLModule`][apl_lightning.refinement.APLModule]).
         mirroring: Whether labels are means over mirrored patches, as in nnU-Net's prediction, along the axes that
             training has mirrored. With all axes, this takes 4 times as long in 2D, 8 times in 3D.
@@ -103,8 +104,9 @@ def refine(
     target = new_folder(out)
     plan = read_plan(source, read_checkpoint(source / names[0] / checkpoint)["init_args"]["configuration"])
     cases = find_cases(Path(images).expanduser(), plan)
-    load_network(source, names[0], checkpoint)  # fails here, and not after the preprocessing
     device_of(accelerator)
+    with isolated_random_state():
+        _module(*load_network(source, names[0], checkpoint), plan, learning_rate)  # fails before the preprocessing
     target.mkdir(parents=True, exist_ok=True)
     logged = {}
     with tempfile.TemporaryDirectory(prefix="unfinished_", dir=target) as folder:
@@ -124,7 +126,7 @@ def refine(
             with isolated_random_state(cuda=True):
                 torch.manual_seed(seed)
                 trainer = one_process_trainer({**options, "default_root_dir": target / name, **(trainer_options or {})})
-                module = _module(network, plan, axes if mirroring else None, learning_rate)
+                module = _module(network, axes if mirroring else None, plan, learning_rate)
                 if check:
                     check_images(trainer, module, dataset)
                 trainer.fit(module, data)
@@ -134,12 +136,12 @@ def refine(
     return logged
 
 
-def _module(network: nn.Module, plan: Plan, mirrored_axes: Sequence[int] | None, learning_rate: float) -> APLModule:
+def _module(network: nn.Module, mirrored_axes: Sequence[int] | None, plan: Plan, learning_rate: float) -> APLModule:
     return APLModule(
         network,
         len(plan.class_names),
         plan.class_names,
-        example=plan.example(),
+        example=plan.example(network),
         learning_rate=learning_rate,
         inferer=Windows(plan.patch_size, mirrored_axes or ()),
     )

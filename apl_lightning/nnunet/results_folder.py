@@ -3,17 +3,19 @@
 import re
 import shutil
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from apl_lightning._support.files import replacing
+from apl_lightning._support.numpy_numbers import numpy_numbers
 
 _REQUIRED = ("plans.json", "dataset.json")
 _OPTIONAL = ("dataset_fingerprint.json",)
+_FOLD = re.compile(r"fold_(\d+|all)")  # and not the `fold_0_old` that somebody has kept
 
 
 def find_folds(folder: Path, folds: Sequence[int | str] | int | str | None, checkpoint: str) -> list[str]:
@@ -28,10 +30,10 @@ def find_folds(folder: Path, folds: Sequence[int | str] | int | str | None, chec
             f"and fold_0, but {folder} has no {missing[0]}: pass the folder that is named after the trainer, the plans "
             "and the configuration, such as nnUNetTrainer__nnUNetPlans__3d_fullres."
         )
-    if isinstance(folds, int | str):
-        folds = [folds]
-    present = sorted(path.parent.name for path in folder.glob(f"fold_*/{checkpoint}"))
-    names = present if folds is None else list(dict.fromkeys(f"fold_{fold}" for fold in folds))
+    folds = [folds] if isinstance(folds, Integral | str) else folds
+    present = sorted(path.parent.name for path in folder.glob(f"fold_*/{checkpoint}") if _FOLD.fullmatch(path.parent.name))
+    given = present if folds is None else [f"fold_{str(fold).removeprefix('fold_')}" for fold in folds]
+    names = list(dict.fromkeys(given))
     if not names or not set(names) <= set(present):
         others = sorted({path.name for path in folder.glob("fold_*/*.pth")} - {checkpoint})
         cure = f"pass checkpoint={others[0]!r}" if others and not present else "pass other `folds`"
@@ -49,7 +51,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: If it is no checkpoint of nnU-Net v2, or contains objects other than tensors and numbers.
     """
     try:
-        with torch.serialization.safe_globals(_numpy_numbers()):
+        with torch.serialization.safe_globals(numpy_numbers()):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
@@ -76,11 +78,3 @@ def write_checkpoint(checkpoint: dict[str, Any], network: nn.Module, path: Path)
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as unfinished:
         torch.save({**checkpoint, "network_weights": network.cpu().state_dict()}, unfinished)
-
-
-def _numpy_numbers() -> list[Any]:
-    """What NumPy numbers in a file consist of: nnU-Net logs its losses as such."""
-    scalar = np.float64(0).__reduce__()[0]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # of NumPy 1 and 2
-    types = [type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")]
-    return [*((scalar, name) for name in names), np.dtype, *types]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,15 @@ from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
 
 
 class Log(pl.Callback):
-    def __init__(self) -> None:
+    """Records the batches; at the batch number `killed` the run fails."""
+
+    def __init__(self, killed: int = -1) -> None:
         self.seen: list[Any] = []
+        self.killed = killed
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if len(self.seen) == self.killed:
+            raise KeyError("killed")
         self.seen.append((trainer.current_epoch, batch_idx, batch["index"].tolist(), batch["round"]))
 
 
@@ -56,3 +62,28 @@ def test_resumed_after_max_steps(trainer: Callable[..., pl.Trainer], tmp_path: P
         assert first + second == expected
         for key, value in weights.items():
             assert torch.equal(resumed[key], value), key
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+@pytest.mark.parametrize("limits", [{"max_epochs": 3, "max_steps": 100}, {"max_epochs": -1, "max_steps": 11}, {"max_epochs": 3}])
+def test_resumed_from_the_end_of_an_epoch(
+    trainer: Callable[..., pl.Trainer], tmp_path: Path, limits: dict[str, int]
+) -> None:
+    """With the checkpoint that Lightning saves by default; the run fails in the next epoch."""
+
+    def fit(folder: Path, killed: int = -1, resume: str | None = None) -> tuple[list[Any], Any]:
+        torch.manual_seed(0)
+        module, log = APLModule(TinyNet(), CLASSES, lr_scheduler=halved), Log(killed)
+        data = TargetDataModule(Images(8), batch_size=2, store_dir=folder)
+        callbacks = [PseudoLabelCallback(), log, ModelCheckpoint(folder / "saved", save_last=True)]
+        run = trainer(callbacks=callbacks, enable_checkpointing=True, **limits)
+        with contextlib.suppress(KeyError):
+            run.fit(module, data, ckpt_path=resume, weights_only=False)
+        return log.seen, module.state_dict()
+
+    expected, weights = fit(tmp_path / "whole")
+    first, _ = fit(tmp_path / "killed", killed=6)
+    second, resumed = fit(tmp_path / "killed", resume=str(tmp_path / "killed" / "saved" / "last.ckpt"))
+    assert first[:4] + second == expected
+    for key, value in weights.items():
+        assert torch.equal(resumed[key], value), key

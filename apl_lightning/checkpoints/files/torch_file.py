@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from apl_lightning._support.numpy_numbers import numpy_numbers
 from apl_lightning.checkpoints.error import CheckpointError
 from apl_lightning.checkpoints.files.nested import tensors_by_name
 from apl_lightning.checkpoints.files.other_formats import describe_other_format
 
 
 def read_torch_file(path: Path) -> dict[str, Tensor]:
-    """Read all tensors in a checkpoint, with `weights_only=True`, as `tensors_by_name` names them.
+    """Read all tensors in a checkpoint, with `weights_only=True` and numbers of NumPy, as `tensors_by_name` names them.
 
     A file that is damaged, has another format, or contains Python objects or no tensors is a `CheckpointError`.
     """
@@ -25,7 +26,7 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
     if intact:
         _check_archive(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(numpy_numbers()):
             warnings.simplefilter("ignore")  # torch warns about old formats
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types of errors on damaged files
