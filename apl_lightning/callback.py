@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from apl_lightning._support.distributed import (
 from apl_lightning._support.hyperparameters import name_of, named, optimisation
 from apl_lightning._support.lightning import Callback, LightningModule, Trainer
 from apl_lightning._support.lightning_package import refuse_other_package, require_lightning
+from apl_lightning._support.modes import restored_on_error
 from apl_lightning._support.preemption import end_as_terminated, stop_at_next_batch
 from apl_lightning._support.seeding import derived_seed, run_seed
 from apl_lightning.denoisers import APL, Denoiser, LabelsAndWeights, as_denoiser
@@ -138,7 +140,11 @@ class PseudoLabelCallback(Callback):
         return self.round - self.selection.risen_in >= self.patience
 
     def update(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make, write and publish the labels of a new round."""
+        """Make, write and publish the labels of a new round; if the first one fails, the module is as it came in."""
+        with restored_on_error(pl_module) if self.round < 0 else nullcontext():
+            self._make_round(trainer, pl_module)
+
+    def _make_round(self, trainer: Trainer, pl_module: LightningModule) -> None:
         labelling, seed = self._labelling(trainer, pl_module), self._next_seed
         store, round, local_rank = labelling.dataset.store, self.round + 1, trainer.local_rank
         once_per_node(local_rank, "Creating the folder of the pseudo labels", lambda: store.start(round))

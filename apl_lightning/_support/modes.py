@@ -1,5 +1,7 @@
 """Modes of a network for the length of a block, and whether its weights are finite."""
 
+import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -80,5 +82,17 @@ def hooked(
 
 
 def not_finite(state: Mapping[str, Any]) -> list[str]:
-    """The names of the tensors of a state dict with NaN or infinity."""
-    return [name for name, value in state.items() if isinstance(value, Tensor) and not value.isfinite().all()]
+    """The names of the tensors of a state dict with NaN or infinity; minus infinity may be a mask of attention."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return [name for name, value in tensors.items() if bool(((value != value) | (value == math.inf)).any())]
+
+
+@contextmanager
+def restored_on_error(module: nn.Module) -> Iterator[None]:
+    """A block that leaves the state of a module as it was if it fails."""
+    before = copy.deepcopy(module.state_dict())
+    try:
+        yield
+    except BaseException:
+        module.load_state_dict(before)
+        raise

@@ -76,7 +76,8 @@ class TargetDataset(Dataset[Any]):
         return self.store.length
 
     def __getitem__(self, drawn: int | DrawnSample) -> Any:
-        drawn = drawn if isinstance(drawn, DrawnSample) else DrawnSample(drawn, turn=0, repeated=False)
+        if not isinstance(drawn, DrawnSample):  # of another sampler: the transforms draw as in any data set
+            drawn = DrawnSample(drawn, turn=int(torch.randint(2**31, ())), repeated=False)
         index = drawn.index
         labels, weights, round = self.store.read(index)
         weights = torch.zeros_like(weights) if drawn.repeated else weights

@@ -1,11 +1,13 @@
 """The training loader: workers start late, and samples are stacked with the round of their labels."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader, default_collate
 
 from apl_lightning.data.joint_transforms import TARGET_KEYS
+from apl_lightning.data.sampler import EpochSampler
 
 
 class LazyDataLoader(DataLoader[Any]):
@@ -24,7 +26,14 @@ class LazyDataLoader(DataLoader[Any]):
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Does nothing."""
+        """Warn of a sampler that cannot continue within an epoch."""
+        if not isinstance(self.sampler, EpochSampler):
+            warnings.warn(
+                f"The samples of a resumed epoch come from {type(self.sampler).__name__}, which begins anew: some are "
+                "read twice, others not at all. Use the loaders of `TargetDataModule`, without `overfit_batches`, or "
+                "an `EpochSampler`.",
+                stacklevel=2,
+            )
 
 
 def collate(samples: list[Any]) -> Any:

@@ -108,6 +108,11 @@ class DualHeadModel(nn.Module):
                 parameter.requires_grad_(False)
                 self._held.append(name)
 
+    def release(self) -> None:
+        """Train again what `hold_constant` has excluded."""
+        while self._held:
+            self.get_parameter(self._held.pop()).requires_grad_(True)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "DualHeadModel":
         """A copy without the graphs of tensors that some networks keep from a forward pass."""
         memo.update(without_graphs(self))
@@ -125,8 +130,7 @@ class DualHeadModel(nn.Module):
         twin = copy.deepcopy(self)
         for handle in twin._handles:
             handle.remove()
-        for name in twin._held:
-            twin.get_parameter(name).requires_grad_(True)
+        twin.release()
         twin._set_mode_around_head(self.training)
         if average:
             main, aux = twin.network.get_submodule(self.head), twin.second

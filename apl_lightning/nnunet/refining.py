@@ -63,7 +63,8 @@ def refine(
             in it during the run. Folds that are done stay if a later one fails: refine the other `folds` into another
             folder, and move them here. Files of your callbacks go into the folder of the fold, unless they have one of
             their own.
-        folds: The folds: numbers, or `"all"`; one of them or a list (`--folds "[0,1]"` on the command line). By default those that have the checkpoint.
+        folds: The folds: numbers, or `"all"`; one of them or a list (`--folds "[0,1]"` on the command line). By default
+            those that have the checkpoint.
         checkpoint: The name of the checkpoints in each fold; `checkpoint_best.pth` is the other one that nnU-Net
             writes. The refined ones get the same name.
         max_epochs: Epochs; each begins with new labels until these settle (`patience` of `PseudoLabelCallback`).
@@ -105,7 +106,7 @@ def refine(
     plan = read_plan(source, read_checkpoint(source / names[0] / checkpoint)["init_args"]["configuration"])
     cases = find_cases(Path(images).expanduser(), plan)
     device_of(accelerator)
-    with isolated_random_state():
+    with isolated_random_state(cuda=True):
         _module(*load_network(source, names[0], checkpoint), plan, learning_rate)  # fails before the preprocessing
     target.mkdir(parents=True, exist_ok=True)
     logged = {}

@@ -25,11 +25,14 @@ class Trial(NamedTuple):
         view: What was tried.
         gains: See [`gain`][apl_lightning.preflight.gain].
         surer: The rise of sureness alone.
+        likeness: How like the features under the view are to those of training, see
+            [`RunningStatistics`][apl_lightning.preflight.RunningStatistics]; `None` if the network does not say.
     """
 
     view: View
     gains: list[float]
     surer: list[float]
+    likeness: float | None
 
     @property
     def gain(self) -> float:

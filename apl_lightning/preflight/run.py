@@ -21,7 +21,9 @@ from apl_lightning.preflight.views import AS_THEY_ARE, Kind, View, cut, next_vie
 
 # The least gain of a finding in one part of the images, by kind. Two data sets choose about the same, see
 # docs/preflight.md. Ranges have more, because another contrast changes their gain by about 1 and a wrong range by 3.
-MARGINS: dict[Kind, float] = {"orientation": 0.85, "inverted": 0.85, "channels": 0.85, "size": 1.0, "range": 2.0}
+MARGINS: dict[Kind, float] = {"orientation": 0.85, "inverted": 0.85, "channels": 0.85, "size": 0.8, "range": 2.0}
+_LIKE = 3.0  # the likeness of features that the network knows
+_DOUBT = 2.0  # how much the margin of a single patient grows per unit of likeness below it
 _AGREE = 0.75  # the share of the parts that must gain
 _PART = 8  # slices that vote together
 _MOST = 32  # slices
@@ -100,17 +102,20 @@ def preflight(
 
 def best_of(trials: Sequence[Trial], cases: int) -> Trial | None:
     """The trial with the largest gain, among those with clear gains, in images of some cases."""
-    clear = [trial for trial in trials if is_clear(trial.gains, MARGINS[trial.view.kind], cases)]
+    clear = [trial for trial in trials if is_clear(trial.gains, MARGINS[trial.view.kind], cases, trial.likeness)]
     return max(clear, key=lambda trial: trial.gain, default=None)
 
 
-def is_clear(gains: Sequence[float], margin: float, cases: int) -> bool:
+def is_clear(gains: Sequence[float], margin: float, cases: int, likeness: float | None) -> bool:
     """Whether the gains in parts of the images are above a margin, and most of them above 0.
 
     The mean over n patients has the error of one of them divided by the square root of n, and so has the margin. More
-    slices of one patient err alike.
+    slices of one patient err alike. A single patient may be unlike all others: the margin is larger if, under the view
+    too, the features are unlike those of training.
     """
     independent = min(len(gains), cases)
+    if independent == 1 and likeness is not None:
+        margin *= 1 + _DOUBT * max(0.0, _LIKE - likeness)
     return mean(gains) > margin / math.sqrt(independent) and sum(gain > 0 for gain in gains) / len(gains) >= _AGREE
 
 
@@ -131,7 +136,9 @@ def _try(
             continue
         both = list(zip(before, after, strict=True))
         surer = [late.sureness - early.sureness for early, late in both]
-        trials.append(Trial(view, [gain(view, *scores) for scores in both], surer))
+        known = [found for score in after if (found := _likeness(view, score)) is not None]
+        gains = [gain(view, *scores) for scores in both]
+        trials.append(Trial(view, gains, surer, mean(known) if known else None))
     return trials, skipped
 
 
@@ -142,11 +149,17 @@ def gain(view: View, before: Score, after: Score) -> float:
     out of range make a network sure of anything, so of ranges only likeness counts.
     """
     surer = after.sureness - before.sureness
-    if before.likeness is None or after.likeness is None:
+    was, becomes = (_likeness(view, score) for score in (before, after))
+    if was is None or becomes is None:
         return surer
-    late = view.kind == "orientation" or view.enlarges > 1
-    closer = after.likeness.late - before.likeness.late if late else after.likeness.all - before.likeness.all
-    return closer if view.kind == "range" else surer + closer
+    return becomes - was if view.kind == "range" else surer + becomes - was
+
+
+def _likeness(view: View, score: Score) -> float | None:
+    """The likeness that judges a view."""
+    if score.likeness is None:
+        return None
+    return score.likeness.late if view.kind == "orientation" or view.enlarges > 1 else score.likeness.all
 
 
 def _sample(images: Any, keys: Keys, most: int | None) -> tuple[list[Tensor], int]:

@@ -151,6 +151,9 @@ class RefinementModule(EvaluationSteps, ABC):
 
     def on_fit_end(self) -> None:
         """Weights that are loaded into `model` from now on count, and not the teacher of this fit."""
+        self.train(
+            self.training
+        )  # the layers that Lightning puts in place of synchronised BatchNorm are in no mode yet
         if self.teacher is not None:
             self.teacher.remember(self.model)
 

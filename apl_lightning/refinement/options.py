@@ -29,7 +29,9 @@ def with_dual_heads(
             f"Expected no `{given[0]}` with a model that has two heads already: pass it to `add_dual_heads`, or a "
             "plain network here."
         )
-    return copy.deepcopy(model)
+    twin = copy.deepcopy(model)
+    twin.release()
+    return twin
 
 
 def check_choice(name: str, value: str, choices: Any) -> None:

@@ -50,16 +50,15 @@ class Teacher(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Average the parameters and buffers of the student; integers are copied.
+        """Average the parameters and running statistics of the student; other buffers and integers are copied.
 
-        That of `AveragedModel` reads the number of steps back from the GPU, twice a step.
+        That of `AveragedModel` reads the number of steps back from the GPU, twice a step, and makes NaN of a buffer
+        with minus infinity, such as a mask of attention.
         """
-        averaged, current = ([*network.parameters(), *network.buffers()] for network in (self.module, model))
-        mine, theirs = ([t for t in tensors if t.is_floating_point()] for tensors in (averaged, current))
-        torch._foreach_lerp_(mine, theirs, 1 - self.decay)
-        for tensor, latest in zip(averaged, current, strict=True):
-            if not tensor.is_floating_point():
-                tensor.copy_(latest)
+        (averaged, copied), (current, latest) = (_averaged_and_copied(network) for network in (self.module, model))
+        torch._foreach_lerp_(averaged, current, 1 - self.decay)
+        for mine, theirs in zip(copied, latest, strict=True):
+            mine.copy_(theirs)
         self.n_averaged += 1
 
     def remember(self, student: nn.Module) -> None:
@@ -77,6 +76,16 @@ class Teacher(AveragedModel):
         """Copy the student's state."""
         self.module.load_state_dict(student.state_dict())
         self.n_averaged.fill_(1)
+
+
+def _averaged_and_copied(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    averaged: list[Tensor] = []
+    copied: list[Tensor] = []
+    for parameter in network.parameters():
+        (averaged if parameter.is_floating_point() else copied).append(parameter)
+    for name, buffer in network.named_buffers():
+        (averaged if name.endswith(("running_mean", "running_var")) else copied).append(buffer)
+    return averaged, copied
 
 
 def _sums(network: nn.Module) -> Tensor:

@@ -20,27 +20,23 @@ import json
 import math
 import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
 from bases import base_network
 from folds import fold_of
+from preflight_report import Rows, all_tables
 from settings import Setting, all_settings, read_budget
 from slices import Slices
 from torch import Tensor
 from torch.nn import functional as F
 
-from apl_lightning.preflight import MARGINS, PreflightReport, View, preflight
-from apl_lightning.preflight.run import is_clear
+from apl_lightning.preflight import PreflightReport, View, preflight
 
 SHARE = 0.6  # of its slices: the shortest block
-GRID = tuple(step / 20 for step in range(200))
-WITH_BATCH_NORM = ("range", "size")  # views that a network without BatchNorm is not asked for
-FALSE_ALARMS = 0.02  # of each kind of view, with the margins chosen on a data set
 
 
 class Mistake(NamedTuple):
@@ -121,10 +117,6 @@ def report_of(network: torch.nn.Module, images: Tensor, cases: Sequence[str], se
         return preflight(network, samples, num_classes=len(setting.class_names))
 
 
-Rows = list[dict[str, Any]]
-Margins = Mapping[Any, float]
-
-
 class Direction:
     """A source network of a fold, with volumes of its modality and of the other one."""
 
@@ -166,121 +158,13 @@ class Direction:
                 "kind": one.view.kind,
                 "gains": one.gains,
                 "surer": one.surer,
+                "likeness": one.likeness,
                 "right": mistake is not None and mistake.undone_by(one.view),
             }
             for one in trials
         ]
         setting = {"data": self.setting.data.name, "setting": self.setting.name, "fold": self.fold, "case": case}
         return {**setting, "domain": domain, "planted": name, "kind": mistake.kind if mistake else "", "trials": tried}
-
-
-def best(row: dict[str, Any], margins: Margins) -> dict[str, Any] | None:
-    """The trial that preflight would report with these margins."""
-    clear = [trial for trial in row["trials"] if is_clear(trial["gains"], margins[trial["kind"]], cases=1)]
-    return max(clear, key=lambda trial: mean(trial["gains"]), default=None)
-
-
-def clean(rows: Rows, domain: str = "target") -> Rows:
-    """The rows of images as they are."""
-    return [row for row in rows if row["domain"] == domain and not row["planted"]]
-
-
-def found(rows: Rows, margins: Margins) -> float:
-    """The share of rows in which what was planted is found; without anything planted, that of false alarms."""
-    trials = [(row, best(row, margins)) for row in rows]
-    right = [trial is not None and (trial["right"] or not row["planted"]) for row, trial in trials]
-    return sum(right) / max(1, len(right))
-
-
-def chosen_margins(rows: Rows) -> Margins:
-    """For each kind of view the smallest margin with few false alarms on target images as they are."""
-    chosen = {}
-    for kind in MARGINS:
-        found = [[t["gains"] for t in row["trials"] if t["kind"] == kind] for row in clean(rows)]
-        allowed = int(FALSE_ALARMS * len(found))
-        alarms = (sum(any(is_clear(gains, margin, cases=1) for gains in of_row) for of_row in found) for margin in GRID)
-        chosen[kind] = next(margin for margin, count in zip(GRID, alarms, strict=True) if count <= allowed)
-    return chosen
-
-
-def table(rows: Rows) -> str:
-    """Format what is found and the false alarms per setting, and per data set with margins of its own and others."""
-    columns = ["volumes of", "margins", *(f"{name} found" for name in MISTAKES)]
-    columns += ["false alarms: source", "false alarms: target", "turned target found"]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    data = list(dict.fromkeys(row["data"] for row in rows))
-    for setting in dict.fromkeys(row["setting"] for row in rows):
-        lines.append(_line(setting, MARGINS, "default", [row for row in rows if row["setting"] == setting]))
-    for name in data if len(data) > 1 else ():
-        of_data, others = ([row for row in rows if (row["data"] == name) == same] for same in (True, False))
-        lines.append(_line(name, chosen_margins(of_data), "chosen on these", of_data))
-        lines.append(_line(name, chosen_margins(others), "chosen on the others", of_data))
-    alone = [{**row, "trials": [_alone(t) for t in row["trials"] if t["kind"] not in WITH_BATCH_NORM]} for row in rows]
-    lines.append(_line("all", MARGINS, "default", rows))
-    return "\n".join([*lines, _line("all, by sureness alone", MARGINS, "default", alone)])
-
-
-def _alone(trial: dict[str, Any]) -> dict[str, Any]:
-    """The trial as it were of a network without BatchNorm."""
-    return {**trial, "gains": trial["surer"]}
-
-
-def margins_table(rows: Rows) -> str:
-    """Format the margins that each data set chooses, and the default ones."""
-    kinds = [kind for kind in MARGINS if kind != "channels"]
-    lines = [f"| margins | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
-    margins: dict[str, Margins] = {}
-    for name in dict.fromkeys(row["data"] for row in rows):
-        margins[f"chosen on {name}"] = chosen_margins([row for row in rows if row["data"] == name])
-    margins["default"] = MARGINS
-    return "\n".join(lines + [_cells(name, [f"{m[kind]:.2f}" for kind in kinds]) for name, m in margins.items()])
-
-
-def whole_table(rows: Rows) -> str:
-    """Format what is found in the whole target data set of each setting, over all folds."""
-    lines = [f"| target images of | false alarms | {' | '.join(MISTAKES)} |", "|---" * (len(MISTAKES) + 2) + "|"]
-    for setting in dict.fromkeys(row["setting"] for row in rows):
-        of_setting = [row for row in rows if row["setting"] == setting]
-        shares = [[row["found"] for row in of_setting if row["planted"] == name] for name in MISTAKES]
-        alarms = [row["found"] for row in of_setting if not row["planted"]]
-        cells = [f"{sum(alarms)} of {len(alarms)}", *(f"{sum(share)} of {len(share)}" for share in shares)]
-        lines.append(_cells(setting, cells))
-    return "\n".join(lines)
-
-
-def kinds_table(rows: Rows) -> str:
-    """Format what is found of each kind of mistake."""
-    lines = ["| planted | volumes | found |", "|---|---|---|"]
-    for kind in dict.fromkeys(row["kind"] for row in rows if row["kind"] and row["domain"] == "source"):
-        of_kind = [row for row in rows if row["kind"] == kind and row["domain"] == "source"]
-        lines.append(_cells(kind, [str(len(of_kind)), f"{100 * found(of_kind, MARGINS):.0f} %"]))
-    return "\n".join(lines)
-
-
-def misses_table(rows: Rows) -> str:
-    """Format how many planted mistakes are missed in the volumes of each patient with a miss."""
-    lines = ["| patient | planted | missed |", "|---|---|---|"]
-    planted = [row for row in rows if row["planted"] and row["domain"] == "source"]
-    for case in sorted({row["case"] for row in planted}):
-        of_case = [row for row in planted if row["case"] == case]
-        if missed := sum(not found([row], MARGINS) for row in of_case):
-            lines.append(_cells(case, [str(len(of_case)), str(missed)]))
-    return "\n".join(lines)
-
-
-def _line(name: str, margins: Margins, which: str, rows: Rows) -> str:
-    def share(domain: str, planted: str) -> str:
-        chosen = [row for row in rows if row["domain"] == domain and row["planted"] == planted]
-        if planted in WITH_BATCH_NORM and not any(t["kind"] == planted for row in chosen for t in row["trials"]):
-            return ""  # it was not asked for
-        return f"{100 * found(chosen, margins):.0f} % of {len(chosen)}"
-
-    cells = [*(share("source", mistake) for mistake in MISTAKES), share("source", ""), share("target", "")]
-    return _cells(name, [which, *cells, share("target", "turn or flip")])
-
-
-def _cells(name: str, cells: list[str]) -> str:
-    return f"| {name} | {' | '.join(cells)} |"
 
 
 def main(argv: list[str] | None = None) -> str:
@@ -310,7 +194,7 @@ def main(argv: list[str] | None = None) -> str:
         print(f"{number + 1} of {arguments.volumes} volumes", file=sys.stderr, flush=True)
     whole = [row for direction in directions for row in direction.run_whole()]
     (arguments.out / "whole.json").write_text(json.dumps(whole, indent=1))
-    text = "\n\n".join([table(rows), margins_table(rows), kinds_table(rows), misses_table(rows), whole_table(whole)])
+    text = all_tables(rows, whole)
     (arguments.out / "table.md").write_text(text + "\n")
     print(text)
     return text

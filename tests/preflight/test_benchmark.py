@@ -46,9 +46,11 @@ def test_from_nothing(benchmark: Any, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def row(planted: str, domain: str, right: float, wrong: float, data: str = "x") -> dict[str, Any]:
-    trials = [{"kind": "orientation", "gains": [wrong], "surer": [wrong], "right": False}]
-    if planted:
-        trials.append({"kind": "orientation", "gains": [right], "surer": [right], "right": True})
+    views = [(wrong, False), *([(right, True)] if planted else [])]
+    trials = [
+        {"kind": "orientation", "gains": [gain], "surer": [gain], "likeness": 4.0, "right": undoes}
+        for gain, undoes in views
+    ]
     return {
         "data": data,
         "setting": f"{data}-a-to-b",
@@ -60,10 +62,11 @@ def row(planted: str, domain: str, right: float, wrong: float, data: str = "x") 
 
 
 def test_table_of_known_rows(benchmark: Any) -> None:
+    report = importlib.import_module("preflight_report")
     turns = [row("turn or flip", "source", *gains) for gains in ((2, 1), (1, 2), (0.3, 0.1), (0.9, 0))]
     clean = [row("", "target", 0, gain) for gain in (0.9, 0.1, -1, -2)]
-    text = benchmark.table(turns + clean)
+    text = report.volumes_table(turns + clean)
     # Two of four turns are found: the second volume has a better wrong view, the third is below the margin of 0.85.
     assert text.splitlines()[2].startswith("| x-a-to-b | default | 50 % of 4 |")
     assert text.splitlines()[2].endswith("| 25 % of 4 | 0 % of 0 |")
-    assert benchmark.chosen_margins(clean)["orientation"] == 0.9
+    assert report.chosen_margins(clean)["orientation"] == 0.9

@@ -262,8 +262,8 @@ def test_decision_of_known_gains() -> None:
     flip, turn = (view for view in views_of(SLICES)[:2])
     margin = MARGINS["orientation"]
 
-    def trial(view: View, *gains: float) -> Trial:
-        return Trial(view, list(gains), list(gains))
+    def trial(view: View, *gains: float, likeness: float | None = None) -> Trial:
+        return Trial(view, list(gains), list(gains), likeness)
 
     assert best_of([trial(flip, 0.99 * margin)], cases=4) is None
     assert best_of([trial(flip, *[0.51 * margin] * 4)], cases=4) is not None
@@ -275,6 +275,10 @@ def test_decision_of_known_gains() -> None:
     assert found is not None
     assert found.view is turn
     assert best_of([], cases=4) is None
+    for likeness, least in ((4.0, 1.0), (3.0, 1.0), (2.5, 2.0), (2.0, 3.0)):  # of features that stay unlike training
+        assert best_of([trial(flip, 0.99 * least * margin, likeness=likeness)], cases=4) is None
+        assert best_of([trial(flip, 1.01 * least * margin, likeness=likeness)], cases=4) is not None
+        assert best_of([trial(flip, *[0.51 * margin] * 4, likeness=likeness)], cases=4) is not None, "of four patients"
 
 
 @pytest.mark.parametrize(("names", "cases"), [(["a"], 1), (["a", "b", "c"], 3), ([None], 32)])

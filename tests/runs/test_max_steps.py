@@ -65,7 +65,9 @@ def test_resumed_after_max_steps(trainer: Callable[..., pl.Trainer], tmp_path: P
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
-@pytest.mark.parametrize("limits", [{"max_epochs": 3, "max_steps": 100}, {"max_epochs": -1, "max_steps": 11}, {"max_epochs": 3}])
+@pytest.mark.parametrize(
+    "limits", [{"max_epochs": 3, "max_steps": 100}, {"max_epochs": -1, "max_steps": 11}, {"max_epochs": 3}]
+)
 def test_resumed_from_the_end_of_an_epoch(
     trainer: Callable[..., pl.Trainer], tmp_path: Path, limits: dict[str, int]
 ) -> None:
