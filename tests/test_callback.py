@@ -348,3 +348,24 @@ def test_rich_progress_bar(tmp_path: Path, trainer: Make) -> None:
 def test_bad_options_are_an_error() -> None:
     with pytest.raises(ValueError, match="`every_n_epochs` to be at least 1, but got 0"):
         PseudoLabelCallback(every_n_epochs=0)
+
+
+class FullDisk(APL):
+    """Fails in the first pass, after the module has prepared itself."""
+
+    def __call__(self, p_main: Tensor, p_aux: Tensor) -> Any:
+        raise OSError("no space left on device")
+
+
+@pytest.mark.parametrize("batch_norm", ["adapt", "auto"])
+def test_a_first_round_that_fails_leaves_the_module_as_it_came_in(
+    tmp_path: Path, trainer: Any, batch_norm: Any
+) -> None:
+    """Else a second attempt would take the prepared network for the one that came in."""
+    module = APLModule(TinyNet(), CLASSES, batch_norm=batch_norm, aux="fresh")
+    before = copy.deepcopy(module.state_dict())
+    data = TargetDataModule(Images(6), batch_size=2, store_dir=tmp_path)
+    with pytest.raises(OSError, match="no space left"):
+        trainer(callbacks=[PseudoLabelCallback(FullDisk())]).fit(module, data)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name]), name

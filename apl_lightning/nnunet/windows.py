@@ -25,21 +25,32 @@ class Windows:
         self._flips = [flip for count in range(len(axes) + 1) for flip in combinations(axes, count)]
 
     def __call__(self, images: Tensor, network: Callable[[Tensor], Sequence[Tensor]]) -> tuple[Tensor, ...]:
-        """The logits of all heads for images (B, C, *S), each (B, classes, *S)."""
+        """The logits of all heads for images (B, C, *S), each (B, classes, *S).
+
+        They are put together on the CPU if the GPU has no memory for those of the whole images.
+        """
+        try:
+            return self._run(images, network, images.device)
+        except torch.OutOfMemoryError:
+            return self._run(images, network, torch.device("cpu"))
+
+    def _run(
+        self, images: Tensor, network: Callable[[Tensor], Sequence[Tensor]], device: torch.device
+    ) -> tuple[Tensor, ...]:
         from acvl_utils.cropping_and_padding.padding import pad_nd_image
         from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 
         padded, inside = pad_nd_image(images, self.size, return_slicer=True)
         size = padded.shape[2:]
-        weight = compute_gaussian(self.size, value_scaling_factor=10, device=images.device).float()
-        weights = torch.zeros(size, device=images.device)
+        weight = compute_gaussian(self.size, value_scaling_factor=10, device=device).float()
+        weights = torch.zeros(size, device=device)
         sums: list[Tensor] = []
         for start in product(*compute_steps_for_sliding_window(size, self.size, 0.5)):
             window: Any = (..., *(slice(first, first + n) for first, n in zip(start, self.size, strict=True)))
             logits = self._mirrored(network, padded[window])
-            sums = sums or [torch.zeros(*head.shape[:2], *size, device=head.device) for head in logits]
+            sums = sums or [torch.zeros(*head.shape[:2], *size, device=device) for head in logits]
             for total, head in zip(sums, logits, strict=True):
-                total[window] += head * weight
+                total[window] += head.to(device) * weight
             weights[window] += weight
         return tuple(total.div_(weights)[(..., *inside[2:])] for total in sums)
 

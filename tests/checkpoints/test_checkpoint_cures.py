@@ -156,7 +156,7 @@ def test_checkpoint_with_two_heads_or_a_translator(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "name"),
     [
-        ({"best": np.float64(0.7)}, r"numpy.*"),
+        ({"best": np.array([0.7])}, r"numpy.*"),
         ({"args": argparse.Namespace(lr=0.1)}, r"argparse\.Namespace"),
         ({"network": segmenter()}, r"apl_lightning\.checkpoints\.networks\.resnet_generator\.ResnetGenerator.*"),
     ],
@@ -172,6 +172,14 @@ def test_python_objects_are_named(
         load("synseg", path)
     cured = torch.load(path, weights_only=False)["model"]
     assert same(load("synseg", saved(path, cured)), state)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
+def test_numbers_of_numpy(state: dict[str, Tensor], zipped: bool, tmp_path: Path) -> None:
+    """Losses that were logged, as in the checkpoints of nnU-Net."""
+    content = {"model": state, "losses": [np.float32(0.5), np.float64(0.7), np.int64(3)]}
+    path = saved(tmp_path / "net.pth", content, _use_new_zipfile_serialization=zipped)
+    assert same(load("synseg", path), state)
 
 
 def test_allowed_objects(state: dict[str, Tensor], tmp_path: Path) -> None:

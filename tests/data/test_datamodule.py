@@ -15,7 +15,8 @@ from monai.networks.nets import UNet
 from monai.transforms import RandGaussianNoised, RandSpatialCropd
 from torch.utils.data import DataLoader, Dataset
 
-from apl_lightning import APLModule, PseudoLabelCallback, RandomAffine, TargetDataModule
+from apl_lightning import APLModule, LazyDataLoader, PseudoLabelCallback, RandomAffine, TargetDataModule, TargetDataset
+from apl_lightning.data import collate
 from apl_lightning.data.joint_transforms import TARGET_KEYS
 
 
@@ -114,8 +115,6 @@ def test_fit_on_one_device_after_ddp_is_refused(tmp_path: Path, trainer: Any, mo
 
 
 def test_custom_loader_never_overwrites_labels(tmp_path: Path, trainer: Any) -> None:
-    from apl_lightning import LazyDataLoader, TargetDataset
-
     loader = LazyDataLoader(TargetDataset(Images(4), tmp_path / "mine"), batch_size=2)
     trainer(callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), loader)
     with pytest.raises(ValueError, match="holds the labels of an earlier one: resume it with `ckpt_path`"):
@@ -190,3 +189,14 @@ def test_store_in_the_home_directory(tmp_path: Path, trainer: Any, monkeypatch: 
     data = TargetDataModule(Images(2), store_dir="~/labels")
     trainer(max_steps=1, callbacks=[PseudoLabelCallback()]).fit(APLModule(TinyNet(), CLASSES), data)
     assert list((tmp_path / "labels").iterdir())
+
+
+def test_a_sampler_of_ones_own(tmp_path: Path, trainer: Any) -> None:
+    """Transforms draw anew in each epoch, and a resume within an epoch draws a warning."""
+    noise = RandGaussianNoised(keys=["image"], prob=1, std=1.0)
+    loader = LazyDataLoader(TargetDataset(Images(4), tmp_path, noise), batch_size=4, collate_fn=collate)
+    trainer(callbacks=[PseudoLabelCallback(guard="off")]).fit(APLModule(TinyNet(), CLASSES), loader)
+    first, second = (next(iter(loader))["image"] for _ in range(2))
+    assert not torch.equal(first, second)
+    with pytest.warns(UserWarning, match="come from SequentialSampler, which begins anew.*`TargetDataModule`"):
+        loader.load_state_dict({})

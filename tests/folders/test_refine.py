@@ -21,7 +21,9 @@ from apl_lightning._support.files import claimed, save_weights
 from apl_lightning.checkpoints import ResnetGenerator, Translated
 from apl_lightning.data import NiftiFolder, sliding_window
 from apl_lightning.folders import as_folder_and_network, evaluate_folder, network_of_yaml, predict_folder, refine_folder
+from apl_lightning.folders.pictures import save_picture
 from apl_lightning.folders.refine import Unlabelled
+from apl_lightning.nifti import read_grid
 
 NAMES = ["background", "liver", "spleen"]
 TARGETS = {"LPS": (48, 48, 12), "RAS": (48, 48, 11), "oblique": (48, 46, 12), "sagittal": (12, 48, 48)}
@@ -408,3 +410,10 @@ def test_network_within_a_project(target: Path, source: nn.Module) -> None:
         predict_folder(images, given, target / name, 3, accelerator="cpu")
     tables = [(target / name / "volumes.csv").read_text() for name in ("project", "network")]
     assert tables[0] == tables[1]
+
+
+def test_names_are_no_formulas(tmp_path: Path) -> None:
+    image, labels = np.zeros((4, 4, 2), np.float32), np.ones((4, 4, 2), np.uint8)
+    grid = read_grid(write(tmp_path / "a.nii.gz", image, AFFINES["RAS"]))
+    save_picture(tmp_path / "a.png", "pt$_^$1", image, labels, grid, ["background", "$_^$"], "axial")
+    assert (tmp_path / "a.png").exists()

@@ -47,6 +47,7 @@ def test_files_make_cases(tmp_path: Path, files: list[str], channels: int | None
         (["a.nii", "a.nii.gz"], None, "Expected one file of 'a'"),
         (["p_0000.nii", "p_0001.nii"], None, "pass channels=2, or channels=1"),
         (["a_0000.nii", "a_0001.nii", "b_0000.nii"], None, "Expected 2 files of case 'b'"),
+        (["a_0000.nii", "a_0001.nii", "b_0001.nii"], None, "got a_0000 and no b_0000: add what is missing, or pass"),
         (["a.nii"], 2, "Expected 2 files per case"),
     ],
 )

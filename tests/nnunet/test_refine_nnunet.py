@@ -20,6 +20,7 @@ from torch import Tensor
 
 from apl_lightning import nnunet
 from apl_lightning.nnunet.network import load_network, read_plan
+from apl_lightning.nnunet.results_folder import find_folds
 from apl_lightning.nnunet.windows import Windows
 
 PAGE = Path(__file__).parents[2] / "docs/have/nnunet.md"
@@ -230,7 +231,52 @@ def test_an_ignore_label_is_no_class(copied: Path) -> None:
     assert read_plan(copied, "2d").class_names == ["background", "first", "second"]
     network, axes = load_network(copied, "fold_0", FINAL)
     assert axes == (0, 1)
-    assert network(read_plan(copied, "2d").example()).shape[1] == 3
+    assert network(read_plan(copied, "2d").example(network)).shape[1] == 3
+
+
+@pytest.mark.parametrize("last", [10, "10", [10]])
+def test_labels_as_text_and_lists(copied: Path, last: Any) -> None:
+    kind = type(last)
+    values = {f"c{value}": kind([value]) if kind is list else kind(value) for value in (2, 1, 9)}
+    edit(copied / "dataset.json", labels={"last": last, "background": 0, **values})
+    assert read_plan(copied, "2d").class_names == ["background", "c1", "c2", "c9", "last"]
+
+
+class OnlyPatches(torch.nn.Module):
+    """A network that accepts nothing but patches, as transformers do."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image.view(len(image), 1, 32, 32)
+
+
+def test_network_that_takes_only_patches(trained_2d: Path) -> None:
+    plan = read_plan(trained_2d, "2d")
+    assert plan.example(OnlyPatches()).shape == (2, 1, 32, 32)
+    assert plan.example(torch.nn.Identity()).shape == (2, 1, 16, 16)
+
+
+@pytest.mark.parametrize("folds", [None, np.arange(2), ["fold_0", 1], [0, "1"]])
+def test_folders_that_somebody_has_kept_are_no_folds(copied: Path, folds: Any) -> None:
+    shutil.copytree(copied / "fold_0", copied / "fold_0_old")
+    assert find_folds(copied, folds, FINAL) == ["fold_0", "fold_1"]
+    assert find_folds(copied, np.int64(1), FINAL) == ["fold_1"]
+
+
+def test_no_memory_for_all_windows(run_2d: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then their sums are on the CPU."""
+    windows, volume = Windows((32, 32)), torch.randn(1, 2, 50, 40)
+    expected = logits_of(run_2d.module, windows, volume, 2)
+    zeros, asked = torch.zeros, []
+
+    def full(*size: Any, device: torch.device, **options: Any) -> Tensor:
+        asked.append(device)
+        if len(asked) == 2:
+            raise torch.OutOfMemoryError
+        return zeros(*size, device=device, **options)
+
+    monkeypatch.setattr(torch, "zeros", full)
+    assert torch.equal(logits_of(run_2d.module, windows, volume, 2), expected)
+    assert len(asked) > 3, "it begins again"
 
 
 def test_regions_are_refused(root: Path, copied: Path, tmp_path: Path) -> None:

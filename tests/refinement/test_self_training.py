@@ -271,3 +271,12 @@ def test_tent_reaches_all_that_it_trains() -> None:
         "network.encoder.1.weight", "network.encoder.1.bias",
     }  # fmt: skip
     assert all(found is not None for found in gradients.values())
+
+
+@pytest.mark.parametrize(
+    "first", [lambda: TentModule(TinyNet(), CLASSES), lambda: APLModule(TinyNet(), CLASSES, consistency_weight=0.0)]
+)
+def test_network_of_another_module_is_trained_as_a_whole(first: Any) -> None:
+    """What that module has excluded from training counts again."""
+    module = SelfTrainingModule(first().model, CLASSES)
+    assert all(parameter.requires_grad for parameter in module.model.parameters())

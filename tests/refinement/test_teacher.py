@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from conftest import CLASSES, Images, TinyNet
+from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
 from torch import Tensor
 
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule
@@ -168,3 +170,42 @@ def test_weights_loaded_after_a_fit_that_diverged_are_refined(tmp_path: Path, tr
 def assert_same(module: Any, expected: dict[str, Tensor]) -> None:
     exported = module.export().state_dict()
     assert all(torch.equal(value, exported[name]) for name, value in expected.items())
+
+
+class Masked(TinyNet):
+    """A network that adds a mask of attention, with minus infinity, to a part of its features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        attention = (torch.ones_like(self.mask) + self.mask).softmax(dim=1)
+        logits: Tensor = super().forward(image) * attention[0, 0]
+        return logits
+
+
+@pytest.mark.parametrize("decay", [0.9, None])
+def test_masks_with_minus_infinity(tmp_path: Path, trainer: Make, decay: float | None) -> None:
+    """They are copied, and no sign of a network that is broken."""
+    network = Masked()
+    module = APLModule(network, CLASSES, ema_decay=decay)
+    data = TargetDataModule(Images(6), batch_size=2, store_dir=tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "After the last epoch")
+        trainer(max_epochs=2, callbacks=[PseudoLabelCallback()]).fit(module, data)
+    refined = module.export()
+    assert torch.equal(refined.mask, network.mask)
+    assert not torch.equal(refined.encoder[0].weight, network.encoder[0].weight)
+
+
+def test_layers_in_place_of_synchronised_batch_norm_stay_in_their_mode() -> None:
+    """After a fit on several GPUs Lightning puts new ones there, in training mode."""
+    module = APLModule(TinyNet(), CLASSES, batch_norm="frozen")
+    synchronised = TorchSyncBatchNorm().apply(module)
+    module = TorchSyncBatchNorm().revert(synchronised)
+    before = copy.deepcopy(module.state_dict())
+    module.on_fit_end()
+    module(torch.rand(4, 1, 16, 16))
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name]), name
