@@ -29,8 +29,8 @@ def refine_folder(
     system: str | None = None,
     patch_size: Sequence[int] | None = None,
     patches_per_volume: int = 1,
-    steps_per_epoch: int | None = None,
-    max_epochs: int = 4,
+    steps_per_epoch: int | None = 50,
+    max_epochs: int = 10,
     batch_size: int | None = None,
     learning_rate: float = 6e-4,
     num_workers: int = 0,
@@ -60,7 +60,7 @@ def refine_folder(
         patch_size: Train on random patches of this size, and predict by a
             [`sliding_window`][apl_lightning.data.sliding_window].
         patches_per_volume: Patches of each image that is read.
-        steps_per_epoch: Training batches per epoch; by default one pass over the images.
+        steps_per_epoch: Training batches per epoch; `None` for one pass over the images.
         max_epochs: Epochs; each begins with new labels until these settle (`patience` of `PseudoLabelCallback`).
         batch_size: Images of a training batch; by default 8 slices, 2 volumes with a `patch_size`, or 1 whole volume.
         learning_rate: The learning rate of the encoder (see [`APLModule`][apl_lightning.refinement.APLModule]).

@@ -81,7 +81,9 @@ def test_refinement_gains_and_writes_all_results(target: Path, source: nn.Module
     images = NiftiFolder(target / "images", plane="axial", orientation="PLS", size=(48, 48))
     predict_folder(images, source, target / "before", 3, class_names=NAMES, accelerator="cpu")
     given = {key: value.clone() for key, value in source.state_dict().items()}
-    refined = refine_folder(images, source, target / "after", 3, class_names=NAMES, max_epochs=3, accelerator="cpu")
+    refined = refine_folder(
+        images, source, target / "after", 3, class_names=NAMES, steps_per_epoch=None, max_epochs=3, accelerator="cpu"
+    )
     before, after = (dice_of(target / name, target / "references") for name in ("before", "after"))
     assert after > before + 0.04
     assert sorted(path.name for path in (target / "after").iterdir()) == [
@@ -189,8 +191,9 @@ def test_page(tmp_path: Path, source: nn.Module, monkeypatch: pytest.MonkeyPatch
         write(tmp_path / "images" / f"{name}.nii.gz", scan(labels, seed=0), AFFINES[name])
         write(tmp_path / "references" / f"{name}.nii.gz", labels, AFFINES[name])
     monkeypatch.chdir(tmp_path)
-    scope: dict[str, Any] = {"network": source}
-    exec(code.replace("256, 256", "32, 32"), scope)
+    torch.save(source.state_dict(), "source.pt")
+    scope: dict[str, Any] = {"MyNetwork": lambda: copy.deepcopy(source)}
+    exec(code.replace("256, 256", "32, 32").replace('"after",', '"after", steps_per_epoch=3,'), scope)
     assert [score.name for score in scope["scores"]][-3:] == ["liver", "spleen", "mean"]
     for line in page.split("holds\n\n")[1].split("\n\n")[0].splitlines():
         assert list((tmp_path / "after").glob(line.split("`")[1].replace("<case>", "*"))), line
@@ -239,7 +242,7 @@ def test_two_runs_do_not_share_a_folder(target: Path, source: nn.Module) -> None
                 pytest.fail("claimed twice")
 
     images = NiftiFolder(target / "images", plane="axial", size=(48, 48))
-    options: dict[str, Any] = {"accelerator": "cpu", "max_epochs": 1, "check": False}
+    options: dict[str, Any] = {"accelerator": "cpu", "max_epochs": 1, "steps_per_epoch": 2, "check": False}
     elsewhere = {"callbacks": [Other(), PseudoLabelCallback()], "default_root_dir": target / "root"}
     refine_folder(images, source, target / "out", 3, trainer_options=elsewhere, **options)
     assert {path.name for path in (target / "out").iterdir()} == {"refined.pt", "labels", "pictures", "volumes.csv"}
@@ -363,7 +366,7 @@ def test_options_of_the_run(target: Path, source: nn.Module) -> None:
 
     options = {"callbacks": [Rates()], "limit_train_batches": 1, "logger": CSVLogger(target, name="log")}
     folder = NiftiFolder(target / "images", plane="axial", size=(24, 20))
-    run = {"accelerator": "cpu", "max_epochs": 1, "check": False}
+    run = {"accelerator": "cpu", "max_epochs": 1, "steps_per_epoch": 2, "check": False}
     refine_folder(folder, source, target / "out", 3, learning_rate=1e-3, trainer_options=options, **run)  # type: ignore[arg-type]
     assert rates == pytest.approx([1e-3, 1e-4])
     assert (target / "out" / "rates.txt").exists(), "what callbacks write stays"
