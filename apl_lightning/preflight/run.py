@@ -1,6 +1,5 @@
 """Ask a network whether images are turned, inverted, scaled or out of range for it."""
 
-import math
 from collections.abc import Sequence
 from statistics import mean
 from typing import Any
@@ -11,23 +10,16 @@ from tqdm.auto import tqdm
 
 from apl_lightning._support.modes import evaluating
 from apl_lightning._support.resizing import resize_to
-from apl_lightning.data import Keys, length_of, read_joined
+from apl_lightning.data import Keys
 from apl_lightning.heads import Inferer
+from apl_lightning.preflight.decision import best_of, gain, likeness_under
 from apl_lightning.preflight.network import Network
 from apl_lightning.preflight.picture import Shown
 from apl_lightning.preflight.report import PreflightReport, Trial
+from apl_lightning.preflight.sample import centre, parts_of, sample_of
 from apl_lightning.preflight.score import Score
-from apl_lightning.preflight.views import AS_THEY_ARE, Kind, View, cut, next_views, views_of
+from apl_lightning.preflight.views import AS_THEY_ARE, View, next_views, views_of
 
-# The least gain of a finding in one part of the images, by kind. Two data sets choose about the same, see
-# docs/preflight.md. Ranges have more, because another contrast changes their gain by about 1 and a wrong range by 3.
-MARGINS: dict[Kind, float] = {"orientation": 0.85, "inverted": 0.85, "channels": 0.85, "size": 0.8, "range": 2.0}
-_LIKE = 3.0  # the likeness of features that the network knows
-_DOUBT = 2.0  # how much the margin of a single patient grows per unit of likeness below it
-_AGREE = 0.75  # the share of the parts that must gain
-_PART = 8  # slices that vote together
-_MOST = 32  # slices
-_MOST_VOLUMES = 4
 _ORDERS = 2  # orders of the axes of a volume that are also tried with flips
 _MOST_PIXELS = 2**24  # of an enlarged image
 _MOST_OF_A_VOLUME = 2**23  # voxels that an inferer runs on: each view of a whole body would take minutes
@@ -78,10 +70,10 @@ def preflight(
         True
         >>> report.warn()  # nothing to warn of
     """
-    tensors, cases = _sample(images, Keys(image=image_key), max_images)
+    tensors, cases = sample_of(images, Keys(image=image_key), max_images)
     if inferer is not None:
         tensors = [centre(image, _MOST_OF_A_VOLUME) if image.ndim == 4 else image for image in tensors]
-    parts = _parts(tensors)
+    parts = parts_of(tensors)
     with evaluating(model), torch.no_grad():
         network = Network(model, num_classes, inferer, main_output, tensors[0])
         before = [network.score(AS_THEY_ARE, part) for part in parts]
@@ -98,25 +90,6 @@ def preflight(
         found = best_of(trials, cases)
         shown = [_show(network, view, tensors) for view in (AS_THEY_ARE, *([found.view] if found else []))]
     return PreflightReport(found, trials, skipped, shown[0], shown[1] if found else [])
-
-
-def best_of(trials: Sequence[Trial], cases: int) -> Trial | None:
-    """The trial with the largest gain, among those with clear gains, in images of some cases."""
-    clear = [trial for trial in trials if is_clear(trial.gains, MARGINS[trial.view.kind], cases, trial.likeness)]
-    return max(clear, key=lambda trial: trial.gain, default=None)
-
-
-def is_clear(gains: Sequence[float], margin: float, cases: int, likeness: float | None) -> bool:
-    """Whether the gains in parts of the images are above a margin, and most of them above 0.
-
-    The mean over n patients has the error of one of them divided by the square root of n, and so has the margin. More
-    slices of one patient err alike. A single patient may be unlike all others: the margin is larger if, under the view
-    too, the features are unlike those of training.
-    """
-    independent = min(len(gains), cases)
-    if independent == 1 and likeness is not None:
-        margin *= 1 + _DOUBT * max(0.0, _LIKE - likeness)
-    return mean(gains) > margin / math.sqrt(independent) and sum(gain > 0 for gain in gains) / len(gains) >= _AGREE
 
 
 def _try(
@@ -136,60 +109,10 @@ def _try(
             continue
         both = list(zip(before, after, strict=True))
         surer = [late.sureness - early.sureness for early, late in both]
-        known = [found for score in after if (found := _likeness(view, score)) is not None]
+        known = [found for score in after if (found := likeness_under(view, score)) is not None]
         gains = [gain(view, *scores) for scores in both]
         trials.append(Trial(view, gains, surer, mean(known) if known else None))
     return trials, skipped
-
-
-def gain(view: View, before: Score, after: Score) -> float:
-    """How much better a view suits a network.
-
-    It is the rise of sureness and of likeness: in the later layers, if the view turns images or blurs them. Intensities
-    out of range make a network sure of anything, so of ranges only likeness counts.
-    """
-    surer = after.sureness - before.sureness
-    was, becomes = (_likeness(view, score) for score in (before, after))
-    if was is None or becomes is None:
-        return surer
-    return becomes - was if view.kind == "range" else surer + becomes - was
-
-
-def _likeness(view: View, score: Score) -> float | None:
-    """The likeness that judges a view."""
-    if score.likeness is None:
-        return None
-    return score.likeness.late if view.kind == "orientation" or view.enlarges > 1 else score.likeness.all
-
-
-def _sample(images: Any, keys: Keys, most: int | None) -> tuple[list[Tensor], int]:
-    """Some images (C, *S), spread over the data set, and the number of their cases; without a case, each is its own."""
-    length = length_of(images)
-    if most is not None and most < 1:
-        raise ValueError(f"Expected `max_images` to be at least 1, but got {most}.")
-    first = read_joined(images, keys, 0)["image"]
-    count = min(length, most or (_MOST_VOLUMES if first.ndim == 4 else _MOST))
-    indices = [(2 * place + 1) * length // (2 * count) for place in range(count)]
-    samples = [read_joined(images, keys, index) for index in indices]
-    cases = {sample.get("case", index) for index, sample in zip(indices, samples, strict=True)}
-    return [sample["image"] for sample in samples], len(cases)
-
-
-def centre(image: Tensor, most: int) -> Tensor:
-    """The centre of an image (C, *S) with at most `most` pixels, its longest axes cut; a view."""
-    size, left = list(image.shape[1:]), most
-    for done, axis in enumerate(sorted(range(len(size)), key=size.__getitem__)):
-        size[axis] = cut(size[axis], int(left ** (1 / (len(size) - done))))
-        left = left // size[axis]
-    for axis, kept in enumerate(size, start=1):
-        image = image.narrow(axis, (image.shape[axis] - kept) // 2, kept)
-    return image
-
-
-def _parts(images: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-    """Volumes one by one; slices in parts that are each spread over all of them."""
-    count = len(images) if images[0].ndim == 4 else max(1, len(images) // _PART)
-    return [images[part::count] for part in range(count)]
 
 
 def _show(network: Network, view: View, images: Sequence[Tensor]) -> list[Shown]:

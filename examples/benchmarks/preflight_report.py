@@ -7,7 +7,7 @@ from typing import Any
 from markdown_table import table_head, table_row
 
 from apl_lightning.preflight import MARGINS
-from apl_lightning.preflight.run import is_clear
+from apl_lightning.preflight.decision import is_clear
 
 Rows = list[dict[str, Any]]
 Margins = Mapping[Any, float]

@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset
 
 from apl_lightning import APLModule
 from apl_lightning.preflight import MARGINS, PreflightReport, Trial, View, best_of, preflight
-from apl_lightning.preflight.run import centre
+from apl_lightning.preflight.sample import centre
 from apl_lightning.preflight.views import views_of
 
 SLICES = phantoms(16, 2, seed=2)[0]
