@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from bases import base_network
 from folds import fold_of
+from methods import save_budget
 from preflight_report import Rows, all_tables
 from settings import Setting, all_settings, read_budget
 from slices import Slices
@@ -127,7 +128,7 @@ class Direction:
         self.network = base_network("plain", setting, fold).to(memory_format=torch.channels_last)
         self.source = held_out
         self.target = setting.read("target_adapt", labelled=False)
-        self.generator = random.Random(fold)
+        self.generator = random.Random(f"{setting.name}, fold {fold}")
 
     def run(self, number: int) -> Rows:
         """The rows of one random volume of each domain; `number` says which mistakes are planted."""
@@ -178,8 +179,9 @@ def main(argv: list[str] | None = None) -> str:
     parser.add_argument("--slices", type=int, default=32, help="the most slices of a volume, spread over it")
     arguments = parser.parse_args(argv)
     budget, directions = read_budget(arguments.methods), []
+    save_budget(arguments.out, budget)
     for fold in range(arguments.folds):
-        folder = arguments.out / f"fold-{fold}"
+        folder = arguments.out / f"fold-{fold}-of-{arguments.folds}"
         data = [fold_of(data, folder, fold, arguments.folds) for data in arguments.data]
         settings = all_settings(data, folder, budget)
         for forth, back in zip(settings[::2], settings[1::2], strict=True):
