@@ -33,9 +33,12 @@ def logits_of(network: nn.Module, image: Tensor) -> list[Tensor]:
 
 
 def organ_dice(predictions: list[Tensor], dataset: Any, class_names: list[str]) -> dict[str, float]:
-    """Dice in % per organ, computed per patient and averaged over patients, and the `average` over organs."""
-    values = (100 * _count(predictions, dataset, len(class_names)).compute()[1:]).tolist()
-    return {**dict(zip(class_names[1:], values, strict=True)), "average": sum(values) / len(values)}
+    """Dice in % per organ, computed per patient and averaged over patients, and the `average` over organs.
+
+    An organ that neither predictions nor references have is NaN and not in the average.
+    """
+    dice = 100 * _count(predictions, dataset, len(class_names)).compute()[1:]
+    return {**dict(zip(class_names[1:], dice.tolist(), strict=True)), "average": float(dice.nanmean())}
 
 
 def patient_dice(predictions: list[Tensor], dataset: Any, class_names: list[str]) -> dict[str, dict[str, float]]:

@@ -51,6 +51,8 @@ class Phantoms(Dataset[dict[str, object]]):
     """
 
     def __init__(self, look: str, count: int, seed: int, size: int = 96, labelled: bool = True) -> None:
+        if count > 500:
+            raise ValueError(f"Expected at most 500 patients, whose seeds differ, but got {count}: pass fewer.")
         self.samples = []
         for case in range(count):
             parts = draw_anatomy(torch.Generator().manual_seed(1000 * seed + case), size)

@@ -169,7 +169,12 @@ def main(argv: list[str] | None = None) -> None:
             file, shape = f"{domain}/{case}.npz", list(image.shape)
             cases.append({"id": case, "domain": domain, "file": file, "shape": shape, "spacing_zyx_mm": list(spacing)})
             print(f"{case}: {shape}", flush=True)
+        if not any(case["domain"] == domain for case in cases):
+            raise SystemExit(f"Expected {domain.upper()} volumes, but got none: check --chaos and --btcv.")
     there = {case["id"] for case in cases}
+    named = {f"{name}_{number:02d}" for name, numbers in SPLIT.values() for number in numbers}
+    if missing := sorted(named - there):
+        print(f"Not there, so left out of the splits: {', '.join(missing)}")
     split = {
         part: [case for number in numbers if (case := f"{name}_{number:02d}") in there]
         for part, (name, numbers) in SPLIT.items()

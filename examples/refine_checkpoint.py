@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> torch.nn.Module:
     arguments = parser.parse_args(argv)
     if arguments.out.exists():
         raise SystemExit(f"Expected --out to be a new file, but {arguments.out} exists.")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)  # fails here, and not after the refinement
     pl.seed_everything(arguments.seed, workers=True)
 
     network = read_network(arguments)

@@ -36,6 +36,10 @@ def table(short: list[Run], long: list[Run]) -> str:
     for run in long:
         other = by_name.get(tuple(run[key] for key in COLUMNS[:4]))
         if other is not None and run.get("rounds"):
+            if abs(other["before"]["dice"]["average"] - run["before"]["dice"]["average"]) > 0.1:
+                raise SystemExit(
+                    f"Expected runs from one network, but those of {run['setting']} differ: copy the bases."
+                )
             lines.append(table_row(*row(other, run)))
     return "\n".join(lines)
 

@@ -6,8 +6,9 @@ rows:
 
 - with its published parameters, the learning rate of the paper settings, and the statistics of BatchNorm that come with
   the base;
-- `+ extras`: with all other defaults of APL: learning rate, Dice loss, no dropout, choice of BatchNorm, moving average,
-  small components ignored, the number of rounds, and the guard; MRNet and DPL label once in all rows, as published;
+- `+ extras`: with all other defaults of APL but the rate of the heads: learning rate, Dice loss, no dropout, choice of
+  BatchNorm, moving average, small components ignored, the number of rounds, and the guard; MRNet and DPL label once in
+  all rows, as published;
 - `, own rate`: the first row with the optimiser and the learning rate of its published code.
 """
 

@@ -3,9 +3,10 @@
     python examples/uda/adapt.py synseg --data DIR --out FOLDER
 
 Adaptation, before refinement, needs the source data. The files have the keys of each system's official code (SIFA: of
-its PyTorch port), and `apl_lightning.checkpoints.load` reads them. No target label trains anything, and the number of
-steps is fixed. CyCADA needs the generator that `cyclegan` has saved in the same folder. `SIZES` has the official
-networks and smaller ones for a CPU; docs/table.md lists what differs from the official training.
+its PyTorch port), and `apl_lightning.checkpoints.load` reads them; for SynSeg-Net pass `tanh=False`. No target label
+trains anything, and the number of steps is fixed. CyCADA needs the generator that `cyclegan` has saved in the same
+folder. `SIZES` has the official networks and smaller ones for a CPU; docs/table.md lists what differs from the official
+training.
 """
 
 import argparse

@@ -7,7 +7,8 @@ which translates target images x_t to the source domain. Labels of the source tr
         + L_seg(C(E(G(x_s)))) + 0.1 L_adv(C(E(x_t))) + 0.1 L_adv(U(E(x_t)))
 
 All adversarial losses are least squares. Those of the second line make predictions and translations of target images
-look like those of translated source images; the latter is a second answer of the discriminator of source images.
+look like those of translated source images; the latter is a second answer of the discriminator of source images. In
+these small networks the encoder gets a tenth of the gradient of the first line.
 """
 
 from typing import Any, ClassVar
