@@ -84,6 +84,8 @@ class PseudoLabelOverlay(Callback):
         for index in self._indices(len(dataset)):
             label = dataset.store.read(index)
             sample = {**dataset.read(index), "labels": label.classes, "weights": label.weights}
+            if "label" in sample and (ignored := getattr(pl_module, "ignore_index", None)) is not None:
+                sample["label"] = sample["label"].masked_fill(sample["label"] == ignored, 0)
             for logger in loggers:
                 if is_a(logger, "WandbLogger"):
                     _to_wandb(logger, index, sample, names, trainer.global_step)

@@ -149,3 +149,16 @@ def test_overlay_colours_only_labelled_pixels() -> None:
 def test_volumes_are_shown_as_a_slice() -> None:
     image, labels = torch.rand(1, 7, 7, 7), torch.randint(3, (7, 7, 7))
     assert np.array_equal(overlay(image, labels), overlay(image[..., 3], labels[..., 3]))
+
+
+def test_ignored_pixels_have_no_colour(tmp_path: Path, trainer: Any) -> None:
+    class Ignored(Images):
+        def __getitem__(self, index: int) -> Any:
+            return self.images[index], torch.full((16, 16), 255)
+
+    data = TargetDataModule(Ignored(4), batch_size=2, store_dir=tmp_path / "labels")
+    callbacks = [PseudoLabelCallback(), PseudoLabelOverlay(samples=1)]
+    trainer(callbacks=callbacks, default_root_dir=tmp_path).fit(APLModule(TinyNet(), CLASSES, ignore_index=255), data)
+    (picture,) = tmp_path.glob("overlays/*/*.png")
+    reference = np.asarray(Image.open(picture))[:, -16:]
+    assert (reference == reference[..., :1]).all()

@@ -70,6 +70,9 @@ class WrappedDataModule(TargetDataModule):
         loader = getattr(self._existing, method)()
         if isinstance(loader, list | tuple) and len(loader) == 1:
             (loader,) = loader
+        if isinstance(loader, list | tuple) and not loader and name != "train":  # as good as no such method
+            self._fixed.add(name)
+            return
         owner = f"`{method}` of {type(self._existing).__name__}"
         dataset, options = read_loader(loader, owner, self.keys, trains=name == "train")
         size, attribute = options.pop("batch_size"), "batch_size" if name == "train" else "val_batch_size"

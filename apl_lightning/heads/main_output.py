@@ -74,5 +74,11 @@ def _reached(logits: Tensor, parameters: list[nn.Parameter]) -> int:
     """The parameters that logits depend on."""
     if not logits.requires_grad:  # labels, say
         return 0
-    gradients = torch.autograd.grad(logits.sum(), parameters, retain_graph=True, allow_unused=True)
-    return sum(p.numel() for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None)
+    earlier = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    logits.sum().backward(retain_graph=True)  # `torch.autograd.grad` does not pass reentrant checkpoints
+    reached = sum(parameter.numel() for parameter in parameters if parameter.grad is not None)
+    for parameter, gradient in zip(parameters, earlier, strict=True):
+        parameter.grad = gradient
+    return reached

@@ -39,6 +39,14 @@ def within_unit_interval(maps: Tensor) -> bool:
     return bool(maps.min() >= 0 and maps.max() <= 1)
 
 
+def are_probabilities(maps: Tensor) -> bool:
+    """Whether the values (B, C, *S) come from a softmax, or from a sigmoid that is sure of some pixels."""
+    if not within_unit_interval(maps):
+        return False
+    sums_to_one = bool((maps.sum(dim=1) - 1).abs().max() <= 1e-2)
+    return sums_to_one or bool(maps.min() < 0.05 and maps.max() > 0.95)
+
+
 def shapes_of(output: object) -> str:
     """The shapes in a network's output, for messages."""
     if isinstance(output, Tensor):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from apl_lightning._support.modes import evaluating, hooked, trainable
 from apl_lightning.heads.find_classifier import HeadNotFoundError
 from apl_lightning.heads.model import DualHeadModel
-from apl_lightning.heads.outputs import within_unit_interval
+from apl_lightning.heads.outputs import are_probabilities, within_unit_interval
 
 
 def verify_heads(model: DualHeadModel, example: Tensor, plain: Tensor) -> list[str]:
@@ -34,10 +34,15 @@ def verify_heads(model: DualHeadModel, example: Tensor, plain: Tensor) -> list[s
         )
     if not all(_close(main, plain) and _close(aux, first.aux) for main, aux in (first, *routed)):
         raise _inseparable(model, "the logits changed")
-    if within_unit_interval(plain) and not _linear_behind_head(model, example, plain):
+    if within_unit_interval(plain) and not (_linear_behind_head(model, example, plain) and _unbounded(model, example)):
         raise ValueError(
             "Expected `model` to return logits, but all its outputs lie in [0, 1] behind a sigmoid or a softmax: "
             "remove it (activation=None)."
+        )
+    if model.num_classes == plain.shape[1] and are_probabilities(first.aux) and not are_probabilities(plain):
+        raise ValueError(
+            "Expected logits of both heads, but the second one gives values in [0, 1], as after a softmax or a sigmoid:"
+            " use aux='perturbed', or return its logits."
         )
     return _verify_routing(model, example)
 
@@ -71,6 +76,19 @@ def _linear_behind_head(model: DualHeadModel, example: Tensor, plain: Tensor) ->
     doubled = hooked(model.network.get_submodule(model.head), post=lambda _module, _inputs, result: 2 * result)
     with doubled, evaluating(model), torch.no_grad():
         return _close(model(example).main, 2 * plain)
+
+
+def _unbounded(model: DualHeadModel, example: Tensor) -> bool:
+    """Whether the head gives larger values for larger features; so does one that normalises them, as far as we know."""
+
+    def enlarge(_module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:
+        return tuple(1e6 * each if isinstance(each, Tensor) and each.is_floating_point() else each for each in inputs)
+
+    with evaluating(model), torch.no_grad():
+        before = model(example).main
+        with hooked(model.network.get_submodule(model.head), pre=enlarge):
+            after = model(example).main
+    return not within_unit_interval(after) or _close(after, before)
 
 
 def _verify_routing(model: DualHeadModel, example: Tensor) -> list[str]:
@@ -107,6 +125,8 @@ def _verify_routing(model: DualHeadModel, example: Tensor) -> list[str]:
 
 def _gradients(logits: tuple[Tensor, ...], parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...]:
     total = torch.stack([z.square().sum() for z in logits]).sum()
-    if not total.requires_grad:
-        return (None,) * len(parameters)
-    return torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
+    for parameter in parameters:
+        parameter.grad = None
+    if total.requires_grad:
+        total.backward(retain_graph=True)  # `torch.autograd.grad` does not pass reentrant checkpoints
+    return tuple(parameter.grad for parameter in parameters)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from apl_lightning.heads import (
     DualHeadModel,
     Inferer,
+    are_probabilities,
     example_input,
     logit_maps,
     select_main_output,
     tensors_in,
-    within_unit_interval,
 )
 from apl_lightning.preflight.score import RunningStatistics, Score, count_foreground, sureness
 from apl_lightning.preflight.views import View
@@ -63,11 +63,11 @@ class Network:
                 "Expected `model` to return finite logits, but got NaN or infinity: check its weights, and the range "
                 "of the images."
             )
-        # Small logits may lie in [0, 1] by chance, but do not sum to 1.
-        if within_unit_interval(logits) and torch.allclose(logits.sum(dim=1), logits.new_ones(()), atol=1e-2):
+        # Small logits may lie in [0, 1] by chance, but neither sum to 1 nor come close to 0 and 1.
+        if are_probabilities(logits if self._channels > 1 else logits[:, 1:]):
             raise ValueError(
-                "Expected `model` to return logits, but got values in [0, 1], that sum to 1, as after a softmax: "
-                "pass the network without this layer."
+                "Expected `model` to return logits, but got values in [0, 1], as after a softmax or a sigmoid: pass "
+                "the network without this layer."
             )
         return logits
 

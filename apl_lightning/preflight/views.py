@@ -1,6 +1,7 @@
 """The views of images that preflight tries: one change each, with its words and its cure."""
 
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from itertools import islice, permutations
 from typing import Literal, NamedTuple
@@ -116,14 +117,15 @@ def _rounded(size: int, like: int) -> int:
 
 def _size(factor: float, dimensions: int) -> View:
     looks = f"{factor:.2g} times too small" if factor > 1 else f"{1 / factor:.2g} times too large"
-    options = f"scale_factor={factor:.2g}, mode={MODES[dimensions]!r}"
+    options = f"scale_factor={Fraction(factor).limit_denominator(9)}, mode={MODES[dimensions]!r}"
+    options += ", antialias=True" if dimensions == 2 else ""
     code = f"image = torch.nn.functional.interpolate(image[None], {options})[0]"
     cure = f"`{code}`, or MONAI's `Spacing` with the pixel size of the images it was trained on"
     return View("size", looks, cure, partial(resize, factor=factor), factor)
 
 
 def _inverted() -> View:
-    cure = "`image = image.max() + image.min() - image`"
+    cure = "`image = image.max() + image.min() - image`, or the same for each channel if it has several"
     return View("inverted", "inverted, with bright for dark", cure, invert)
 
 

@@ -44,7 +44,6 @@ def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], inferer: Infere
     momenta = [layer.momentum for layer in layers]
     with evaluating(model), torch.no_grad(), hooked(*layers, pre=_CumulativeMean()):
         for layer in layers:
-            layer.reset_running_stats()
             layer.train()
             if type(layer) is nn.SyncBatchNorm:  # every rank sees all images, so it need not communicate
                 layer.forward = MethodType(_BatchNorm.forward, layer)  # type: ignore[method-assign]
@@ -59,7 +58,10 @@ def adapt_batch_norm(model: nn.Module, images: Iterable[Tensor], inferer: Infere
 
 
 class _CumulativeMean:
-    """Before a batch, sets the momentum with which a layer's statistics become the mean over all images so far."""
+    """Before a batch, sets the momentum with which a layer's statistics become the mean over all images so far.
+
+    A layer that no image passes keeps its statistics.
+    """
 
     def __init__(self) -> None:
         self._seen = Counter[_BatchNorm]()
@@ -71,6 +73,8 @@ class _CumulativeMean:
                 "Expected more than one value per channel to re-estimate the statistics of a BatchNorm layer, but got "
                 f'features {tuple(features.shape)}: pass larger images, or keep the statistics (batch_norm="frozen").'
             )
+        if layer not in self._seen:
+            layer.reset_running_stats()
         self._seen[layer] += len(features)
         layer.momentum = len(features) / self._seen[layer]
 

@@ -92,6 +92,21 @@ def test_existing_data_module_without_validation(tmp_path: Path, trainer: Any) -
     assert not [name for name in fit.callback_metrics if name.startswith("val/")]
 
 
+def test_existing_data_module_with_no_loaders_for_validation(trainer: Any) -> None:
+    """An empty list is as good as no method."""
+
+    class Existing(pl.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return DataLoader(Images(4), batch_size=2)
+
+        def val_dataloader(self) -> Any:
+            return []
+
+    run = trainer(callbacks=[PseudoLabelCallback()])
+    run.fit(APLModule(TinyNet(), CLASSES), TargetDataModule.from_datamodule(Existing()))
+    assert run.global_step == 2
+
+
 def test_each_run_has_its_own_folder(tmp_path: Path, trainer: Any) -> None:
     data = TargetDataModule(Images(4), batch_size=2)
     folders = []

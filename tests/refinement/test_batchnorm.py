@@ -115,3 +115,13 @@ def test_statistics_without_dropout() -> None:
     adapt_batch_norm(network, [images])
     torch.testing.assert_close(network[1].running_var, images.var((0, 2, 3)))
     assert network[0].training
+
+
+def test_layers_that_do_not_run_keep_their_statistics() -> None:
+    """Such as those of another domain, which are exported too."""
+    network = TinyNet()
+    network.other = nn.BatchNorm2d(2)
+    nn.init.constant_(network.other.running_mean, 5.0)
+    adapt_batch_norm(network, [torch.rand(4, 1, 8, 8)])
+    assert network.other.running_mean.tolist() == [5.0, 5.0]
+    assert network.encoder[1].num_batches_tracked == 1
