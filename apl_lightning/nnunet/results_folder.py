@@ -30,11 +30,9 @@ def find_folds(folder: Path, folds: Sequence[int | str] | int | str | None, chec
             f"and fold_0, but {folder} has no {missing[0]}: pass the folder that is named after the trainer, the plans "
             "and the configuration, such as nnUNetTrainer__nnUNetPlans__3d_fullres."
         )
-    if isinstance(folds, int | str | np.integer):
-        folds = [int(folds) if isinstance(folds, np.integer) else folds]
-    present = sorted(
-        path.parent.name for path in folder.glob(f"fold_*/{checkpoint}") if _FOLD.fullmatch(path.parent.name)
-    )
+    folds = [folds] if isinstance(folds, int | str | np.integer) else folds
+    having = sorted(path.parent.name for path in folder.glob(f"fold_*/{checkpoint}"))
+    present = [name for name in having if _FOLD.fullmatch(name)]
     given = present if folds is None else [f"fold_{str(fold).removeprefix('fold_')}" for fold in folds]
     names = list(dict.fromkeys(given))
     if not names or not set(names) <= set(present):

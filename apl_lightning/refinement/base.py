@@ -151,9 +151,8 @@ class RefinementModule(EvaluationSteps, ABC):
 
     def on_fit_end(self) -> None:
         """Weights that are loaded into `model` from now on count, and not the teacher of this fit."""
-        self.train(
-            self.training
-        )  # the layers that Lightning puts in place of synchronised BatchNorm are in no mode yet
+        # The layers that Lightning puts in place of synchronised BatchNorm are in training mode.
+        self.train(self.training)
         if self.teacher is not None:
             self.teacher.remember(self.model)
 
