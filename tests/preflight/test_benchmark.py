@@ -66,7 +66,7 @@ def test_table_of_known_rows(benchmark: Any) -> None:
     turns = [row("turn or flip", "source", *gains) for gains in ((2, 1), (1, 2), (0.3, 0.1), (0.9, 0))]
     clean = [row("", "target", 0, gain) for gain in (0.9, 0.1, -1, -2)]
     text = report.volumes_table(turns + clean)
-    # Two of four turns are found: the second volume has a better wrong view, the third is below the margin of 0.7.
+    # Two of four turns are found: the second volume has a better wrong view, the third is below the margin of 0.6.
     assert text.splitlines()[2].startswith("| x-a-to-b | default | 50 % of 4 |")
     assert text.splitlines()[2].endswith("| 25 % of 4 | 0 % of 0 |")
     assert report.chosen_margins(clean)["orientation"] == 0.9
