@@ -10,7 +10,7 @@ from apl_lightning.preflight.views import Kind, View
 
 # The least gain of a finding in one part of the images, by kind, see docs/preflight.md. Ranges have more, because
 # another contrast changes their gain by about 1 and a wrong range by 3.
-MARGINS: dict[Kind, float] = {"orientation": 0.6, "inverted": 0.6, "channels": 0.6, "size": 0.7, "range": 2.0}
+MARGINS: dict[Kind, float] = {"orientation": 0.6, "inverted": 0.85, "channels": 0.85, "size": 0.7, "range": 2.0}
 _LIKE = 3.0  # the likeness of features that the network knows
 _DOUBT = 2.0  # how much the margin of a single patient grows per unit of likeness below it
 _AGREE = 0.75  # the share of the parts that must gain

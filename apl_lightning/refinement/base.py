@@ -152,8 +152,9 @@ class RefinementModule(EvaluationSteps, ABC):
     def on_fit_end(self) -> None:
         """Weights that are loaded into `model` from now on count, and not the teacher of this fit."""
         # The layers that Lightning puts in place of synchronised BatchNorm are in training mode.
-        self.train(self.training)
+        set_batch_norm_mode(self.model, self.batch_norm if self.training else "frozen")
         if self.teacher is not None:
+            self.teacher.eval()
             self.teacher.remember(self.model)
 
     def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
