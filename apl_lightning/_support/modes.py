@@ -1,4 +1,4 @@
-"""Modes of a network for the length of a block, and whether its weights are finite."""
+"""Modes, hooks and state of a network for the length of a block, and whether its weights are finite."""
 
 import copy
 import math

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from apl_lightning._support.modes import evaluating, trainable
+from apl_lightning.heads.gradients import gradients_of
 from apl_lightning.heads.outputs import (
     channels_of,
     explain_wrong_classes,
@@ -72,13 +73,5 @@ def _find(network: nn.Module, channels: int, example: Tensor) -> int:
 
 def _reached(logits: Tensor, parameters: list[nn.Parameter]) -> int:
     """The parameters that logits depend on."""
-    if not logits.requires_grad:  # labels, say
-        return 0
-    earlier = [parameter.grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.grad = None
-    logits.sum().backward(retain_graph=True)  # `torch.autograd.grad` does not pass reentrant checkpoints
-    reached = sum(parameter.numel() for parameter in parameters if parameter.grad is not None)
-    for parameter, gradient in zip(parameters, earlier, strict=True):
-        parameter.grad = gradient
-    return reached
+    gradients = gradients_of(logits.sum(), parameters)
+    return sum(p.numel() for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None)

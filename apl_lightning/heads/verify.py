@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from apl_lightning._support.modes import evaluating, hooked, trainable
 from apl_lightning.heads.find_classifier import HeadNotFoundError
+from apl_lightning.heads.gradients import gradients_of
 from apl_lightning.heads.model import DualHeadModel
 from apl_lightning.heads.outputs import are_probabilities, within_unit_interval
 
@@ -34,7 +35,9 @@ def verify_heads(model: DualHeadModel, example: Tensor, plain: Tensor) -> list[s
         )
     if not all(_close(main, plain) and _close(aux, first.aux) for main, aux in (first, *routed)):
         raise _inseparable(model, "the logits changed")
-    if within_unit_interval(plain) and not (_linear_behind_head(model, example, plain) and _unbounded(model, example)):
+    if within_unit_interval(plain) and not (
+        _linear_behind_head(model, example, plain) and _unbounded(model, example, plain)
+    ):
         raise ValueError(
             "Expected `model` to return logits, but all its outputs lie in [0, 1] behind a sigmoid or a softmax: "
             "remove it (activation=None)."
@@ -78,17 +81,16 @@ def _linear_behind_head(model: DualHeadModel, example: Tensor, plain: Tensor) ->
         return _close(model(example).main, 2 * plain)
 
 
-def _unbounded(model: DualHeadModel, example: Tensor) -> bool:
+def _unbounded(model: DualHeadModel, example: Tensor, plain: Tensor) -> bool:
     """Whether the head gives larger values for larger features; so does one that normalises them, as far as we know."""
 
     def enlarge(_module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:
         return tuple(1e6 * each if isinstance(each, Tensor) and each.is_floating_point() else each for each in inputs)
 
-    with evaluating(model), torch.no_grad():
-        before = model(example).main
-        with hooked(model.network.get_submodule(model.head), pre=enlarge):
-            after = model(example).main
-    return not within_unit_interval(after) or _close(after, before)
+    enlarged = hooked(model.network.get_submodule(model.head), pre=enlarge)
+    with enlarged, evaluating(model), torch.no_grad():
+        main = model(example).main
+    return not within_unit_interval(main) or _close(main, plain)
 
 
 def _verify_routing(model: DualHeadModel, example: Tensor) -> list[str]:
@@ -123,10 +125,5 @@ def _verify_routing(model: DualHeadModel, example: Tensor) -> list[str]:
     return [name for name, gradient in zip(names, everything, strict=True) if gradient is None]
 
 
-def _gradients(logits: tuple[Tensor, ...], parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...]:
-    total = torch.stack([z.square().sum() for z in logits]).sum()
-    for parameter in parameters:
-        parameter.grad = None
-    if total.requires_grad:
-        total.backward(retain_graph=True)  # `torch.autograd.grad` does not pass reentrant checkpoints
-    return tuple(parameter.grad for parameter in parameters)
+def _gradients(logits: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
+    return gradients_of(torch.stack([z.square().sum() for z in logits]).sum(), parameters)
