@@ -8,7 +8,6 @@ per seed, `results-PRESET-REPORT.json` and `table-PRESET-REPORT.md`. Networks ar
 """
 
 import argparse
-import json
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -17,7 +16,7 @@ from statistics import mean
 
 import pytorch_lightning as pl
 import torch
-from evaluation import organ_dice, patient_dice, predict, table
+from evaluation import organ_dice, patient_dice, predict, write_results
 from networks import NETWORKS, build_network, save_weights
 from panel import fullest_slice, save_panel
 from slices import Slices, class_names
@@ -136,13 +135,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
             results = list(pool.map(partial(run, arguments), arguments.seeds))
     else:
         results = [run(arguments, seed) for seed in arguments.seeds]
-    rows = {name: [result[name] for result in results] for name in ("before", "after")}
-    rows["gain"] = [{c: result["after"][c] - result["before"][c] for c in result["after"]} for result in results]
-    name = f"{arguments.preset}-{arguments.report}"
-    (arguments.out / f"results-{name}.json").write_text(json.dumps(rows, indent=1))
-    (arguments.out / f"table-{name}.md").write_text(table(rows) + "\n")
-    print(f"\nDice (%) on the CT patients of {arguments.report}, {len(results)} seed(s):\n\n{table(rows)}")
-    return rows
+    return write_results(arguments.out, f"{arguments.preset}-{arguments.report}", results)
 
 
 if __name__ == "__main__":

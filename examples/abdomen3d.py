@@ -8,7 +8,6 @@ number. Writes results and a table. Networks are saved in the output folder and 
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from abdomen import make_trainer
-from evaluation import organ_dice, table
+from evaluation import organ_dice, write_results
 from monai.data import CacheDataset, DataLoader
 from monai.networks.nets import UNet
 from monai.transforms import Compose, RandCropByPosNegLabeld, SpatialPadd
@@ -165,12 +164,7 @@ def main(argv: list[str] | None = None) -> dict[str, list[dict[str, float]]]:
     arguments = parser.parse_args(argv)
 
     results = [run(arguments, seed) for seed in arguments.seeds]
-    rows = {name: [result[name] for result in results] for name in ("before", "after")}
-    rows["gain"] = [{c: result["after"][c] - result["before"][c] for c in result["after"]} for result in results]
-    (arguments.out / f"results-{arguments.report}.json").write_text(json.dumps(rows, indent=1))
-    (arguments.out / f"table-{arguments.report}.md").write_text(table(rows) + "\n")
-    print(f"\nDice (%) on the CT volumes of {arguments.report}, {len(results)} seed(s):\n\n{table(rows)}")
-    return rows
+    return write_results(arguments.out, arguments.report, results)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Dice of a plain network, independent of the refinement module."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,3 +74,16 @@ def table(rows: dict[str, list[dict[str, float]]]) -> str:
             cells.append(f"{values.mean():.1f}{spread}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def write_results(folder: Path, name: str, results: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """Write the Dice `before` and `after` of each seed, and the gain, to `results-NAME.json` and `table-NAME.md`.
+
+    Returns them by row: `before`, `after` and `gain`, each with one entry per seed.
+    """
+    rows = {row: [result[row] for result in results] for row in ("before", "after")}
+    rows["gain"] = [{c: result["after"][c] - result["before"][c] for c in result["after"]} for result in results]
+    (folder / f"results-{name}.json").write_text(json.dumps(rows, indent=1))
+    (folder / f"table-{name}.md").write_text(table(rows) + "\n")
+    print(f"\nDice (%), {name}, {len(results)} seed(s):\n\n{table(rows)}")
+    return rows

@@ -168,6 +168,7 @@ def test_report_of_known_runs(example: Any, tmp_path: Path) -> None:
     # The guard returns to the first round in a, and to what came in from Y.
     assert "| a | 0.75 | 4 x | 2 | 1 | 0 | -4.5 | 1.0 | 200 % |" in text
     assert "| b, chosen on the others | 0.9 | 4 x | 2 | 1 | 0 | 1.0 | 5.0 | 83 % |" in text
+    assert "| all, with the defaults | 0.75 | 4 x | 4 | 2 | 0 | -1.8 | 3.5 | 108 % |" in text
 
 
 def test_drift_of_known_runs(example: Any) -> None:

@@ -59,9 +59,11 @@ def guard_table(runs: list[Run]) -> str:
     data = {name: [run for run in runs if run["data"] == name] for name in _data_sets(runs)}
     for name, of_data in data.items():
         lines += [_row(name, of_data, *both) for both in product(LIMITS, LOSS_WEIGHTS)]
-    for name, of_data in data.items() if len(data) > 1 else ():
-        others = [run for other, found in data.items() if other != name for run in found]
-        lines.append(_row(f"{name}, chosen on the others", of_data, *_chosen(others)))
+    if len(data) > 1:
+        for name, of_data in data.items():
+            others = [run for other, found in data.items() if other != name for run in found]
+            lines.append(_row(f"{name}, chosen on the others", of_data, *_chosen(others)))
+        lines.append(_row("all, with the defaults", runs, Guard("restore").kept, LOSS_WEIGHT))
     return "\n".join(lines)
 
 
