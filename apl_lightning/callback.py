@@ -25,7 +25,14 @@ from apl_lightning._support.seeding import derived_seed, run_seed
 from apl_lightning.denoisers import APL, Denoiser, LabelsAndWeights, as_denoiser
 from apl_lightning.guard import Guard, GuardMode
 from apl_lightning.heads import Inferer
-from apl_lightning.labels import LARGEST_COMPONENT_SHARE, Labelling, Selection, label_round, target_dataset
+from apl_lightning.labels import (
+    LARGEST_COMPONENT_SHARE,
+    Labelling,
+    Selection,
+    label_round,
+    target_dataset,
+    warn_of_doubts,
+)
 
 
 class PseudoLabelCallback(Callback):
@@ -152,12 +159,8 @@ class PseudoLabelCallback(Callback):
         (share_state if round == 0 else share_buffers)(pl_module)
         share = self.largest_component_share if self.ignore_small_components else None
         self.statistics, classes = label_round(labelling, self.denoiser, round, seed, share)
-        if trainer.is_global_zero and not self.statistics["pseudo/confidence"]:
-            warnings.warn(
-                f"In round {round} no pixel has a weight above 0, so nothing is learned from its labels: "
-                f"choose another denoiser than {name_of(self.denoiser)}, or options that keep more.",
-                stacklevel=2,
-            )
+        if trainer.is_global_zero:
+            warn_of_doubts(self.statistics, round, name_of(self.denoiser))
         once_per_node(local_rank, "Publishing the new pseudo labels", lambda: store.publish(round))
         once_per_node(local_rank, "Deleting old pseudo labels", lambda: store.prune(keep={round, self._saved_round}))
         self.round, self._epoch, self._checksum = round, trainer.current_epoch, store.reader(round).checksum

@@ -4,3 +4,4 @@ from apl_lightning.labels.labelling import Labelling, predicted_at_once, target_
 from apl_lightning.labels.one_round import label_round
 from apl_lightning.labels.selection import Selection
 from apl_lightning.labels.small_components import LARGEST_COMPONENT_SHARE, SmallComponents, find_small_components
+from apl_lightning.labels.statistics import warn_of_doubts

@@ -1,5 +1,6 @@
 """Statistics of a round of pseudo labels, for the log."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from apl_lightning._support.distributed import total_of_counts
 from apl_lightning.metrics import dice_of, overlap_counts
+
+_DOUBTFUL_AGREEMENT = 0.5  # of the pixels; two heads of one network agree on nearly all
 
 
 class LabelStatistics:
@@ -55,3 +58,21 @@ class LabelStatistics:
         if overlap[2].any():  # there are reference labels
             values["pseudo/dice"] = float(dice_of(overlap).nanmean())
         return values
+
+
+def warn_of_doubts(statistics: dict[str, float], round: int, denoiser: str) -> None:
+    """Warn of labels that teach nothing, and of heads that cannot both be right."""
+    if not statistics["pseudo/confidence"]:
+        warnings.warn(
+            f"In round {round} no pixel has a weight above 0, so nothing is learned from its labels: choose another "
+            f"denoiser than {denoiser}, or options that keep more.",
+            stacklevel=3,
+        )
+    agreement = statistics.get("pseudo/agreement", 1.0)  # denoisers that merge the heads do not count it
+    if round == 0 and agreement < _DOUBTFUL_AGREEMENT:
+        warnings.warn(
+            f"Before refinement the two heads agree on {agreement:.0%} of the pixels only. If the network also returns "
+            "something else than segmentations, such as a reconstruction with as many channels, pass aux='perturbed' "
+            "and `main_output` to the module.",
+            stacklevel=3,
+        )

@@ -52,6 +52,29 @@ def test_agreement_of_merged_heads_is_not_logged(tmp_path: Path, trainer: Any) -
     assert "pseudo/confidence" in callback.statistics
 
 
+class WithReconstruction(TinyNet):
+    """Returns a colour image too, with as many channels as there are classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paint = nn.Conv2d(6, CLASSES, 1)
+        for layer, largest in ((self.classifier, 0), (self.paint, 1)):
+            nn.init.constant_(layer.bias[largest : largest + 1], 10.0)
+
+    def forward(self, image: Tensor) -> Any:
+        features = self.encoder(image)
+        return self.classifier(features), self.paint(features)
+
+
+def test_an_output_that_is_no_segmentation_is_named(tmp_path: Path, trainer: Any) -> None:
+    data = TargetDataModule(Images(4), store_dir=tmp_path / "own")
+    with pytest.warns(UserWarning, match="the two heads agree on 0% of the pixels .* aux='perturbed'"):
+        trainer(max_steps=1, callbacks=[PseudoLabelCallback()]).fit(APLModule(WithReconstruction(), CLASSES), data)
+    cured = APLModule(WithReconstruction(), CLASSES, aux="perturbed", main_output=0)
+    data = TargetDataModule(Images(4), store_dir=tmp_path / "cured")
+    trainer(max_steps=1, callbacks=[PseudoLabelCallback()]).fit(cured, data)
+
+
 def test_transfer_hook_in_place_runs_once(tmp_path: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class Shifted(TargetDataModule):
         def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
