@@ -60,7 +60,7 @@ class LabelStatistics:
         return values
 
 
-def warn_of_doubts(statistics: dict[str, float], round: int, denoiser: str) -> None:
+def warn_of_doubts(statistics: dict[str, float], round: int, denoiser: str | None) -> None:
     """Warn of labels that teach nothing, and of heads that cannot both be right."""
     if not statistics["pseudo/confidence"]:
         warnings.warn(
