@@ -46,7 +46,10 @@ def _checked(result: object, soft: bool) -> dict[str, Tensor]:
             "Expected `transform` to keep labels whole, but it interpolates them: use mode='nearest' for "
             "'pseudo_label'."
         )
-    if not bool(torch.isfinite(image).all()):
-        raise ValueError("Expected `transform` to return finite images, but got NaN or infinity: mend the transform.")
+    for key, tensor in zip(TARGET_KEYS, tensors, strict=True):
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"Expected `transform` to return a finite {key!r}, but got NaN or infinity: mend the transform."
+            )
     label = label.float().clamp(0, 1) if soft else label[0].long()
     return {"image": image.float(), "pseudo_label": label, "weight": weight[0].float().clamp(0, 1)}

@@ -12,6 +12,7 @@ from apl_lightning.denoisers.predictor import Predictor
 from apl_lightning.losses import mean_over_heads, weighted_cross_entropy
 
 LabelsAndWeights = tuple[Tensor, Tensor]
+_ROUNDING = 0.05  # of a sum of probabilities in bfloat16
 
 
 class Denoiser(ABC):
@@ -143,7 +144,7 @@ def denoise(
     method needs.
 
     Raises:
-        ValueError: If there is no batch.
+        ValueError: If there is no batch, or if one does not begin with the probabilities of both heads.
 
     Examples:
         >>> import torch
@@ -156,9 +157,26 @@ def denoise(
     batches, denoiser = list(batches), as_denoiser(denoiser)
     if not batches:
         raise ValueError("Expected at least one batch of predictions, but got none.")
+    for p_main, p_aux, *_ in batches:
+        _check_probabilities(p_main, p_aux)
     denoiser.begin(round, batches[0][0].shape[1], batches[0][0].device)
     if not isinstance(denoiser, DatasetDenoiser):
         return [denoiser(*batch) for batch in batches]
     observed = [denoiser.observe(*batch) for batch in batches]
     denoiser.settle()
     return [denoiser.decide(*kept) for kept in observed]
+
+
+def _check_probabilities(p_main: Tensor, p_aux: Tensor) -> None:
+    if p_main.shape != p_aux.shape or p_main.ndim < 3:
+        raise ValueError(
+            f"Expected the probabilities of both heads in one shape (B, C, *S), but got {tuple(p_main.shape)} and "
+            f"{tuple(p_aux.shape)}."
+        )
+    for p in (p_main, p_aux):
+        # Written so that NaN does not pass.
+        if p.numel() and not bool((p.min() >= 0) & ((p.float().sum(dim=1) - 1).abs().max() < _ROUNDING)):
+            raise ValueError(
+                f"Expected probabilities that sum to 1 over the classes, but got values from {float(p.min()):g} to "
+                f"{float(p.max()):g}: pass `logits.softmax(dim=1)`."
+            )

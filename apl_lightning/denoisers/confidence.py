@@ -25,7 +25,7 @@ def predicted(probabilities: Tensor) -> tuple[Tensor, Tensor]:
 def class_logits(probabilities: Tensor, labels: Tensor, confidence: Tensor) -> Tensor:
     """The logits of all class probabilities, (B, C, *S); `labels` and `confidence` come from `predicted`."""
     logits = probabilities.logit(torch.finfo(probabilities.dtype).tiny)
-    return logits.scatter_(1, labels[:, None], confidence[:, None])
+    return logits.scatter_(1, labels[:, None], confidence[:, None].to(logits.dtype))
 
 
 def to_steps(logits: Tensor) -> Tensor:

@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from apl_lightning.denoisers.cbst import CBST
+from apl_lightning.denoisers.confidence import of_steps
 from apl_lightning.losses import divergence_from_uniform, joint_mean, mean_over_heads, weighted_cross_entropy
 
 
@@ -15,7 +17,9 @@ class CRST(CBST):
 
     - `"mrkld"` (model regularised): the labels of CBST. The loss of each kept pixel is
       $-\log p_{\hat y} + \lambda \, \mathrm{KL}(u, p)$ with the uniform distribution u.
-    - `"lrent"` (label regularised): soft labels $q_c \propto (p_c / \theta_c)^{1/\alpha}$ for the kept pixels.
+    - `"lrent"` (label regularised): soft labels $q_c \propto (p_c / \theta_c)^{1/\alpha}$. A pixel is kept where its
+      label costs less than none, $\sum_c q_c (\alpha \log q_c - \log \frac{p_c}{\theta_c}) \le 0$, which is
+      $\sum_c (p_c / \theta_c)^{1/\alpha} \ge 1$: also where several classes come close to their thresholds.
 
     Args:
         portion: As in [`CBST`][apl_lightning.denoisers.CBST].
@@ -54,7 +58,10 @@ class CRST(CBST):
         """Labels, soft ones (B, C, *S) for LRENT, and weights of a batch."""
         if self.regulariser == "mrkld":
             return super().decide(steps)
-        return (self._ratios(steps).log() / self.alpha).softmax(dim=1), self._keeps(steps)
+        gains = (F.logsigmoid(of_steps(steps)) - F.logsigmoid(self._thresholds_of(steps))) / self.alpha
+        # Where one class alone reaches its threshold, the sum is 1 but for rounding.
+        keeps = (gains.logsumexp(dim=1) >= 0) | (self._keeps(steps) > 0)
+        return gains.softmax(dim=1), keeps.float()
 
     def loss(self, main: Tensor, aux: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """The loss over the kept pixels, averaged over both heads."""

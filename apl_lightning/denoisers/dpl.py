@@ -82,7 +82,9 @@ class DPL(DatasetDenoiser):
     def decide(self, labels: Tensor, stable: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         flat = features.float().flatten(2).transpose(1, 2)
         absent = self.prototypes.isnan().any(dim=1)
-        distances = torch.cdist(flat, self.prototypes.nan_to_num().expand(len(flat), -1, -1)).transpose(1, 2)
+        prototypes = self.prototypes.nan_to_num().expand(len(flat), -1, -1)
+        # By a matrix product, features far from 0 would lose their small distances.
+        distances = torch.cdist(flat, prototypes, compute_mode="donot_use_mm_for_euclid_dist").transpose(1, 2)
         distances = resize_to(distances.unflatten(2, features.shape[2:]), labels)
         distances[:, absent] = torch.inf
         return labels, (stable & (distances.min(dim=1).indices == labels)).float()

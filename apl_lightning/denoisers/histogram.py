@@ -6,7 +6,7 @@ from torch import Tensor
 from apl_lightning._support.distributed import total
 from apl_lightning.denoisers.confidence import STEPS, predicted, to_steps
 
-_LOW, _HIGH = -8, 28  # logits
+_LOW, _HIGH = -8, 88  # logits; float32 has no probability below that of -87.4
 _BINS = (_HIGH - _LOW) * STEPS + 1
 
 

@@ -31,7 +31,7 @@ class IAST(DatasetDenoiser):
         ignored_weight: The weight of the entropy on ignored pixels.
 
     Raises:
-        ValueError: If `alphas`, `beta` or `gamma` is out of its range.
+        ValueError: If an argument is out of its range.
 
     Examples:
         >>> import torch
@@ -49,9 +49,13 @@ class IAST(DatasetDenoiser):
     ignored_weight: float = 3.0
 
     def __post_init__(self) -> None:
-        alphas_fit = self.alphas and all(0 < alpha < 1 for alpha in self.alphas)
-        if not (alphas_fit and 0 <= self.beta <= 1 and self.gamma >= 0):
-            raise ValueError(f"Expected `alphas` between 0 and 1, `beta` in [0, 1] and `gamma` >= 0, but got {self}.")
+        is_list = isinstance(self.alphas, Sequence)
+        alphas_fit = is_list and self.alphas and all(0 < alpha < 1 for alpha in self.alphas)
+        if not (alphas_fit and 0 <= self.beta <= 1 and min(self.gamma, self.kept_weight, self.ignored_weight) >= 0):
+            raise ValueError(
+                "Expected a list of `alphas` between 0 and 1, `beta` in [0, 1], and `gamma` and both weights >= 0, but "
+                f"got {self}."
+            )
         self.thresholds = torch.empty(0)  # probabilities, (C,)
 
     def begin(self, round: int, num_classes: int, device: torch.device) -> None:

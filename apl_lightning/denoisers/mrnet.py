@@ -28,14 +28,15 @@ class MRNet(Denoiser):
     `every_n_epochs` of `PseudoLabelCallback` to the number of epochs or more.
 
     Args:
-        scales: Relative sizes of the image, rounded to multiples of 32, which many networks need.
+        scales: Relative sizes of the image, rounded to multiples of 32, which many networks need; a scale below 1
+            never enlarges an axis.
         flips: Axes of (B, C, *S) along which the image is mirrored. The original mirrors photographs left and right,
             which is -1 for rows of pixels; volumes of [`NiftiFolder`][apl_lightning.data.NiftiFolder] in RAS lie left
             and right along 2. Pass `()` if classes differ by side (left and right kidney).
         aux_weight: The weight of the auxiliary head, in the label and in the loss.
 
     Raises:
-        ValueError: If `scales` is empty, or one of them is not above 0.
+        ValueError: If `scales` is empty, an axis of `flips` is not spatial, or a number is out of its range.
 
     Examples:
         >>> import torch
@@ -51,8 +52,15 @@ class MRNet(Denoiser):
     aux_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.scales or not all(scale > 0 for scale in self.scales):
-            raise ValueError(f"Expected `scales` above 0, but got {tuple(self.scales)}.")
+        lists = isinstance(self.scales, Sequence) and isinstance(self.flips, Sequence)
+        if not (lists and self.scales and all(scale > 0 for scale in self.scales) and self.aux_weight >= 0):
+            raise ValueError(
+                f"Expected a list of `scales` above 0, a list of `flips` and `aux_weight` >= 0, but got {self}."
+            )
+        if any(axis in (0, 1) for axis in self.flips):
+            raise ValueError(
+                f"Expected `flips` to be spatial axes of (B, C, *S), but got {self.flips}: the first spatial axis is 2."
+            )
 
     def predict(self, predictor: Predictor, images: Tensor) -> tuple[Tensor, Tensor]:
         """The mean over the views, returned for both heads."""
@@ -87,4 +95,6 @@ def _rectified(log_p: Tensor, log_other: Tensor, labels: Tensor, weights: Tensor
 
 def _scaled(images: Tensor, scale: float) -> Tensor:
     size = [_STRIDE * max(1, round(extent * scale / _STRIDE)) for extent in images.shape[2:]]
+    if scale < 1:
+        size = [min(pair) for pair in zip(size, images.shape[2:], strict=True)]
     return resize_to(images, torch.empty(size, device="meta"))

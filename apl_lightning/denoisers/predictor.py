@@ -26,6 +26,8 @@ class Predictor:
         self._module = module
         self._inferer = inferer
         self._precision = precision
+        self._dropout: list[nn.Module] | None = None
+        self._has_checked = False
 
     def logits(self, images: Tensor) -> Logits:
         """One pass over images (B, C, *S)."""
@@ -41,14 +43,19 @@ class Predictor:
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities of both heads in float32: bfloat16 rounds 0.9991 to 1."""
         main, aux = self.logits(images)
+        if not self._has_checked:
+            _refuse_probabilities(main, self._module)
+            self._has_checked = True
         softmax = _softmax if self._inferer is None else _softmax_
         main = softmax(main.float())  # one after the other, so that the logits of a volume are freed
         aux = softmax(aux.float())
         return main, aux
 
     def with_dropout(self, images: Tensor, rate: float) -> Logits:
-        """Logits of one pass with dropout; without dropout layers, on the features of both classifiers."""
-        layers = [module for module in unfixed_modules(self._module) if isinstance(module, _DROPOUT) and module.p > 0]
+        """Logits of one pass with dropout; if no dropout layer runs, on the features of both classifiers."""
+        if self._dropout is None:
+            self._dropout = self._running_dropout(images)
+        layers = self._dropout
 
         def drop(features: Tensor) -> Tensor:
             return F.dropout(features, rate)
@@ -73,6 +80,15 @@ class Predictor:
         with self._on_features(keep, lambda model: [model.network.get_submodule(model.head)]):
             self.logits(images)
         return kept[0]
+
+    def _running_dropout(self, images: Tensor) -> list[nn.Module]:
+        """The dropout layers that a pass uses: networks keep layers that belong to a classifier of whole images."""
+        layers = [module for module in unfixed_modules(self._module) if isinstance(module, _DROPOUT) and module.p > 0]
+        running: set[nn.Module] = set()
+        if layers:
+            with hooked(*layers, post=lambda layer, *_: running.add(layer)):
+                self.logits(images[:1])
+        return [layer for layer in layers if layer in running]
 
     def _on_features(
         self, function: Callable[[Tensor], Tensor], readers: Callable[[DualHeadModel], list[nn.Module]]
@@ -99,6 +115,13 @@ class Predictor:
             return inputs, {**named, first: function(named[first])}
 
         return hooked(*modules, pre=before, with_kwargs=True)
+
+
+def _refuse_probabilities(logits: Tensor, module: nn.Module) -> None:
+    if bool((logits.min() >= 0) & ((logits.float().sum(dim=1) - 1).abs().max() < 1e-2)):
+        raise ValueError(
+            f"Expected {type(module).__name__} to return logits, but got probabilities: leave out its softmax."
+        )
 
 
 def _softmax(logits: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """UPL-SFDA (Wu et al., TMI 2023): keep confident pixels of the mean over views, in one component per class."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,8 @@ class UPL(Denoiser):
     def __post_init__(self) -> None:
         if self.views < 1 or not 0 < self.tau < 1:
             raise ValueError(f"Expected `views` of at least 1 and `tau` between 0 and 1, but got {self}.")
+        if not isinstance(self.plane, Sequence) or len(set(self.plane)) != 2 or set(self.plane) & {0, 1}:
+            raise ValueError(f"Expected `plane` to be two spatial axes of (B, C, *S), from 2 on, but got {self.plane}.")
 
     def predict(self, predictor: Predictor, images: Tensor) -> tuple[Tensor, Tensor]:
         """The mean over the views, returned for both heads."""

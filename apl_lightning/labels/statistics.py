@@ -73,6 +73,6 @@ def warn_of_doubts(statistics: dict[str, float], round: int, denoiser: str | Non
         warnings.warn(
             f"Before refinement the two heads agree on {agreement:.0%} of the pixels only. If the network also returns "
             "something else than segmentations, such as a reconstruction with as many channels, pass aux='perturbed' "
-            "and `main_output` to the module.",
+            "and `main_output` to the module. If its weights were loaded after the module was made, load them before.",
             stacklevel=3,
         )

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from apl_lightning._support.distributed import total
+from apl_lightning._support.soft_labels import hard_labels
 
 _LARGEST_RISE = 2.0  # or the few pixels of a class that the network hardly ever predicts would count as certain
 
@@ -32,8 +33,7 @@ def balanced_weights(labels: Tensor, weights: Tensor, num_classes: int) -> Tenso
         >>> balanced_weights(labels, weights, num_classes=2)  # means of 0.8 and 0.5
         tensor([[1.0000, 0.6000, 0.4800, 1.0000, 0.0000]])
     """
-    if labels.is_floating_point():
-        labels = labels.max(dim=1).indices
+    labels = hard_labels(labels, weights)
     classes = torch.arange(num_classes, device=labels.device)
     is_class = labels.flatten(1)[:, None] == classes[:, None]
     flat = weights.flatten(1)[:, None]

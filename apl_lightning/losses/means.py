@@ -11,6 +11,7 @@ from apl_lightning._support.distributed import total, world_size
 def joint_mean(values: Tensor, weights: Tensor) -> Tensor:
     """This rank's share of the weighted mean over all ranks, scaled for the mean of gradients that DDP takes."""
     weights = weights.to(values.dtype)
+    values = torch.where(weights > 0, values, 0)  # infinite, if a masked class is the label
     mean_weight = total(weights.sum().detach()) / world_size()
     return (weights * values).sum() / torch.where(mean_weight > 0, mean_weight, 1)
 

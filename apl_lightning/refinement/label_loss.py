@@ -24,11 +24,16 @@ def check_labelled(batch: Any) -> None:
 def label_loss(denoiser: Denoiser, logits: Logits, batch: dict[str, Tensor], dice_weight: float) -> Tensor:
     """The denoiser's loss of both heads on `pseudo_label` and `weight`, and `dice_weight` times the Dice loss.
 
-    The Dice loss has balanced weights.
+    The Dice loss has balanced weights. Losses that also look at pixels of weight 0 do not see samples that only fill up
+    the batch.
     """
     labels, weights = batch["pseudo_label"], batch["weight"]
     main, aux = (resize_to(z, weights) for z in logits)
-    loss = denoiser.loss(main, aux, labels, weights)
+    if "repeated" in batch and type(denoiser).loss is not Denoiser.loss:
+        counted = ~batch["repeated"]
+        loss = denoiser.loss(main[counted], aux[counted], labels[counted], weights[counted])
+    else:
+        loss = denoiser.loss(main, aux, labels, weights)
     if dice_weight:
         balanced = balanced_weights(labels, weights, main.shape[1])
         dice = mean_over_heads(lambda z: weighted_dice_loss(z, labels, balanced), main, aux)

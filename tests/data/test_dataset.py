@@ -97,7 +97,8 @@ def test_volumes_of_different_size_and_patches(tmp_path: Path) -> None:
         (lambda s: {**s, "image": s["image"][:, 2:]}, r"keep .* alike, but got shapes \(1, 14, 16\), \(1, 16, 16\)"),
         (lambda s: {"image": s["image"]}, "return a dictionary with .*'pseudo_label'"),
         (lambda s: {**s, "pseudo_label": s["pseudo_label"] * 0.4}, "mode='nearest' for 'pseudo_label'"),
-        (lambda s: {**s, "image": s["image"] / 0}, "return finite images, but got NaN or infinity: mend the transform"),
+        (lambda s: {**s, "image": s["image"] / 0}, "a finite 'image', but got NaN or infinity: mend the transform"),
+        (lambda s: {**s, "weight": s["weight"] / 0}, "a finite 'weight', but got NaN or infinity"),
     ],
 )
 def test_bad_transforms_are_an_error(tmp_path: Path, images: Images, transform: Any, message: str) -> None:

@@ -125,3 +125,26 @@ def test_mypy_accepts_every_denoiser(tmp_path: Path) -> None:
     found = checked.stdout.splitlines()
     assert found[0].startswith(f'{script}:{1 + len(made)}: error: Argument "denoiser"')
     assert found[-1].startswith("Found 1 error in 1 file"), checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("p_main", "p_aux", "message"),
+    [
+        (torch.randn(1, 3, 4), torch.randn(1, 3, 4), "sum to 1 over the classes, .* pass `logits.softmax"),
+        (torch.full((1, 2, 4), torch.nan), torch.full((1, 2, 4), 0.5), "sum to 1 over the classes"),
+        (torch.full((1, 2, 4), 0.5), torch.ones(1, 1, 4), r"one shape .* but got \(1, 2, 4\) and \(1, 1, 4\)"),
+    ],
+    ids=["logits", "NaN", "other shapes"],
+)
+def test_denoise_takes_probabilities(p_main: Tensor, p_aux: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        denoise(denoisers.APL(), [(p_main, p_aux)])
+
+
+def test_heads_that_return_probabilities_are_refused() -> None:
+    class Softmaxed(nn.Module):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return images.softmax(1), images.softmax(1)
+
+    with pytest.raises(ValueError, match="Expected Softmaxed to return logits, but got probabilities"):
+        Predictor(Softmaxed())(torch.randn(2, 3, 4, 4))

@@ -178,14 +178,18 @@ def test_logits_of_all_classes() -> None:
     )
 
 
-def test_crst_soft_labels() -> None:
-    data = batches(1)
+@pytest.mark.parametrize("alpha", [0.25, 0.5])
+def test_crst_soft_labels(alpha: float) -> None:
+    """A pixel is kept where its soft label costs less than none: of an unsure network more pixels than with CBST."""
+    data = batches(1, sharpness=0.7)
     p, theta = flat(data), naive_cbst(flat(data), 0.2)
-    [(labels, weights)] = denoise(CRST(regulariser="lrent"), data)
-    expected = (p / theta) ** 4
-    expected /= expected.sum(1, keepdims=True)
-    np.testing.assert_allclose(labels.movedim(1, -1).reshape(-1, CLASSES), expected, atol=0.02)
-    assert_equal_away_from_threshold(weights.flatten().numpy(), ((p / theta).max(1) >= 1) * 1.0, (p / theta).max(1) - 1)
+    [(labels, weights)] = denoise(CRST(regulariser="lrent", alpha=alpha), data)
+    gains = (p / theta) ** (1 / alpha)
+    q = gains / gains.sum(1, keepdims=True)
+    np.testing.assert_allclose(labels.movedim(1, -1).reshape(-1, CLASSES), q, atol=0.02)
+    cost = (q * (alpha * np.log(q) - np.log(p / theta))).sum(1)
+    assert_equal_away_from_threshold(weights.flatten().numpy(), (cost <= 0) * 1.0, cost)
+    assert ((cost <= 0) & ((p / theta).max(1) < 1)).any()
 
 
 def test_crst_losses() -> None:
@@ -197,6 +201,9 @@ def test_crst_losses() -> None:
         for n in (0, 2, 3):
             expected += (-log_p[labels[0, n], n] + 0.1 * -log_p[:, n].mean()).item() / 3 / 2
     assert CRST().loss(main, aux, labels, weights).item() == pytest.approx(expected, rel=1e-5)
+    weighted = CRST(weight=0.3).loss(main, aux, labels, weights) - CRST(weight=0.0).loss(main, aux, labels, weights)
+    both = [-logits.log_softmax(1)[0, :, n].mean().item() for logits in (main, aux) for n in (0, 2, 3)]
+    assert weighted.item() == pytest.approx(0.3 * sum(both) / 6, rel=1e-5)
     soft = torch.rand(1, 3, 5).softmax(1)
     expected = 0.0
     for logits in (main, aux):
@@ -205,16 +212,17 @@ def test_crst_losses() -> None:
     assert CRST(regulariser="lrent").loss(main, aux, soft, weights).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_iast_over_three_rounds() -> None:
-    denoiser, theta = IAST(), np.full(CLASSES, 0.9)
+@pytest.mark.parametrize(("beta", "gamma"), [(0.9, 8.0), (0.5, 2.0)])
+def test_iast_over_three_rounds(beta: float, gamma: float) -> None:
+    denoiser, theta = IAST(beta=beta, gamma=gamma), np.full(CLASSES, 0.9)
     for round, alpha in enumerate((0.2, 0.25, 0.3)):
         data = batches()
         p = flat(data)
         label, confidence = p.argmax(1), p.max(1)
         for c in range(CLASSES):
             values = np.append(confidence[label == c], theta[c])
-            percentile = np.percentile(values, 100 * (1 - alpha * theta[c] ** 8))
-            theta[c] = min(0.999, 0.9 * theta[c] + 0.1 * percentile)
+            percentile = np.percentile(values, 100 * (1 - alpha * theta[c] ** gamma))
+            theta[c] = min(0.999, beta * theta[c] + (1 - beta) * percentile)
         labels, weights = decided(denoise(denoiser, data, round))
         np.testing.assert_array_equal(labels, label)
         np.testing.assert_allclose(denoiser.thresholds, theta, atol=NEAR / 2)
@@ -264,9 +272,9 @@ def test_mrnet_loss_and_its_gradient() -> None:
             total = total + (torch.exp(-v) * -p[labels[0, n]].log() + v) / 4
         return total
 
-    expected = one(main, aux) + 0.5 * one(aux, main)
+    expected = one(main, aux) + 0.3 * one(aux, main)
     wanted = torch.autograd.grad(expected, (main, aux))
-    loss = MRNet().loss(main, aux, labels, torch.ones(1, 4))
+    loss = MRNet(aux_weight=0.3).loss(main, aux, labels, torch.ones(1, 4))
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
     for gradient, right in zip(torch.autograd.grad(loss, (main, aux)), wanted, strict=True):
         torch.testing.assert_close(gradient, right, rtol=1e-4, atol=1e-6)
@@ -323,6 +331,13 @@ def test_upl_keeps_the_largest_component_of_each_class() -> None:
     assert torch.equal(weights[0], expected)
 
 
+def test_upl_keeps_pixels_above_its_threshold() -> None:
+    p = torch.tensor([0.95, 0.85, 0.05, 0.6]).view(1, 1, 1, 4)
+    p = torch.cat([p, 1 - p], dim=1)
+    assert UPL()(p, p)[1].flatten().tolist() == [1, 0, 1, 0]
+    assert UPL(tau=0.8)(p, p)[1].flatten().tolist() == [1, 1, 1, 0]
+
+
 @torch.no_grad()
 def test_dpl() -> None:
     """Compare weights with loops over pixels: deviation over passes, prototypes and the nearest prototype."""
@@ -348,6 +363,30 @@ def test_dpl() -> None:
             assert weights[0, i, j] == float(deviation[0, i, j] < 0.04 and nearest == p.argmax())
 
 
+def test_dpl_asks_the_nearest_prototype() -> None:
+    """Of four stable pixels the third looks like the other class, and the unstable one has no say in a prototype."""
+    p = torch.tensor([0.9, 0.8, 0.7, 0.1, 0.2, 0.6]).view(1, 1, 1, 6)
+    p = torch.cat([1 - p, p], dim=1)  # labels 1 1 1 0 0 1
+    deviation = torch.tensor([[[0.01, 0.01, 0.01, 0.01, 0.01, 0.2]]])
+    features = torch.tensor([5.0, 6.0, 1.0, 0.0, 2.0, -900.0]).view(1, 1, 1, 6) + 500
+    denoiser = DPL()
+    [(labels, weights)] = denoise(denoiser, [(p, p, deviation, features)])
+    assert labels.flatten().tolist() == [1, 1, 1, 0, 0, 1]
+    assert weights.flatten().tolist() == [1, 1, 0, 1, 1, 0]
+    sure = (0.9 * 5 + 0.8 * 6 + 0.7 * 1) / 2.4, (0.9 * 0 + 0.8 * 2) / 1.7  # weighted by their probability
+    assert denoiser.prototypes.flatten().tolist() == pytest.approx([500 + sure[1], 500 + sure[0]])
+
+
+@torch.no_grad()
+def test_dropout_that_never_runs_is_not_taken_for_dropout() -> None:
+    """EfficientNets keep that of their classifier of whole images."""
+    network = Affine()
+    network.unused = nn.Dropout(0.2)
+    predict, image = Predictor(APLModule(network, CLASSES).eval()), torch.rand(1, 1, 6, 6)
+    assert not torch.equal(predict.with_dropout(image, 0.5).main, predict.with_dropout(image, 0.5).main)
+    assert Chebyshev(passes=4).predict(predict, image)[2].max() > 0
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_dropout_passes_differ_and_keep_evaluation_mode(dropout: float) -> None:
@@ -357,18 +396,32 @@ def test_dropout_passes_differ_and_keep_evaluation_mode(dropout: float) -> None:
     assert not any(module.training for module in predict._module.modules())
 
 
-@torch.no_grad()
 def test_chebyshev() -> None:
-    predict, images = predictor(0.3), torch.rand(2, 1, 8, 8)
     denoiser = Chebyshev(passes=6, smallest=0.01, largest=0.05, rounds=3)
-    p_main, p_aux, variance = denoiser.predict(predict, images)
-    for round, bound in ((0, 0.01), (1, 0.03), (2, 0.05), (9, 0.05)):
-        [(labels, weights)] = denoise(denoiser, [(p_main, p_aux, variance)], round)
-        mean = ((p_main + p_aux) / 2).numpy()
-        assert (labels.numpy() == mean.argmax(1)).all()
-        top, s2 = mean.max(1), variance.numpy()
-        expected = (s2 / (s2 + (top - 0.5) ** 2) < bound) & (top > 0.5)
-        np.testing.assert_array_equal(weights.numpy(), expected)
+    top = torch.tensor([0.9, 0.9, 0.9, 0.6, 0.4, 0.9])
+    p = torch.stack([top, (1 - top) / 2, (1 - top) / 2])[None, :, None]  # of three classes, so 0.4 is the largest
+    # The bounds for 0.9 and the variances are 0.006, 0.024, 0.048 and 0.2; for 0.6 it is 0.09.
+    variance = torch.tensor([0.001, 0.004, 0.008, 0.001, 0.0001, 0.04]).view(1, 1, 6)
+    for round, kept in ((0, [1, 0, 0, 0, 0, 0]), (1, [1, 1, 0, 0, 0, 0]), (2, [1, 1, 1, 0, 0, 0])):
+        [(labels, weights)] = denoise(denoiser, [(p, p, variance)], round)
+        assert not labels.any()
+        assert weights.flatten().tolist() == kept
+    assert denoise(denoiser, [(p, p, variance)], 9)[0][1].flatten().tolist() == [1, 1, 1, 0, 0, 0]
+
+
+@torch.no_grad()
+def test_variance_over_dropout_passes() -> None:
+    """The variance is that of the merged probability of the label, over passes that draw the same numbers."""
+    predict, images = predictor(0.3), torch.rand(2, 1, 8, 8)
+    torch.manual_seed(0)
+    p_main, p_aux, variance = Chebyshev(passes=6).predict(predict, images)
+    torch.manual_seed(0)
+    passes = [predict.with_dropout(images, 0.5) for _ in range(6)]
+    merged = torch.stack([(main.softmax(1) + aux.softmax(1)) / 2 for main, aux in passes])
+    torch.testing.assert_close((p_main + p_aux) / 2, merged.mean(0))
+    labels = merged.mean(0).argmax(1, keepdim=True)
+    torch.testing.assert_close(variance, merged.var(0).gather(1, labels)[:, 0])
+    assert variance.min() > 0
 
 
 @pytest.mark.parametrize(
@@ -384,6 +437,14 @@ def test_chebyshev() -> None:
         (lambda: UPL(views=0), "views"),
         (lambda: Chebyshev(smallest=0.1), "smallest"),
         (lambda: MRNet(scales=()), "scales"),
+        (lambda: MRNet(scales=1.0), "a list of `scales`"),  # type: ignore[arg-type]
+        (lambda: MRNet(flips=-1), "a list of `flips`"),  # type: ignore[arg-type]
+        (lambda: MRNet(flips=(1,)), "the first spatial axis is 2"),
+        (lambda: MRNet(aux_weight=-1), "aux_weight"),
+        (lambda: UPL(plane=(0, 1)), "`plane` to be two spatial axes"),
+        (lambda: UPL(plane=3), "`plane` to be two spatial axes"),  # type: ignore[arg-type]
+        (lambda: IAST(alphas=0.2), "a list of `alphas`"),  # type: ignore[arg-type]
+        (lambda: IAST(kept_weight=-3), "weights >= 0"),
     ],
 )
 def test_bad_options_are_an_error(make: Any, message: str) -> None:
@@ -434,3 +495,21 @@ def test_half_kept_pixels_are_not_ignored() -> None:
 def test_first_option_of_crst() -> None:
     with pytest.raises(TypeError, match="pass regulariser='lrent'"):
         CRST("lrent")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("denoiser", [CBST(), CRST(regulariser="lrent"), IAST()], ids=lambda d: type(d).__name__)
+def test_probabilities_of_any_precision(denoiser: DatasetDenoiser, dtype: torch.dtype) -> None:
+    p = (torch.randn(1, 3, 20) * 3).softmax(1)
+    [(labels, weights)] = denoise(denoiser, [(p.to(dtype), p.to(dtype))])
+    assert labels.shape[-1] == weights.shape[-1] == 20
+    assert weights.any()
+
+
+def test_views_of_mrnet_never_grow() -> None:
+    """A scale of 0.8 keeps an axis that is shorter than the multiple of 32 it would get."""
+    sizes = []
+    module = APLModule(nn.Sequential(nn.Conv3d(1, 4, 1), nn.Conv3d(4, CLASSES, 1)), CLASSES).eval()
+    module.register_forward_pre_hook(lambda _, inputs: sizes.append(tuple(inputs[0].shape[2:])))
+    MRNet(flips=()).predict(Predictor(module), torch.rand(1, 1, 12, 64, 120))
+    assert sizes == [(12, 64, 120), (12, 64, 96)]

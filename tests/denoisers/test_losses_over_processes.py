@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed, multiprocessing
 
-from apl_lightning.denoisers import APL, CBST, CRST, IAST, DatasetDenoiser, Denoiser, MRNet
+from apl_lightning.denoisers import APL, CBST, CRST, IAST, DatasetDenoiser, Denoiser, MRNet, Threshold
 
 METHODS: dict[str, Denoiser | DatasetDenoiser] = {
     "APL": APL(),
@@ -14,6 +14,7 @@ METHODS: dict[str, Denoiser | DatasetDenoiser] = {
     "CRST, soft": CRST(regulariser="lrent"),
     "IAST": IAST(),
     "MRNet": MRNet(),
+    "threshold": Threshold(normalise="all"),
 }
 
 

@@ -48,3 +48,9 @@ def test_two_processes_balance_as_one(tmp_path: Path) -> None:
     multiprocessing.start_processes(_balance_of_rank, (tmp_path,), nprocs=2, start_method="fork")
     found = torch.cat([torch.load(tmp_path / f"{rank}.pt") for rank in range(2)])
     torch.testing.assert_close(found, balanced_weights(labels, weights, 3))
+
+
+def test_indices_in_floating_point() -> None:
+    """The losses take them too."""
+    labels, weights = torch.tensor([[0, 0, 1, 1, 1]]), torch.tensor([[1.0, 0.6, 0.3, 0.7, 0.0]])
+    assert torch.equal(balanced_weights(labels.float(), weights, 2), balanced_weights(labels, weights, 2))

@@ -156,6 +156,16 @@ def test_bad_input_is_an_error() -> None:
         weighted_dice_loss(logits, labels[:, :2], weights[:, :2])
 
 
+def test_masked_class_as_an_ignored_label() -> None:
+    """A logit of minus infinity has an infinite cross-entropy, which weight 0 ignores."""
+    logits = torch.tensor([[[0.0, 1.0], [-torch.inf, -torch.inf], [0.0, 2.0]]], requires_grad=True)
+    loss = weighted_cross_entropy(logits, torch.tensor([[0, 1]]), torch.tensor([[1.0, 0.0]]))
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(2))
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+
+
 def test_weights_with_a_sum_below_1() -> None:
     labels = torch.tensor([[0, 1, 1]])
     assert weighted_cross_entropy(

@@ -25,9 +25,11 @@ from apl_lightning import (
 )
 from apl_lightning.data.joint_transforms import TARGET_KEYS
 from apl_lightning.denoisers import APL, CBST, CRST, DPL, IAST, Predictor, Threshold
+from apl_lightning.heads import Logits
 from apl_lightning.labels.spool import Spool
 from apl_lightning.labels.target_images import ImageBatch
 from apl_lightning.losses import balanced_weights, weighted_cross_entropy, weighted_dice_loss
+from apl_lightning.refinement.label_loss import label_loss
 
 Make = Callable[..., pl.Trainer]
 
@@ -280,3 +282,16 @@ def test_network_of_another_module_is_trained_as_a_whole(first: Any) -> None:
     """What that module has excluded from training counts again."""
     module = SelfTrainingModule(first().model, CLASSES)
     assert all(parameter.requires_grad for parameter in module.model.parameters())
+
+
+@pytest.mark.parametrize("denoiser", [IAST(), Threshold(normalise="all")], ids=lambda d: type(d).__name__)
+def test_samples_that_fill_a_batch_do_not_count(denoiser: Any) -> None:
+    """Losses over the ignored pixels see weight 0 in them too."""
+    logits = Logits(torch.randn(3, CLASSES, 4, 4), torch.randn(3, CLASSES, 4, 4))
+    labels, weights = torch.randint(CLASSES, (3, 4, 4)), (torch.rand(3, 4, 4) > 0.5).float()
+    weights[2] = 0
+    batch = {"pseudo_label": labels, "weight": weights, "repeated": torch.tensor([False, False, True])}
+    alone = denoiser.loss(logits.main[:2], logits.aux[:2], labels[:2], weights[:2])
+    torch.testing.assert_close(label_loss(denoiser, logits, batch, 0.0), alone)
+    only = {name: value[2:] for name, value in batch.items()}
+    assert label_loss(denoiser, Logits(logits.main[2:], logits.aux[2:]), only, 0.0).item() == 0
