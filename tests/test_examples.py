@@ -294,7 +294,10 @@ def test_checkpoint_of_another_system(
     refined = example("refine_checkpoint").main([system, "model.pth", "--images", "images", "--epochs", "1", *more])
     if translated:
         assert isinstance(refined, checkpoints.Translated)
+        assert not any(isinstance(layer, torch.nn.Tanh) for layer in refined.segmenter.modules())
         options = {"prefix": "segmenter.", "tanh": False}
+    else:
+        assert refined.bounds == (-1.8, 4.4)
     again = checkpoints.load(system, tmp_path / "refined.pth", **options)
     assert list(again.state_dict()) == list(network.state_dict())
     assert any(not torch.equal(value, network.state_dict()[name]) for name, value in again.state_dict().items())

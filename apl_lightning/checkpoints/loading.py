@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from apl_lightning.checkpoints.averages import refuse_average
 from apl_lightning.checkpoints.choosing import choose
 from apl_lightning.checkpoints.error import CheckpointError
 from apl_lightning.checkpoints.files import read_tensors
@@ -39,7 +40,8 @@ def load(
         num_classes: Number of classes including the background. Ignored for generators.
         prefix: What precedes the keys of the network, if the file has several.
         part: `"generator"` loads SIFA's generator from source to target.
-        bounds: The z-scores (low, high) that the `preprocess` of SIFA maps to -1 and 1.
+        bounds: The z-scores (low, high) that the `preprocess` of SIFA maps to -1 and 1; by default those of SIFA's CT
+            images, (-2.8, 3.2). Those of its MR images are (-1.8, 4.4).
         tanh: `False` for `"synseg"` files of the fork without the final Tanh, which have the same keys.
 
     Returns:
@@ -72,4 +74,7 @@ def load(
             f"pass num_classes={match.channels}."
         )
     shapes = {n.removeprefix(match.prefix): tuple(t.shape) for n, t in tensors.items() if n.startswith(match.prefix)}
-    return fill(match.network.build(match.channels, shapes, **options), tensors, match.prefix, path)
+    network = match.network.build(match.channels, shapes, **options)
+    if prefix is None:
+        refuse_average(network, tensors, match.prefix, path)
+    return fill(network, tensors, match.prefix, path)

@@ -1,14 +1,17 @@
 """Load the weights in a file into a network of your own."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from apl_lightning.checkpoints.averages import refuse_average
 from apl_lightning.checkpoints.error import CheckpointError
 from apl_lightning.checkpoints.files import read_tensors
 from apl_lightning.checkpoints.filling import fill
 from apl_lightning.checkpoints.match import shorten, without_students
+from apl_lightning.checkpoints.names import tensors_of, unwrapped
+from apl_lightning.checkpoints.systems import Shapes
 
 # Counters, which old files lack and nothing reads.
 _OPTIONAL = "num_batches_tracked"
@@ -42,31 +45,24 @@ def load_weights(network: nn.Module, path: str | Path, prefix: str | None = None
         True
     """
     tensors = read_tensors(path)
-    network = getattr(network, "_orig_mod", network)  # of a compiled one, which shares its weights
-    expected = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    network = unwrapped(network)
+    expected = tensors_of(network)
     shapes = {name: tuple(value.shape) for name, value in expected.items() if not name.endswith(_OPTIONAL)}
     if not shapes:
         raise ValueError(
             f"Expected a network with weights, but {type(network).__name__} has none: build its layers before."
         )
-    first = next(iter(shapes))
-    places = sorted(name.removesuffix(first) for name in tensors if f".{name}".endswith(f".{first}"))
-
-    def fits(place: str, names: Iterable[str]) -> bool:
-        return all(place + name in tensors and tuple(tensors[place + name].shape) == shapes[name] for name in names)
-
-    complete = [place for place in places if fits(place, shapes)]
+    faults = {place: _faults(tensors, place, shapes) for place in _places(tensors, shapes)}
+    complete = [place for place, found in faults.items() if not found]
     found = sorted(without_students(complete)) if prefix is None else [place for place in complete if place == prefix]
     if len(found) != 1:
-        raise CheckpointError(_problem(network, path, list(tensors), shapes, complete, prefix))
-    # An average of the weights is often kept without the statistics of BatchNorm.
-    parameters = {name for name, _ in network.named_parameters()}
-    partial = [place for place in places if place not in complete and fits(place, parameters & shapes.keys())]
-    if prefix is None and partial and parameters:
-        raise CheckpointError(
-            f"Expected one {type(network).__name__} in {path}, but got its parameters below {partial[0]!r} too, "
-            f"without the other tensors: pass prefix={found[0]!r}, or join both in one state dict."
-        )
+        name = type(network).__name__
+        if complete:
+            got = "several" if prefix is None else f"prefix={prefix!r}"
+            raise CheckpointError(f"Expected one {name} in {path}, but got {got}: pass one of {complete} as `prefix`.")
+        raise CheckpointError(_problem(name, path, list(tensors), shapes, faults))
+    if prefix is None:
+        refuse_average(network, tensors, found[0], path)
     known = {found[0] + name for name in expected}
     if left := [name for name in tensors if name.startswith(found[0]) and name not in known]:
         raise CheckpointError(
@@ -76,20 +72,30 @@ def load_weights(network: nn.Module, path: str | Path, prefix: str | None = None
     return fill(network, tensors, found[0], path)
 
 
+def _places(tensors: Mapping[str, Tensor], shapes: Shapes) -> list[str]:
+    """The prefixes at which a file has the first or the last tensor of the network."""
+    names = list(shapes)
+    ends = {names[0], names[-1]}
+    return sorted({name.removesuffix(end) for name in tensors for end in ends if f".{name}".endswith(f".{end}")})
+
+
+def _faults(tensors: Mapping[str, Tensor], place: str, shapes: Shapes) -> dict[str, list[str]]:
+    """The tensors of the network that the file lacks at a place, and those of another shape."""
+    missing = [name for name in shapes if place + name not in tensors]
+    found = {name: tuple(tensors[place + name].shape) for name in shapes if place + name in tensors}
+    other = [f"{name} {shape} instead of {shapes[name]}" for name, shape in found.items() if shape != shapes[name]]
+    return {kind: names for kind, names in (("missing", missing), ("of a different shape", other)) if names}
+
+
 def _problem(
-    network: nn.Module,
-    path: str | Path,
-    names: list[str],
-    shapes: dict[str, tuple[int, ...]],
-    complete: list[str],
-    prefix: str | None,
+    name: str, path: str | Path, names: list[str], shapes: Shapes, faults: dict[str, dict[str, list[str]]]
 ) -> str:
-    name = type(network).__name__
-    if complete:
-        got = "several" if prefix is None else f"prefix={prefix!r}"
-        return f"Expected one {name} in {path}, but got {got}: pass one of {complete} as `prefix`."
-    after = "" if prefix is None else f" after {prefix!r}"
-    return (
-        f"Expected {path} to contain the {len(shapes)} tensors of {name}{after}, such as {shorten(list(shapes), 2)}, "
-        f"but its {len(names)} are {shorten(names, 4)}, or have other shapes: build the network as it was trained."
-    )
+    """The message for a file without the network: what differs at the place with most of its tensors."""
+    expected = f"Expected {path} to contain the {len(shapes)} tensors of {name}"
+    cure = "build the network as it was trained."
+    if not faults:
+        return f"{expected}, such as {shorten(list(shapes), 2)}, but its {len(names)} are {shorten(names, 4)}: {cure}"
+    place, found = min(faults.items(), key=lambda item: len(item[1].get("missing", ())))
+    below = f" below {place!r}" if place else ""
+    kinds = "; ".join(f"{kind}: {shorten(these, 3)}" for kind, these in found.items())
+    return f"{expected}, but{below} are {kinds}: {cure}"

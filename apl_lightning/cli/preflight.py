@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -18,6 +19,7 @@ def preflight(
     network: nn.Module | str | Path,
     num_classes: int,
     system: str | None = None,
+    system_options: dict[str, Any] | None = None,
     patch_size: Sequence[int] | None = None,
     picture: str | Path | None = None,
     accelerator: str = "auto",
@@ -30,12 +32,13 @@ def preflight(
             systems.
         num_classes: The number of classes, background included.
         system: The system of a checkpoint.
+        system_options: Further arguments of `load`: `bounds`, `tanh` or `prefix`.
         patch_size: Predict by a sliding window of this size.
         picture: A new file for a picture of the images, as they are and as the network would like them.
         accelerator: `"cpu"`, `"gpu"`, or `"auto"` for a GPU if there is one.
     """
     picture = None if picture is None else new_file(picture)
-    folder, network = as_folder_and_network(images, network, num_classes, system)
+    folder, network = as_folder_and_network(images, network, num_classes, system, system_options)
     module = as_predictor(network, folder, num_classes, None, patch_size).to(device_of(accelerator))
     report = check(module, folder, num_classes=num_classes, inferer=module.inferer)
     sys.stdout.write(f"{report}\n")

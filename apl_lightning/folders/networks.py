@@ -17,7 +17,11 @@ from apl_lightning.pytorch_lightning import APLModule
 
 
 def as_folder_and_network(
-    images: NiftiFolder | str | Path, network: nn.Module | str | Path, num_classes: int, system: str | None
+    images: NiftiFolder | str | Path,
+    network: nn.Module | str | Path,
+    num_classes: int,
+    system: str | None,
+    system_options: dict[str, Any] | None = None,
 ) -> tuple[NiftiFolder, nn.Module]:
     """The folder, or that of a path with default options, and the network, or that of a file.
 
@@ -25,8 +29,8 @@ def as_folder_and_network(
     `preprocess`, its images get that of a network of the seven systems.
 
     Raises:
-        ValueError: If `network` is a checkpoint and `system` is missing, or the other way round; if a network in 2D is
-            to see volumes, or one in 3D slices.
+        ValueError: If `network` is a checkpoint and `system` is missing, or the other way round; if the system
+            translates images; if a network in 2D is to see volumes, or one in 3D slices.
     """
     network = network_of_yaml(network)
     if not isinstance(network, nn.Module):
@@ -35,9 +39,16 @@ def as_folder_and_network(
                 f"Expected the system that saved {network}, but got none: pass `system` as to "
                 "`apl_lightning.checkpoints.load`, or build your network and load its weights."
             )
-        network = load(system, network, num_classes)
-    elif system is not None:
-        raise ValueError(f"Expected a checkpoint with system={system!r}, but got a network: leave out `system`.")
+        if system == "cyclegan":
+            raise ValueError(
+                "Expected a system that segments, but got 'cyclegan', whose generators translate images: combine one "
+                "with your network in `apl_lightning.checkpoints.Translated`."
+            )
+        network = load(system, network, num_classes, **(system_options or {}))
+    elif system is not None or system_options:
+        raise ValueError(
+            f"Expected a checkpoint with system={system!r}, but got a network: leave out `system` and `system_options`."
+        )
     folder = images if isinstance(images, NiftiFolder) else NiftiFolder(images)
     _check_dimensions(folder, network)
     preprocess = _preprocess_of(network.network if isinstance(network, DualHeadModel) else network)

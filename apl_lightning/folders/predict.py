@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -20,6 +21,7 @@ def predict_folder(
     *,
     class_names: Sequence[str] | None = None,
     system: str | None = None,
+    system_options: dict[str, Any] | None = None,
     patch_size: Sequence[int] | None = None,
     batch_size: int = 8,
     accelerator: str = "auto",
@@ -39,6 +41,7 @@ def predict_folder(
         class_names: Names for table and pictures, background included.
         system: The system of a checkpoint (see [`load`][apl_lightning.checkpoints.load]). The `preprocess` of networks
             of the seven systems prepares the images unless the folder has one.
+        system_options: Further arguments of `load`: `bounds`, `tanh` or `prefix`.
         patch_size: Predict by a [`sliding_window`][apl_lightning.data.sliding_window] of this size; by default whole
             slices or volumes.
         batch_size: Slices that are predicted at once.
@@ -50,6 +53,6 @@ def predict_folder(
     out = new_folder(out)
     device = device_of(accelerator)
     images = images if isinstance(images, NiftiFolder) else NiftiFolder(images, cache=False)  # each is read once
-    folder, network = as_folder_and_network(images, network, num_classes, system)
+    folder, network = as_folder_and_network(images, network, num_classes, system, system_options)
     module = as_predictor(network, folder, num_classes, class_names, patch_size)
     write_predictions(module, folder, out, batch_size, device)

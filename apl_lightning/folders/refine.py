@@ -27,6 +27,7 @@ def refine_folder(
     *,
     class_names: Sequence[str] | None = None,
     system: str | None = None,
+    system_options: dict[str, Any] | None = None,
     patch_size: Sequence[int] | None = None,
     patches_per_volume: int = 1,
     steps_per_epoch: int | None = 50,
@@ -57,6 +58,7 @@ def refine_folder(
         class_names: Names for table and pictures, background included.
         system: The system of a checkpoint (see [`load`][apl_lightning.checkpoints.load]). The `preprocess` of networks
             of the seven systems prepares the images unless the folder has one.
+        system_options: Further arguments of `load`: `bounds`, `tanh` or `prefix`.
         patch_size: Train on random patches of this size, and predict by a
             [`sliding_window`][apl_lightning.data.sliding_window].
         patches_per_volume: Patches of each image that is read.
@@ -81,7 +83,7 @@ def refine_folder(
     """
     out = new_folder(out)
     device_of(accelerator)  # fails here, and not after the images are prepared
-    folder, network = as_folder_and_network(images, network, num_classes, system)
+    folder, network = as_folder_and_network(images, network, num_classes, system, system_options)
     batch_size = _batch_size(folder, patch_size, batch_size)
     options: dict[str, Any] = {"accelerator": accelerator, "precision": precision, "max_epochs": max_epochs}
     options |= {"enable_model_summary": False, "default_root_dir": out, **(trainer_options or {})}

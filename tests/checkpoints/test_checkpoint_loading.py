@@ -393,6 +393,8 @@ def test_translator_is_frozen_and_rescales_images() -> None:
         torch.testing.assert_close(Translated(generator, drn)(image), drn(drn.preprocess(grey)))
     with pytest.raises(ValueError, match="Expected `value_range`, but got None and Sequential has no `preprocess`"):
         Translated(generator, segmenter)
+    with pytest.raises(ValueError, match="SIFA normalises all slices of a volume together"):
+        Translated(generator, SIFA(5, width=2))
 
 
 # --- raw images -------------------------------------------------------------------------------------------------------
@@ -444,3 +446,14 @@ def test_bad_sifa_arguments() -> None:
         SIFA(5)(torch.zeros(1, 1, 60, 64))
     with pytest.raises(ValueError, match=r"1 channel\(s\) or 1, but got shape \(3, 8, 8\): select one"):
         SIFA(5).preprocess(torch.zeros(3, 8, 8))
+
+
+def test_an_average_beside_the_network_is_refused(tmp_path: Path) -> None:
+    """As by `load_weights`: averages are often kept without the statistics of BatchNorm."""
+    network = DRN(5, (1, 1, 2, 2, 2, 2, 1, 1), width=2)
+    average = {name: value.detach() + 1 for name, value in network.named_parameters()}
+    torch.save({"model": network.state_dict(), "ema": average}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"below 'ema\.' too, .* pass prefix='model\.'"):
+        load("cycada", tmp_path / "model.pth")
+    loaded = load("cycada", tmp_path / "model.pth", prefix="model.")
+    assert torch.equal(loaded.state_dict()["fc.weight"], network.state_dict()["fc.weight"])

@@ -54,12 +54,31 @@ def test_a_network_without_some_of_the_layers_is_refused(tmp_path: Path) -> None
     ("content", "message"),
     [
         ({"a": TinyNet().state_dict(), "b": TinyNet().state_dict()}, r"got several: pass one of \['a.', 'b.'\]"),
-        (TinyNet(classes=7).state_dict(), "or have other shapes: build the network as it was trained"),
+        (
+            TinyNet(classes=7).state_dict(),
+            r"shape: classifier.weight \(7, 6, 1, 1\) instead of \(3, 6, 1, 1\), ",
+        ),
+        ({k: v for k, v in TinyNet().state_dict().items() if "running" not in k}, "missing: encoder.1.running_mean"),
+        (list(TinyNet().state_dict().values()), "its 11 are 0, 1, 2, 3 and 7 more"),
+        (torch.zeros(3), "contains one tensor: save"),
+        ({**TinyNet().state_dict(), "classifier.bias": torch.full((CLASSES,), -torch.inf)}, "NaN or infinity"),
+        ({**TinyNet().state_dict(), "encoder.1.running_var": torch.full((8,), -1.0)}, "variances of at least 0"),
         ({"x": torch.zeros(1)}, "its 1 are x"),
         ({**TinyNet().state_dict(), "classifier.bias": torch.full((CLASSES,), torch.nan)}, "finite weights"),
         ({**TinyNet().state_dict(), "classifier.bias": torch.zeros(CLASSES).char()}, "integers in classifier.bias"),
     ],
-    ids=["two networks", "other classes", "another network", "NaN", "quantised"],
+    ids=[
+        "two networks",
+        "other classes",
+        "no statistics",
+        "a list",
+        "a tensor",
+        "overflow",
+        "variance",
+        "another network",
+        "NaN",
+        "quantised",
+    ],
 )
 def test_what_does_not_fit_is_an_error(tmp_path: Path, content: Any, message: str) -> None:
     network = TinyNet()
@@ -79,15 +98,25 @@ def test_one_of_two_networks(tmp_path: Path) -> None:
         load_weights(TinyNet(), path, prefix="b")
 
 
-def test_an_average_without_statistics_is_not_passed_over(tmp_path: Path) -> None:
+def named(network: nn.Module) -> Any:
+    return {name: value.detach() + 1 for name, value in network.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("average_of", "place"),
+    [
+        (named, "ema."),
+        (lambda network: {"shadow_params": list(named(network).values()), "decay": 0.99}, "ema.shadow_params."),
+        (lambda network: {name.replace(".", ""): value for name, value in named(network).items()}, "ema."),
+    ],
+    ids=["by name", "list", "other names"],
+)
+def test_an_average_without_statistics_is_not_passed_over(tmp_path: Path, average_of: Any, place: str) -> None:
     """Its values would be lost for those of the last step, without a word."""
     saved = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
-    average = {name: value.detach() + 1 for name, value in saved.named_parameters()}
-    path = save(tmp_path / "source.pt", {"state_dict": saved.state_dict(), "ema": average})
+    path = save(tmp_path / "source.pt", {"state_dict": saved.state_dict(), "ema": average_of(saved)})
     network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
-    with pytest.raises(
-        CheckpointError, match=r"its parameters below 'ema\.' too, .* pass prefix='state_dict\.', or join"
-    ):
+    with pytest.raises(CheckpointError, match=f"its parameters below '{place}' too, .* pass prefix='state_dict.', or"):
         load_weights(network, path)
     assert torch.equal(load_weights(network, path, prefix="state_dict.")[0].weight, saved[0].weight)
 
@@ -103,10 +132,17 @@ class WithExtraState(TinyNet):
 
 
 def test_networks_with_other_state_or_compiled(tmp_path: Path, trainer: Any) -> None:
-    saved = TinyNet()
+    saved, parted = TinyNet(), TinyNet()
     path = save(tmp_path / "source.pt", saved.state_dict())
-    for network in (WithExtraState(), torch.compile(TinyNet())):
+    parted.encoder = torch.compile(parted.encoder)  # type: ignore[assignment]
+    for network in (torch.compile(TinyNet()), nn.DataParallel(TinyNet()), parted):
         assert torch.equal(load_weights(network, path).classifier.weight, saved.classifier.weight)
+    encoder: Any = parted.encoder
+    assert torch.equal(encoder._orig_mod[0].weight, saved.encoder[0].weight)
+    own = save(tmp_path / "own.pt", parted.state_dict())
+    assert torch.equal(load_weights(TinyNet(), own).encoder[0].weight, saved.encoder[0].weight)
+    with pytest.warns(UserWarning, match="WithExtraState keeps more than tensors .* _extra_state stays as it is"):
+        load_weights(WithExtraState(), save(tmp_path / "extra.pt", WithExtraState().state_dict()))
     module = APLModule(WithExtraState(), CLASSES)
     trainer(callbacks=[PseudoLabelCallback()]).fit(module, TargetDataModule(Images(2), store_dir=tmp_path / "labels"))
     assert module.export().get_extra_state() == {"version": 2}
@@ -115,3 +151,14 @@ def test_networks_with_other_state_or_compiled(tmp_path: Path, trainer: Any) -> 
 def test_a_network_without_weights(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has none"):
         load_weights(nn.ReLU(), save(tmp_path / "source.pt", {"x": torch.zeros(1)}))
+
+
+def test_the_state_of_an_optimiser_is_no_network(tmp_path: Path) -> None:
+    """Its moments have the shapes of the parameters; beside a flat state dict it is not taken for layers."""
+    saved = TinyNet()
+    optimizer = torch.optim.SGD(saved.parameters(), momentum=0.9)
+    sum(p.sum() for p in saved.parameters()).backward()
+    optimizer.step()
+    state = {**saved.state_dict(), "optimizer": optimizer.state_dict(), "lr_schedulers": [{"last_epoch": 3}]}
+    loaded = load_weights(TinyNet(), save(tmp_path / "flat.pt", state))
+    assert torch.equal(loaded.classifier.weight, saved.classifier.weight)

@@ -97,6 +97,8 @@ def test_export(network: nn.Module, trainer: Any, capsys: pytest.CaptureFixture[
         torch.testing.assert_close(torch.from_numpy(logits), refined(images), rtol=1e-4, atol=1e-5)
     assert not list(Path().glob("*.onnx.data"))
     assert "plain.pt exists" in failure(capsys, "export", *BY_CLASS, "--checkpoint", "run.ckpt", "--out", "plain.pt")
+    message = failure(capsys, "export", "--network", "run.ckpt", "--checkpoint", "run.ckpt", "--out", "new.pt")
+    assert "class_path: apl_lightning.checkpoints.load" in message
     torch.save(nn.Conv2d(1, 1, 1).state_dict(), "other.pt")
     message = failure(capsys, "export", *BY_CLASS, "--checkpoint", "other.pt", "--out", "new.pt")
     assert "to contain the" in message

@@ -18,7 +18,7 @@ from torch import nn
 
 from apl_lightning import DualHeadModel, PseudoLabelCallback, TargetDataModule, add_dual_heads
 from apl_lightning._support.files import claimed, save_weights
-from apl_lightning.checkpoints import ResnetGenerator, Translated
+from apl_lightning.checkpoints import SIFA, ResnetGenerator, Translated
 from apl_lightning.data import NiftiFolder, sliding_window
 from apl_lightning.folders import as_folder_and_network, evaluate_folder, network_of_yaml, predict_folder, refine_folder
 from apl_lightning.folders.pictures import save_picture
@@ -230,6 +230,8 @@ def test_arguments_that_do_not_fit(target: Path, source: nn.Module) -> None:
         predict_folder(slices, target / "refined.pt", target / "out", 3)
     with pytest.raises(ValueError, match="leave out `system`"):
         predict_folder(slices, source, target / "out", 3, system="advent")
+    with pytest.raises(ValueError, match="Expected a system that segments, but got 'cyclegan'"):
+        predict_folder(slices, target / "generator.pth", target / "out", 3, system="cyclegan")
     assert not (target / "out").exists()
 
 
@@ -291,6 +293,16 @@ def test_images_are_prepared_as_the_system_needs_them(tmp_path: Path) -> None:
     )
     predict_folder(images, tmp_path / "network.yaml", tmp_path / "same", 3, accelerator="cpu")
     assert np.array_equal(nibabel.load(tmp_path / "same" / "labels" / "a.nii.gz").get_fdata(), found)
+
+
+def test_options_of_a_system(tmp_path: Path) -> None:
+    """SIFA's bounds differ between CT and MR."""
+    torch.save(SIFA(3, width=2).state_dict(), tmp_path / "sifa.pth")
+    write(tmp_path / "images" / "a.nii.gz", blobs((16, 16, 4), affine()), affine())
+    folder = NiftiFolder(tmp_path / "images", plane="axial")
+    for options, bounds in ((None, (-2.8, 3.2)), ({"bounds": (-1.8, 4.4)}, (-1.8, 4.4))):
+        network = as_folder_and_network(folder, tmp_path / "sifa.pth", 3, "sifa-v1", options)[1]
+        assert network.bounds == bounds
 
 
 class Wrapped(nn.Module):

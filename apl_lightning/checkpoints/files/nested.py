@@ -1,4 +1,4 @@
-"""Collect the tensors in nested dictionaries."""
+"""Collect the tensors in nested dictionaries and lists."""
 
 from pathlib import Path
 
@@ -6,11 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from apl_lightning.checkpoints.error import CheckpointError
+from apl_lightning.checkpoints.names import COMPILED
 
 # These limits are far above any real checkpoint. They bound memory and time on malicious files.
 _MAX_ENTRIES = 100_000
 _MAX_NAME_LENGTH = 1_000
 _MAX_SHARING = 16  # copies of a network in one file may share their values
+# What training scripts save beside the network: its moments have the shapes of parameters.
+_NO_NETWORK = ("optim", "lr_sched", "sched")
 
 
 def tensors_by_name(content: object, path: Path) -> dict[str, Tensor]:
@@ -36,7 +39,7 @@ def tensors_by_name(content: object, path: Path) -> dict[str, Tensor]:
                 )
             tensors[name] = value
             num_bytes += value.numel() * value.element_size()
-        elif isinstance(value, dict):
+        elif isinstance(value, dict | list | tuple):
             num_entries += len(value)
             pending += reversed(_named_items(value, name))
         if num_entries > _MAX_ENTRIES or len(name) > _MAX_NAME_LENGTH:
@@ -54,17 +57,25 @@ def tensors_by_name(content: object, path: Path) -> dict[str, Tensor]:
             f"Expected a state dict, but {path} contains a {type(content).__name__} without tensors: "
             "save `network.state_dict()`."
         )
+    if isinstance(content, Tensor):
+        raise CheckpointError(f"Expected a state dict, but {path} contains one tensor: save `network.state_dict()`.")
     return tensors
 
 
-def _named_items(value: dict[object, object], name: str) -> list[tuple[str, object]]:
-    """The items of a dictionary with joined keys; an item with a key that is not a string or integer has no tensors."""
+def _named_items(
+    value: dict[object, object] | list[object] | tuple[object, ...], name: str
+) -> list[tuple[str, object]]:
+    """The items of a dictionary or list with joined keys; one with a key that is no string or integer has no tensors.
+
+    What a training script saves of its optimiser is left out.
+    """
     prefix = f"{name}." if name else ""
-    # torch.compile adds this prefix to the keys of each compiled module.
+    items = value.items() if isinstance(value, dict) else enumerate(value)
     return [
-        (prefix + str(key)[: _MAX_NAME_LENGTH + 1].replace("_orig_mod.", ""), item)
-        for key, item in value.items()
+        (prefix + str(key)[: _MAX_NAME_LENGTH + 1].replace(COMPILED, ""), item)
+        for key, item in items
         if isinstance(key, str | int)
+        and not (not name and str(key).startswith(_NO_NETWORK) and not isinstance(item, Tensor))
     ]
 
 

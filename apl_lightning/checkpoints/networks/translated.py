@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apl_lightning.checkpoints.networks.raw_image import ZScorePreprocess
+
 
 class Translated(nn.Module):
     """Translate target images to the source domain, then segment them with a network that was trained on the source.
@@ -20,7 +22,7 @@ class Translated(nn.Module):
             `preprocess`.
 
     Raises:
-        ValueError: If `value_range` is `None` and the segmenter has no `preprocess`.
+        ValueError: If `value_range` is `None` and the segmenter has no `preprocess`, or one for whole volumes.
 
     Examples:
         >>> import torch
@@ -39,6 +41,11 @@ class Translated(nn.Module):
             raise ValueError(
                 f"Expected `value_range`, but got None and {type(segmenter).__name__} has no `preprocess`: pass the "
                 "values of black and white in its training images, such as (0, 1) or (-1, 1)."
+            )
+        if value_range is None and isinstance(segmenter, ZScorePreprocess):
+            raise ValueError(
+                f"Expected `value_range`, but got None and {type(segmenter).__name__} normalises all slices of a "
+                "volume together, which a batch does not have: pass the values of black and white in its training images."
             )
         self.generator = generator.requires_grad_(False)
         self.generator.is_fixed = True  # type: ignore[assignment]

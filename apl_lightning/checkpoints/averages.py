@@ -1,0 +1,54 @@
+"""Recognise an average of the weights that a file keeps beside the network."""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from apl_lightning.checkpoints.error import CheckpointError
+from apl_lightning.checkpoints.names import tensors_of
+
+
+def refuse_average(network: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: str | Path) -> None:
+    """Raise a `CheckpointError` if a file has the parameters at `prefix` a second time, without the other tensors.
+
+    An average is often kept without the statistics of BatchNorm, and as a list or under names of its own.
+    """
+    known = tensors_of(network)
+    parameters = {name: tuple(known[name].shape) for name, _ in network.named_parameters() if name in known}
+    if not parameters:
+        return
+    place = _incomplete_copy(parameters, known, tensors) or _renamed_copy(parameters, tensors, prefix)
+    if place is not None and place != prefix:
+        raise CheckpointError(
+            f"Expected one {type(network).__name__} in {path}, but got its parameters below {place!r} too, "
+            f"without its other tensors, as of an average of the weights: pass prefix={prefix!r}, or join both in one "
+            "state dict."
+        )
+
+
+def _incomplete_copy(
+    parameters: Mapping[str, tuple[int, ...]], known: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> str | None:
+    """The place of all parameters under their names, but not of all other tensors."""
+    first = next(iter(parameters))
+    for place in sorted(name.removesuffix(first) for name in tensors if f".{name}".endswith(f".{first}")):
+        shapes = {name: tuple(tensors[place + name].shape) for name in parameters if place + name in tensors}
+        if shapes == parameters and not all(place + name in tensors for name in known):
+            return place
+    return None
+
+
+def _renamed_copy(parameters: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], prefix: str) -> str | None:
+    """The dictionary or list with as many tensors of these shapes under other names."""
+    wanted = Counter(parameters.values())
+    own = {prefix + name for name in parameters}
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in tensors:
+        groups[name[: name.rfind(".") + 1]].append(name)
+    for place, names in groups.items():
+        shapes = Counter(tuple(tensors[name].shape) for name in names)
+        if len(parameters) > 1 and own.isdisjoint(names) and wanted <= shapes:
+            return place
+    return None
