@@ -47,7 +47,8 @@ def export(
     if not isinstance(network, nn.Module):
         raise ValueError(
             f"Expected `network` to be a class or a YAML file with one, but got {network}: for a checkpoint of the "
-            "seven systems, write class_path: apl_lightning.checkpoints.load and its init_args (system, path, num_classes)."
+            "seven systems, write class_path: apl_lightning.checkpoints.load and its init_args (system, path and "
+            "num_classes)."
         )
     network = network.export() if isinstance(network, DualHeadModel) else network
     load_weights(network, checkpoint, prefix)

@@ -45,7 +45,8 @@ class Translated(nn.Module):
         if value_range is None and isinstance(segmenter, ZScorePreprocess):
             raise ValueError(
                 f"Expected `value_range`, but got None and {type(segmenter).__name__} normalises all slices of a "
-                "volume together, which a batch does not have: pass the values of black and white in its training images."
+                "volume together, which a batch does not have: pass the values of black and white in its training "
+                "images."
             )
         self.generator = generator.requires_grad_(False)
         self.generator.is_fixed = True  # type: ignore[assignment]
