@@ -128,6 +128,7 @@ class PseudoLabelCallback(Callback):
         self._checksum: int | None = None  # of the labels of `round`
         self._seed = 0
         self._has_judged = False  # whether the network of the last epoch has been measured
+        self._must_log = False  # whether the statistics of a resumed epoch are not yet in the log
 
     @property
     def state_key(self) -> str:
@@ -191,6 +192,7 @@ class PseudoLabelCallback(Callback):
         """Start with round 0, unless a checkpoint is loaded later; refuse what cannot work with rounds."""
         if stage != "fit":
             return
+        self._must_log = False
         door.refuse_sharded(trainer)
         door.refuse_other_data(trainer)
         door.refuse_weight_averaging(trainer)
@@ -233,6 +235,7 @@ class PseudoLabelCallback(Callback):
             door.validate(trainer)
             trainer.callback_metrics.clear()
         has_labels = self.round >= 0 and self._find_labels(trainer)
+        self._must_log = has_labels and self._epoch == trainer.current_epoch
         # A run that was interrupted after its last step needs no more labels.
         if not has_labels or (self._is_due(trainer.current_epoch) and not has_finished):
             self.update(trainer, pl_module)
@@ -245,6 +248,7 @@ class PseudoLabelCallback(Callback):
             self.update(trainer, pl_module)
         if self._epoch == trainer.current_epoch:
             pl_module.log_dict(self.statistics, sync_dist=True)
+        self._must_log = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Refuse a batch with the labels of another round."""
@@ -252,9 +256,13 @@ class PseudoLabelCallback(Callback):
         if rounds is None or any(int(round) != self.round for round in rounds):
             cure = "its loader fetched it too early" if rounds is not None else "a hook or a `collate` dropped the key"
             raise RuntimeError(
-                f"Expected a batch with `round` {self.round}, that of its pseudo labels, but got {rounds}: {cure}. Use "
-                "the loaders of `TargetDataModule`, or a `LazyDataLoader` with its `collate`, and keep all keys."
+                f"Expected a batch with `round` {self.round}, that of its pseudo labels, but got {rounds}: {cure}. "
+                "Pass the trainer the `TargetDataModule`, or use a `LazyDataLoader` with its `collate`, and keep all "
+                "keys."
             )
+        if self._must_log:  # this epoch began before the interruption
+            pl_module.log_dict(self.statistics, sync_dist=True, on_step=False, on_epoch=True)
+            self._must_log = False
         # Dropout draws the same numbers after a resume.
         torch.manual_seed(derived_seed(self._seed, trainer.current_epoch, batch_idx, trainer.global_rank))
 
@@ -272,6 +280,7 @@ class PseudoLabelCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """After SIGTERM, say how to resume, and exit with 143."""
+        getattr(pl_module, "on_interruption", lambda: None)()
         if door.ends_after_sigterm(exception):
             end_as_terminated(trainer, exception)
 
@@ -281,8 +290,15 @@ class PseudoLabelCallback(Callback):
         self.selection.snapshot.protect()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Resume a run with `max_steps` exactly where it has stopped."""
-        door.continue_stopped_epoch(trainer, checkpoint)
+        """Resume a run with `max_steps` exactly where it has stopped; warn if a test undoes what the guard did."""
+        if trainer.state.fn == "fit":
+            door.continue_stopped_epoch(trainer, checkpoint)
+        elif self.selection.has_restored:
+            warnings.warn(
+                "The guard has restored a network after this checkpoint was saved, and the checkpoint replaces it: "
+                "pass the module, as in `trainer.test(module, data)`, or export the network before.",
+                stacklevel=2,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The round, its epoch, and what guard and denoiser remember; the labels stay in the store."""
@@ -290,6 +306,7 @@ class PseudoLabelCallback(Callback):
             "round": self.round,
             "checksum": self._checksum,
             "epoch": self._epoch,
+            "statistics": self.statistics,
             "seed": self._seed,
             "denoiser": self.denoiser.state_dict(),
             "selection": self.selection.state_dict(),
@@ -302,6 +319,7 @@ class PseudoLabelCallback(Callback):
         self.round = self._saved_round = state_dict["round"]
         self._epoch, self._checksum = state_dict["epoch"], state_dict["checksum"]
         self.selection.load_state_dict(state_dict["selection"])
+        self.statistics = state_dict.get("statistics", {})  # checkpoints of 0.1.0 have none
         self._seed = state_dict["seed"]
 
     @property
@@ -331,8 +349,9 @@ class PseudoLabelCallback(Callback):
 
     def _judge(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._has_judged = True
-        if self.guard.mode != "off" and self.round >= 0:
-            self.selection.end(self._labelling(trainer, pl_module), self._next_seed)
+        judges = self.guard.mode != "off" and self.round >= 0
+        if judges and self.selection.end(self._labelling(trainer, pl_module), self._next_seed):
+            door.validate(trainer)  # the last Dice in the log is that of the network that the run ends with
 
     def _labelling(self, trainer: Trainer, module: LightningModule) -> Labelling:
         compares = self.guard.mode != "off" or getattr(module, "chooses_batch_norm", False)

@@ -68,9 +68,12 @@ def batches_started(trainer: Trainer) -> int:
 def continue_stopped_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Let a run that `max_steps` has stopped within an epoch resume there; Lightning counts that epoch as done.
 
-    With `max_steps` it also counts an epoch twice at whose end a checkpoint was saved.
+    With `max_steps` it also counts an epoch twice at whose end a checkpoint was saved, and it skips an epoch that was
+    not yet started, as in the label pass before it.
     """
     fit = checkpoint.get("loops", {}).get("fit_loop")
+    for progress in () if fit is None else fit["epoch_progress"].values():
+        progress["ready"] = min(progress["ready"], progress["started"])
     if fit is None or (fit["epoch_loop.batch_progress"]["is_last_batch"] and trainer.max_steps == -1):
         return
     for progress in (fit["epoch_progress"]["current"], fit["epoch_progress"]["total"]):

@@ -18,7 +18,7 @@ def package_of(thing: object) -> str | None:
 
 
 def overrides(module: object, method: str) -> bool:
-    """Whether a data module has its own version of a method; `from_datasets` of Lightning sets it on the object."""
+    """Whether a module or data module has its own version of a method; `from_datasets` sets it on the object."""
     if method in vars(module):
         return True
     owner = next(base for base in type(module).__mro__ if method in vars(base))

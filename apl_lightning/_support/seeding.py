@@ -7,6 +7,8 @@ epoch, batch, rank). So results depend on neither the number of workers nor an i
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from inspect import getclosurevars, isfunction
 from typing import Any
 
 import numpy as np
@@ -32,12 +34,24 @@ def run_seed() -> int:
 def seeded(seed: int, transform: Any = None) -> Iterator[None]:
     """Seed Python, NumPy, torch and a MONAI transform inside the block; restore the global states afterwards.
 
+    The transforms that a function names are seeded too.
     GPUs are seeded too, and stay so: to read their states would cost every sample a synchronisation.
     """
     with isolated_random_state(cuda=False):
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - used by transforms without a generator of their own
         torch.manual_seed(seed)
-        if callable(set_random_state := getattr(transform, "set_random_state", None)):
-            set_random_state(seed=seed)
+        for each in (transform, *_named_by(transform)):
+            if callable(set_random_state := getattr(each, "set_random_state", None)):
+                set_random_state(seed=seed)
         yield
+
+
+def _named_by(function: Any) -> list[Any]:
+    """What a function names, what a `partial` binds, and the attributes of another object that is called."""
+    if isinstance(function, partial):
+        return [function.func, *function.args, *function.keywords.values()]
+    if isfunction(function):
+        names = getclosurevars(function)
+        return [*names.nonlocals.values(), *names.globals.values()]
+    return list(vars(function).values()) if hasattr(function, "__dict__") else []

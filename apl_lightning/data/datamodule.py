@@ -15,7 +15,7 @@ from apl_lightning._support.lightning import (
     Trainer,
     batches_started,
 )
-from apl_lightning._support.lightning_package import package_of, refuse_pairing, require_lightning
+from apl_lightning._support.lightning_package import overrides, package_of, refuse_pairing, require_lightning
 from apl_lightning._support.seeding import run_seed
 from apl_lightning.data.dataset import EvaluationDataset, TargetDataset
 from apl_lightning.data.joint_transforms import Transform
@@ -115,6 +115,8 @@ class TargetDataModule(LightningDataModule):
         self.steps_per_epoch = steps_per_epoch
         self._loader_options: dict[str, dict[str, Any]] = {}  # of each loader: further arguments
         self._target: TargetDataset | None = None
+        kinds = ("val", "test", "predict")
+        self._own_hooks = {name for name in kinds if overrides(self, f"{name}_dataloader")}  # of a subclass
         self._offer_loaders()  # Lightning asks for them before `setup`
 
     @classmethod
@@ -161,7 +163,8 @@ class TargetDataModule(LightningDataModule):
                 refuse_left_over_group(self.trainer.world_size)
             directory, seed = self._run_directory(), run_seed()
             images = self._target_images()
-            self._target = TargetDataset(images, directory, self.transform, self.keys, seed, self.patches)
+            workers = self._options("train", 1)["num_workers"] > 0
+            self._target = TargetDataset(images, directory, self.transform, self.keys, seed, self.patches, workers)
             # Not in `train_dataloader`: Lightning changes `DataLoader` while it calls that, also if it fails.
             if len(self.train_dataloader()) == 0:
                 raise ValueError(
@@ -224,7 +227,7 @@ class TargetDataModule(LightningDataModule):
         """Define the loader hooks of the data sets that exist: Lightning expects data from every hook."""
         for name in ("val", "test", "predict"):
             hook = f"{name}_dataloader"
-            if self._has(name):
+            if name not in self._own_hooks and self._has(name):
                 setattr(self, hook, partial(self._evaluation_loader, name))
             elif isinstance(vars(self).get(hook), partial):  # ours, of a data set that was taken away since
                 delattr(self, hook)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from apl_lightning._support.seeding import derived_seed, seeded
 from apl_lightning.data.alignment import check_alignment
@@ -14,6 +14,7 @@ from apl_lightning.data.joint_transforms import Transform, transform_jointly
 from apl_lightning.data.random_patches import RandomPatches
 from apl_lightning.data.sample_format import Keys, length_of, read_sample, warn_of_unread_label
 from apl_lightning.data.sampler import DrawnSample
+from apl_lightning.data.unopened import unopened_copy
 from apl_lightning.store import PseudoLabelStore
 
 _PROBES = 4
@@ -38,6 +39,7 @@ class TargetDataset(Dataset[Any]):
         keys: The keys of samples that are dictionaries.
         seed: Patches and the transform draw from (seed, pass over the data set, index).
         patches: Draws patches of each image, which `transform` then moves one by one; a sample is a list of them.
+        has_workers: Whether worker processes read it. Then this process reads a copy (a few samples, as a check).
 
     Raises:
         TypeError: If `dataset` is not a map-style data set, or its samples have another form.
@@ -53,14 +55,16 @@ class TargetDataset(Dataset[Any]):
         keys: Keys = Keys(),  # noqa: B008 - it is immutable
         seed: int = 0,
         patches: RandomPatches | None = None,
+        has_workers: bool = False,
     ) -> None:
         self.dataset = dataset
+        self._own = unopened_copy(dataset) if has_workers else dataset
         self.seed = seed
         self.transform = transform
         self.patches = patches
         self.keys = keys
         length = length_of(dataset)
-        sample = dataset[0]
+        sample = self._own[0]
         image = read_sample(sample, keys, index=0)["image"]
         warn_of_unread_label(sample, image, keys)
         self.size = image.shape[1:]
@@ -71,6 +75,10 @@ class TargetDataset(Dataset[Any]):
         if transform is not None:
             check_alignment(transform, image)
         self.store = PseudoLabelStore(directory, length)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker that is spawned: it opens its files itself."""
+        return {**vars(self), "_own": None}
 
     def __len__(self) -> int:
         return self.store.length
@@ -103,7 +111,7 @@ class TargetDataset(Dataset[Any]):
             RuntimeError: If the data set cannot read it; names the sample.
         """
         try:
-            return read_joined(self.dataset, self.keys, index)
+            return read_joined(self.dataset if get_worker_info() else self._own, self.keys, index)
         except Exception as error:
             raise RuntimeError(f"sample {index}: {type(error).__name__}: {error}") from error
 
@@ -114,7 +122,7 @@ class TargetDataset(Dataset[Any]):
 
     def _check_deterministic(self, length: int) -> None:
         for index in _probes(length):
-            first, second = (read_sample(self.dataset[index], self.keys, index)["image"] for _ in range(2))
+            first, second = (read_sample(self._own[index], self.keys, index)["image"] for _ in range(2))
             if first.shape != second.shape or not torch.equal(first, second):
                 raise ValueError(
                     f"Expected the data set to give the same image for the same index, but sample {index} differs "

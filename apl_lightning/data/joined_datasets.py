@@ -15,16 +15,17 @@ def read_joined(dataset: Dataset[Any], keys: Keys, index: int) -> dict[str, Any]
     Two folders may have a patient of one name, and slices of two patients make no volume.
     """
     sample = read_sample(dataset[index], keys, index)
-    part = _part_of(dataset, index)
-    if "case" in sample and part is not None:
-        sample["case"] = f"{part}/{sample['case']}"
+    if "case" in sample:
+        sample["case"] = "/".join(map(str, (*_parts_of(dataset, index), sample["case"])))
     return sample
 
 
-def _part_of(dataset: Any, index: int) -> int | None:
-    """The number of the part of a `ConcatDataset` that a sample is in."""
+def _parts_of(dataset: Any, index: int) -> list[int]:
+    """The number of the part of a `ConcatDataset` that a sample is in, and so on within it: a + b + c has two."""
     if isinstance(dataset, ConcatDataset):
-        return bisect_right(dataset.cumulative_sizes, index)
+        part = bisect_right(dataset.cumulative_sizes, index)
+        before = dataset.cumulative_sizes[part - 1] if part else 0
+        return [part, *_parts_of(dataset.datasets[part], index - before)]
     if isinstance(dataset, Subset):
-        return _part_of(dataset.dataset, dataset.indices[index])
-    return _part_of(dataset.dataset, index) if isinstance(dataset, CollatedDataset) else None
+        return _parts_of(dataset.dataset, dataset.indices[index])
+    return _parts_of(dataset.dataset, index) if isinstance(dataset, CollatedDataset) else []

@@ -30,8 +30,8 @@ class LazyDataLoader(DataLoader[Any]):
         if not isinstance(self.sampler, EpochSampler):
             warnings.warn(
                 f"The samples of a resumed epoch come from {type(self.sampler).__name__}, which begins anew: some are "
-                "read twice, others not at all. Use the loaders of `TargetDataModule`, without `overfit_batches`, or "
-                "an `EpochSampler`.",
+                "read twice, others not at all. Pass the trainer the `TargetDataModule`, without "
+                "`overfit_batches`, or use an `EpochSampler`.",
                 stacklevel=2,
             )
 

@@ -1,15 +1,18 @@
 """The plain network in what the user passes: a network, or a LightningModule that contains one."""
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from apl_lightning._support.lightning_package import is_a
+from apl_lightning._support.lightning_package import is_a, overrides
 from apl_lightning._support.modes import evaluating, hooked
 from apl_lightning.heads.find_classifier import example_input
 from apl_lightning.heads.model import DualHeadModel
 from apl_lightning.heads.outputs import channels_of, logit_maps, within_unit_interval
+
+_TRANSFER_HOOKS = ("on_before_batch_transfer", "on_after_batch_transfer", "transfer_batch_to_device")
 
 
 def plain_network(model: nn.Module, num_classes: int, name: str | None = None) -> nn.Module:
@@ -33,6 +36,12 @@ def plain_network(model: nn.Module, num_classes: int, name: str | None = None) -
         raise TypeError(
             f"Expected `model` to be a plain network, but {type(network).__name__} has two heads already: pass what "
             "`export()` returns."
+        )
+    if is_a(model, "LightningModule") and (unused := [hook for hook in _TRANSFER_HOOKS if overrides(model, hook)]):
+        warnings.warn(
+            f"`{unused[0]}` of {type(model).__name__} does not run here, where only its network is used: move it to "
+            "the data set or to the data module.",
+            stacklevel=4,
         )
     if name is None and is_a(model, "LightningModule"):
         network = _found(model, num_classes)

@@ -14,7 +14,7 @@ from apl_lightning._support.lightning import LightningModule, Trainer, autocast
 from apl_lightning._support.modes import evaluating
 from apl_lightning._support.progress import track
 from apl_lightning._support.seeding import derived_seed, seeded
-from apl_lightning.data import RandomPatches, TargetDataset
+from apl_lightning.data import EpochSampler, RandomPatches, TargetDataset
 from apl_lightning.denoisers import Denoiser, Predictor
 from apl_lightning.guard import Classes, PixelSample, careful_gain
 from apl_lightning.heads import Inferer
@@ -161,5 +161,11 @@ def target_dataset(trainer: Trainer) -> TargetDataset:
         raise TypeError(
             f"Expected the training loader to read a TargetDataset, but it reads {type(dataset).__name__}: pass the "
             "trainer a `TargetDataModule`, or `TargetDataModule.from_datamodule(yours)`."
+        )
+    sampler = getattr(trainer.train_dataloader, "sampler", None)
+    if isinstance(sampler, EpochSampler) and sampler.num_replicas != trainer.world_size:
+        raise ValueError(
+            f"Expected the samples of {trainer.world_size} processes, but the training loader was made for "
+            f"{sampler.num_replicas}: pass the trainer the `TargetDataModule`, not its loader."
         )
     return dataset

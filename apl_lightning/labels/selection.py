@@ -30,6 +30,7 @@ class Selection:
         """Start without candidates."""
         self.guard.reset()
         self.snapshot = Snapshot()
+        self.has_restored = False  # whether the run has ended with an earlier network
         self.first: Classes = {}  # what the network predicted as it came in
         self.risen_in = 0  # the round whose estimated gain has last risen
         self._highest = 0.0  # its estimated gain
@@ -76,24 +77,25 @@ class Selection:
             self._keep(round, labelling)
         return gains
 
-    def end(self, labelling: Labelling, seed: int) -> None:
-        """Return to the best candidate if the network of the last epoch is harmed; or only say so."""
+    def end(self, labelling: Labelling, seed: int) -> bool:
+        """Return to the best candidate if the network of the last epoch is harmed, or only say so; whether it did."""
         if not self.first:
-            return
+            return False
         module, local_rank = labelling.module, labelling.local_rank
         share_state(module)
         gain = self._last_gain(labelling, seed)
         if not self.guard.is_harmed(gain):
-            return
+            return False
         if self.guard.mode == "warn":
             self._warn("After the last epoch", gain, "Look at the pseudo labels, or pass guard='restore'")
-            return
+            return False
         folder = labelling.dataset.store.directory
-        exists = self._has_snapshot(folder, local_rank)
+        exists = self.has_restored = self._has_snapshot(folder, local_rank)
         if exists:
             once_per_node(local_rank, "Restoring the best network", partial(self.snapshot.restore, module, folder))
             share_state(module)
         self._warn("After the last epoch", gain, self._outcome(exists, folder))
+        return exists
 
     def find_snapshot(self, folder: Path, local_rank: int) -> None:
         """Let a resumed run without the file of its best candidate keep later ones."""

@@ -157,6 +157,30 @@ class RefinementModule(EvaluationSteps, ABC):
             self.teacher.eval()
             self.teacher.remember(self.model)
 
+    def on_train_start(self) -> None:
+        """Note where the fit begins."""
+        self._first_step, self._has_stepped = self.trainer.global_step, False
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        """Refuse steps that pass the teacher by: labels and exported network would stay as they are."""
+        if self.teacher is not None and not self._has_stepped and self.trainer.global_step > self._first_step:
+            raise RuntimeError(
+                f"Expected each step to update the teacher, as `optimizer_step` of {type(self).__name__} does, but an "
+                "optimiser has stepped without it: call `super().optimizer_step(...)`, or, in manual optimisation, "
+                "`self.update_teacher()` after each step."
+            )
+
+    def update_teacher(self) -> None:
+        """Average the weights of this step; in manual optimisation, call it after each step of an optimiser."""
+        self._has_stepped = True
+        if self.teacher is not None:
+            self.teacher.update_parameters(self.model)
+
+    def on_interruption(self) -> None:
+        """As at the end of a fit: weights that are loaded into `model` from now on count."""
+        if self.teacher is not None:
+            self.teacher.remember(self.model)
+
     def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
         """Load network and teacher; weights that are loaded into `model` from now on count, and not this teacher."""
         outcome = super().load_state_dict(*arguments, **options)
@@ -257,8 +281,7 @@ class RefinementModule(EvaluationSteps, ABC):
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """Step, and update the teacher."""
         super().optimizer_step(*arguments, **options)
-        if self.teacher is not None:
-            self.teacher.update_parameters(self.model)
+        self.update_teacher()
 
     def export(self, average: bool = False) -> nn.Module:
         """The refined plain network in evaluation mode: same class, same state-dict keys (see `DualHeadModel.export`).
