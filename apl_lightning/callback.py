@@ -261,7 +261,7 @@ class PseudoLabelCallback(Callback):
                 "keys."
             )
         if self._must_log:  # this epoch began before the interruption
-            pl_module.log_dict(self.statistics, sync_dist=True, on_step=False, on_epoch=True)
+            pl_module.log_dict(self.statistics, sync_dist=True, on_step=False, on_epoch=True, batch_size=1)
             self._must_log = False
         # Dropout draws the same numbers after a resume.
         torch.manual_seed(derived_seed(self._seed, trainer.current_epoch, batch_idx, trainer.global_rank))

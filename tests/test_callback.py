@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import csv
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from torch.utils.data import DataLoader
 from apl_lightning import APLModule, PseudoLabelCallback, TargetDataModule, TargetDataset
 from apl_lightning.data import collate
 from apl_lightning.denoisers import APL
+from apl_lightning.labels import target_dataset
 
 Make = Callable[..., pl.Trainer]
 
@@ -369,3 +372,67 @@ def test_a_first_round_that_fails_leaves_the_module_as_it_came_in(
         trainer(callbacks=[PseudoLabelCallback(FullDisk())]).fit(module, data)
     for name, value in module.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+class SavesInPass(APL):
+    """Saves a checkpoint while it makes the labels of a round, as before a job is taken from its node, and fails."""
+
+    def __init__(self, round: int, path: Path) -> None:
+        super().__init__()
+        self.fatal, self.path, self.now = round, path, -1
+        self.trainer: Any = None
+
+    def begin(self, round: int, *arguments: Any) -> None:
+        self.now = round
+
+    def __call__(self, p_main: torch.Tensor, p_aux: torch.Tensor) -> Any:
+        if self.now == self.fatal:
+            self.trainer.save_checkpoint(self.path)
+            raise RuntimeError("taken away")
+        return super().__call__(p_main, p_aux)
+
+
+@pytest.mark.parametrize("round", [0, 1, 2])
+def test_resumed_from_a_checkpoint_of_a_label_pass(tmp_path: Path, trainer: Make, round: int) -> None:
+    def fit(fatal: int, resume: Path | None = None) -> Any:
+        torch.manual_seed(0)
+        denoiser = SavesInPass(fatal, tmp_path / "pass.ckpt")
+        data = TargetDataModule(Images(8), batch_size=2, store_dir=tmp_path / "labels")
+        module = APLModule(TinyNet(), CLASSES, learning_rate=0.02)
+        run = denoiser.trainer = trainer(max_epochs=3, callbacks=[PseudoLabelCallback(denoiser, guard="off")])
+        try:
+            run.fit(module, data, ckpt_path=resume, weights_only=False if resume else None)
+        except RuntimeError:
+            assert fatal >= 0
+        return run.global_step, module.state_dict()
+
+    steps, expected_state = fit(-1)
+    fit(round)
+    resumed_steps, state = fit(-1, tmp_path / "pass.ckpt")
+    assert resumed_steps == steps == 12
+    for name, value in expected_state.items():
+        assert torch.equal(state[name], value), name
+
+
+def test_statistics_of_an_epoch_that_was_interrupted_are_logged(run: Any, tmp_path: Path) -> None:
+    def rows(name: str) -> dict[str, dict[str, str]]:
+        with (tmp_path / name / "metrics.csv").open() as file:
+            found = [row for row in csv.DictReader(file) if row["pseudo/confidence"]]
+        return {row["epoch"]: {key: row[key] for key in row if key.startswith("pseudo/") and row[key]} for row in found}
+
+    def logger(name: str) -> Any:
+        return pl.loggers.CSVLogger(tmp_path, name="", version=name)
+
+    run(logger=logger("whole"), log_every_n_steps=1)
+    run(logger=logger("resumed"), resume=tmp_path / "checkpoints" / "step=6.ckpt", log_every_n_steps=1)
+    whole, resumed = rows("whole"), rows("resumed")
+    assert list(resumed) == ["1", "2"]
+    assert resumed == {epoch: whole[epoch] for epoch in ("1", "2")}
+
+
+def test_loader_made_for_one_process_is_refused_by_two(trainer: Make, tmp_path: Path) -> None:
+    data = TargetDataModule(Images(4), batch_size=2, store_dir=tmp_path)
+    data.setup("fit")
+    fit: Any = SimpleNamespace(train_dataloader=data.train_dataloader(), world_size=2)
+    with pytest.raises(ValueError, match="Expected the samples of 2 processes, but the training loader was made for 1"):
+        target_dataset(fit)

@@ -215,3 +215,13 @@ def test_a_sampler_of_ones_own(tmp_path: Path, trainer: Any) -> None:
     assert not torch.equal(first, second)
     with pytest.warns(UserWarning, match="come from SequentialSampler, which begins anew.*`TargetDataModule`"):
         loader.load_state_dict({})
+
+
+def test_loader_of_a_subclass_is_kept() -> None:
+    class Own(TargetDataModule):
+        def val_dataloader(self) -> Any:
+            return "mine"
+
+    data = Own(Images(2), Images(2, labelled=True), test=Images(3, labelled=True))
+    assert data.val_dataloader() == "mine"
+    assert len(data.test_dataloader()) == 1

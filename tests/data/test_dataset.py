@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from apl_lightning import RandomAffine, TargetDataset
 from apl_lightning._support.seeding import run_seed
 from apl_lightning.data import EpochSampler, Keys, RandomPatches, fingerprint
 from apl_lightning.data.joint_transforms import TARGET_KEYS
+from apl_lightning.data.unopened import unopened_copy
 
 
 def filled(dataset: Any, directory: Path, **options: Any) -> TargetDataset:
@@ -183,3 +185,44 @@ def test_runs_of_two_seeds_differ(tmp_path: Path) -> None:
     assert orders[0] != orders[1]
     assert not torch.equal(*moved)
     assert seeds[0] != seeds[1]
+
+
+class Archive(Dataset[torch.Tensor]):
+    """Opens its file with the first sample that it reads, as data sets of archives do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: Any = None
+
+    def __len__(self) -> int:
+        return 6
+
+    def __del__(self) -> None:
+        if self.file is not None:
+            self.file.close()
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        self.file = self.file or self.path.open("rb")
+        self.file.seek(64 * 4 * index)
+        return torch.frombuffer(bytearray(self.file.read(64 * 4)), dtype=torch.float32).view(1, 8, 8)
+
+
+def test_files_stay_closed_in_a_process_with_workers(tmp_path: Path) -> None:
+    """Forked workers would share the position in a file that is open."""
+    values = torch.rand(6, 64)
+    (tmp_path / "images.bin").write_bytes(values.numpy().tobytes())
+    archive = Archive(tmp_path / "images.bin")
+    target = TargetDataset(Subset(archive, range(6)), tmp_path / "labels", has_workers=True)
+    assert torch.equal(target.read(3)["image"].flatten(), values[3])
+    assert archive.file is None
+    assert pickle.loads(pickle.dumps(target)).dataset.dataset.file is None
+    assert torch.equal(TargetDataset(archive, tmp_path / "alone").read(3)["image"].flatten(), values[3])
+    assert archive.file is not None
+
+
+def test_a_copy_shares_arrays(tmp_path: Path) -> None:
+    images = [torch.rand(1, 8, 8) for _ in range(4)]
+    target = TargetDataset(images, tmp_path, has_workers=True)
+    assert target.read(2)["image"].data_ptr() == images[2].data_ptr()
+    without_copy = [lambda: images[0]]
+    assert unopened_copy(without_copy) is without_copy

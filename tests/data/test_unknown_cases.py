@@ -76,3 +76,12 @@ def test_two_folders_with_a_patient_of_one_name(tmp_path: Path, trainer: Any) ->
     data = TargetDataModule(joined, store_dir=tmp_path)
     trainer(max_epochs=1, callbacks=[callback]).fit(APLModule(network, 2, learning_rate=0.0), data)
     assert callback.statistics["pseudo/apart"] == 0
+
+
+def test_patients_of_three_joined_hospitals() -> None:
+    """`a + b + c` joins a and b first."""
+    hospital = [{"image": torch.zeros(1, 4, 4), "label": torch.zeros(4, 4).long(), "case": "patient_1"}]
+    joined = (ConcatDataset([hospital]) + ConcatDataset([hospital])) + ConcatDataset([hospital])
+    cases = [sample["case"] for sample in EvaluationDataset(joined, Keys(), labelled=True)]
+    assert len(set(cases)) == 3
+    assert all(case.endswith("/patient_1") for case in cases)

@@ -363,3 +363,22 @@ def test_second_fit_has_its_own_candidates(tmp_path: Path, trainer: Make, script
         scripted(gain, gain)
         fit(tmp_path / str(gain), trainer, callback, epochs=1)
         assert callback.guard.best == gain
+
+
+def test_the_log_ends_with_the_restored_network(tmp_path: Path, trainer: Make, scripted: Any) -> None:
+    scripted(-0.1, -0.2, -0.1)
+    torch.manual_seed(0)
+    held_out = Images(4, labelled=True)
+    module = APLModule(TinyNet(), CLASSES, learning_rate=0.5, batch_norm="frozen")
+    saving = pl.callbacks.ModelCheckpoint(tmp_path / "saved")
+    data = TargetDataModule(Images(6), held_out, test=held_out, store_dir=tmp_path / "labels")
+    run = trainer(max_epochs=2, callbacks=[PseudoLabelCallback(), saving], enable_checkpointing=True)
+    with pytest.warns(UserWarning, match="is restored"):
+        run.fit(module, data)
+    logged = float(run.callback_metrics["val/dice"])
+    tester = trainer()
+    assert tester.test(module, data)[0]["test/dice"] == pytest.approx(logged)
+    # Lightning takes a checkpoint if it is given no module.
+    with pytest.warns(UserWarning, match=r"restored a network after this checkpoint was saved.*trainer.test\(module"):
+        harmed = run.test(datamodule=data)[0]["test/dice"]
+    assert harmed != pytest.approx(logged)

@@ -146,3 +146,13 @@ def test_missing_network_is_an_error(build: Callable[[], nn.Module], options: di
 def test_frozen_network_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"all its parameters are frozen: call `model.requires_grad_\(True\)`"):
         add_dual_heads(TinyNet().requires_grad_(False), CLASSES)
+
+
+class ScalesOnDevice(Project):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch / 255
+
+
+def test_transfer_hooks_that_do_not_run_are_named() -> None:
+    with pytest.warns(UserWarning, match="`on_after_batch_transfer` of ScalesOnDevice does not run here"):
+        add_dual_heads(ScalesOnDevice(), CLASSES)

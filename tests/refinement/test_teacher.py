@@ -209,3 +209,49 @@ def test_layers_in_place_of_synchronised_batch_norm_stay_in_their_mode() -> None
     module(torch.rand(4, 1, 16, 16))
     for name, value in module.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_weights_loaded_after_a_fit_that_failed_are_refined(tmp_path: Path, trainer: Make) -> None:
+    class Fails(pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            raise RuntimeError("out of memory")
+
+    module = APLModule(TinyNet(), CLASSES, learning_rate=0.02)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer(callbacks=[PseudoLabelCallback(), Fails()]).fit(
+            module, TargetDataModule(Images(4), batch_size=2, store_dir=tmp_path)
+        )
+    source = TinyNet().state_dict()
+    module.model.network.load_state_dict(source)
+    assert_same(module, source)
+
+
+class Direct(APLModule):
+    def optimizer_step(self, epoch: Any, batch_idx: Any, optimizer: Any, optimizer_closure: Any = None) -> None:
+        optimizer.step(closure=optimizer_closure)
+
+
+class Manual(APLModule):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int = 0) -> Any:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.losses(batch)["loss"])
+        optimizer.step()
+        self.update_teacher()
+
+
+def test_steps_that_pass_the_teacher_by_are_refused(tmp_path: Path, trainer: Make) -> None:
+    """Labels, validation and the exported network would stay those of the network that came in."""
+    torch.manual_seed(0)
+    data = TargetDataModule(Images(4), batch_size=2, store_dir=tmp_path)
+    with pytest.raises(RuntimeError, match="Expected each step to update the teacher, as `optimizer_step` of Direct"):
+        trainer(callbacks=[PseudoLabelCallback(guard="off")]).fit(Direct(TinyNet(), CLASSES), data)
+    torch.manual_seed(0)
+    module = Manual(TinyNet(), CLASSES)
+    trainer(callbacks=[PseudoLabelCallback(guard="off")]).fit(module, data)
+    assert module.teacher is not None
+    assert module.teacher.n_averaged == 3
