@@ -319,7 +319,7 @@ class PseudoLabelCallback(Callback):
         self.round = self._saved_round = state_dict["round"]
         self._epoch, self._checksum = state_dict["epoch"], state_dict["checksum"]
         self.selection.load_state_dict(state_dict["selection"])
-        self.statistics = state_dict.get("statistics", {})  # checkpoints of 0.1.0 have none
+        self.statistics = state_dict["statistics"]
         self._seed = state_dict["seed"]
 
     @property
