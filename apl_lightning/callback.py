@@ -192,7 +192,6 @@ class PseudoLabelCallback(Callback):
         """Start with round 0, unless a checkpoint is loaded later; refuse what cannot work with rounds."""
         if stage != "fit":
             return
-        self._must_log = False
         door.refuse_sharded(trainer)
         door.refuse_other_data(trainer)
         door.refuse_weight_averaging(trainer)

@@ -72,12 +72,12 @@ def continue_stopped_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> None
     not yet started, as in the label pass before it.
     """
     fit = checkpoint.get("loops", {}).get("fit_loop")
-    for progress in () if fit is None else fit["epoch_progress"].values():
-        progress["ready"] = min(progress["ready"], progress["started"])
-    if fit is None or (fit["epoch_loop.batch_progress"]["is_last_batch"] and trainer.max_steps == -1):
+    if fit is None:
         return
+    is_within = not fit["epoch_loop.batch_progress"]["is_last_batch"] or trainer.max_steps != -1
     for progress in (fit["epoch_progress"]["current"], fit["epoch_progress"]["total"]):
-        if progress["ready"] > 0:  # 0 before the first epoch
+        progress["ready"] = min(progress["ready"], progress["started"])
+        if is_within and progress["ready"] > 0:  # 0 before the first epoch
             progress["processed"] = progress["completed"] = progress["ready"] - 1
 
 

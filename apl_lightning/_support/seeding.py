@@ -34,14 +34,14 @@ def run_seed() -> int:
 def seeded(seed: int, transform: Any = None) -> Iterator[None]:
     """Seed Python, NumPy, torch and a MONAI transform inside the block; restore the global states afterwards.
 
-    The transforms that a function names are seeded too.
-    GPUs are seeded too, and stay so: to read their states would cost every sample a synchronisation.
+    Of a function, the transforms that it names are seeded. GPUs are seeded too, and stay so: to read their states would
+    cost every sample a synchronisation.
     """
     with isolated_random_state(cuda=False):
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - used by transforms without a generator of their own
         torch.manual_seed(seed)
-        for each in (transform, *_named_by(transform)):
+        for each in [transform] if hasattr(transform, "set_random_state") else _named_by(transform):
             if callable(set_random_state := getattr(each, "set_random_state", None)):
                 set_random_state(seed=seed)
         yield

@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from apl_lightning.checkpoints.error import CheckpointError
-from apl_lightning.checkpoints.names import tensors_of
+from apl_lightning.checkpoints.names import places_of, tensors_of
+from apl_lightning.checkpoints.systems import Shapes
 
 
 def refuse_average(network: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: str | Path) -> None:
@@ -19,8 +20,10 @@ def refuse_average(network: nn.Module, tensors: Mapping[str, Tensor], prefix: st
     parameters = {name: tuple(known[name].shape) for name, _ in network.named_parameters() if name in known}
     if not parameters:
         return
-    place = _incomplete_copy(parameters, known, tensors) or _renamed_copy(parameters, tensors, prefix)
-    if place is not None and place != prefix:
+    place = _incomplete_copy(parameters, known, tensors, prefix)
+    if place is None:
+        place = _renamed_copy(parameters, tensors, prefix)
+    if place is not None:
         raise CheckpointError(
             f"Expected one {type(network).__name__} in {path}, but got its parameters below {place!r} too, "
             f"without its other tensors, as of an average of the weights: pass prefix={prefix!r}, or join both in one "
@@ -29,18 +32,18 @@ def refuse_average(network: nn.Module, tensors: Mapping[str, Tensor], prefix: st
 
 
 def _incomplete_copy(
-    parameters: Mapping[str, tuple[int, ...]], known: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+    parameters: Shapes, known: Mapping[str, Tensor], tensors: Mapping[str, Tensor], prefix: str
 ) -> str | None:
-    """The place of all parameters under their names, but not of all other tensors."""
+    """Another place than the prefix of all parameters under their names, but not of all other tensors."""
     first = next(iter(parameters))
-    for place in sorted(name.removesuffix(first) for name in tensors if f".{name}".endswith(f".{first}")):
+    for place in sorted(places_of(first, tensors) - {prefix}):
         shapes = {name: tuple(tensors[place + name].shape) for name in parameters if place + name in tensors}
         if shapes == parameters and not all(place + name in tensors for name in known):
             return place
     return None
 
 
-def _renamed_copy(parameters: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], prefix: str) -> str | None:
+def _renamed_copy(parameters: Shapes, tensors: Mapping[str, Tensor], prefix: str) -> str | None:
     """The dictionary or list with as many tensors of these shapes under other names."""
     wanted = Counter(parameters.values())
     own = {prefix + name for name in parameters}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from apl_lightning._support.modes import not_finite
 from apl_lightning.checkpoints.error import CheckpointError
 from apl_lightning.checkpoints.match import shorten
-from apl_lightning.checkpoints.names import COMPILED
+from apl_lightning.checkpoints.names import plain_name
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: str | Path) -> nn.Module:
@@ -21,7 +21,7 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: s
     initial = network.state_dict()
     found = {}
     for name, value in initial.items():
-        saved = prefix + name.replace(COMPILED, "")
+        saved = prefix + plain_name(name)
         if isinstance(value, Tensor) and saved in tensors:
             found[name] = (tensors[saved], value)
     if kept := [name for name, value in initial.items() if not isinstance(value, Tensor)]:

@@ -1,8 +1,18 @@
 """The names of a network's tensors as files have them."""
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
-COMPILED = "_orig_mod."  # what torch.compile adds to the keys of each compiled module
+
+def plain_name(name: str) -> str:
+    """The name of a tensor without what `torch.compile` adds to those of each compiled module."""
+    return name.replace("_orig_mod.", "")
+
+
+def places_of(name: str, names: Iterable[str]) -> set[str]:
+    """The prefixes at which names end with the name of a tensor, as a whole or after a dot."""
+    return {each.removesuffix(name) for each in names if f".{each}".endswith(f".{name}")}
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -17,6 +27,6 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a state dict, without the parts of their names that `torch.compile` adds."""
+    """The tensors of a network's state dict, by their plain names."""
     state = network.state_dict()
-    return {name.replace(COMPILED, ""): value for name, value in state.items() if isinstance(value, Tensor)}
+    return {plain_name(name): value for name, value in state.items() if isinstance(value, Tensor)}

@@ -10,7 +10,7 @@ from apl_lightning.checkpoints.error import CheckpointError
 from apl_lightning.checkpoints.files import read_tensors
 from apl_lightning.checkpoints.filling import fill
 from apl_lightning.checkpoints.match import shorten, without_students
-from apl_lightning.checkpoints.names import tensors_of, unwrapped
+from apl_lightning.checkpoints.names import places_of, tensors_of, unwrapped
 from apl_lightning.checkpoints.systems import Shapes
 
 # Counters, which old files lack and nothing reads.
@@ -75,8 +75,7 @@ def load_weights(network: nn.Module, path: str | Path, prefix: str | None = None
 def _places(tensors: Mapping[str, Tensor], shapes: Shapes) -> list[str]:
     """The prefixes at which a file has the first or the last tensor of the network."""
     names = list(shapes)
-    ends = {names[0], names[-1]}
-    return sorted({name.removesuffix(end) for name in tensors for end in ends if f".{name}".endswith(f".{end}")})
+    return sorted(places_of(names[0], tensors) | places_of(names[-1], tensors))
 
 
 def _faults(tensors: Mapping[str, Tensor], place: str, shapes: Shapes) -> dict[str, list[str]]:

@@ -58,7 +58,7 @@ class TargetDataset(Dataset[Any]):
         has_workers: bool = False,
     ) -> None:
         self.dataset = dataset
-        self._own = unopened_copy(dataset) if has_workers else dataset
+        self._own = unopened_copy(dataset) if has_workers else dataset  # what the main process reads
         self.seed = seed
         self.transform = transform
         self.patches = patches
@@ -77,8 +77,8 @@ class TargetDataset(Dataset[Any]):
         self.store = PseudoLabelStore(directory, length)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker that is spawned: it opens its files itself."""
-        return {**vars(self), "_own": None}
+        """Without the copy, whose files may be open: a worker that is spawned opens them itself."""
+        return {**vars(self), "_own": self.dataset}
 
     def __len__(self) -> int:
         return self.store.length

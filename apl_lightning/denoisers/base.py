@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from apl_lightning.denoisers.predictor import Predictor
+from apl_lightning.heads import sum_to_one
 from apl_lightning.losses import mean_over_heads, weighted_cross_entropy
 
 LabelsAndWeights = tuple[Tensor, Tensor]
@@ -174,8 +175,7 @@ def _check_probabilities(p_main: Tensor, p_aux: Tensor) -> None:
             f"{tuple(p_aux.shape)}."
         )
     for p in (p_main, p_aux):
-        # Written so that NaN does not pass.
-        if p.numel() and not bool((p.min() >= 0) & ((p.float().sum(dim=1) - 1).abs().max() < _ROUNDING)):
+        if p.numel() and not sum_to_one(p, _ROUNDING):
             raise ValueError(
                 f"Expected probabilities that sum to 1 over the classes, but got values from {float(p.min()):g} to "
                 f"{float(p.max()):g}: pass `logits.softmax(dim=1)`."

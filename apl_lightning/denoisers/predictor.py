@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apl_lightning._support.modes import hooked, unfixed_modules
-from apl_lightning.heads import DualHeadModel, Inferer, Logits, shapes_of
+from apl_lightning.heads import DualHeadModel, Inferer, Logits, shapes_of, sum_to_one
 
 _ROWS = 16  # of a softmax at a time
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -44,8 +44,7 @@ class Predictor:
         """Probabilities of both heads in float32: bfloat16 rounds 0.9991 to 1."""
         main, aux = self.logits(images)
         if not self._has_checked:
-            _refuse_probabilities(main, self._module)
-            self._has_checked = True
+            self._refuse_probabilities(main)
         softmax = _softmax if self._inferer is None else _softmax_
         main = softmax(main.float())  # one after the other, so that the logits of a volume are freed
         aux = softmax(aux.float())
@@ -81,6 +80,14 @@ class Predictor:
             self.logits(images)
         return kept[0]
 
+    def _refuse_probabilities(self, logits: Tensor) -> None:
+        if sum_to_one(logits):
+            raise ValueError(
+                f"Expected {type(self._module).__name__} to return logits, but got probabilities: leave out its "
+                "softmax."
+            )
+        self._has_checked = True
+
     def _running_dropout(self, images: Tensor) -> list[nn.Module]:
         """The dropout layers that a pass uses: networks keep layers that belong to a classifier of whole images."""
         layers = [module for module in unfixed_modules(self._module) if isinstance(module, _DROPOUT) and module.p > 0]
@@ -115,13 +122,6 @@ class Predictor:
             return inputs, {**named, first: function(named[first])}
 
         return hooked(*modules, pre=before, with_kwargs=True)
-
-
-def _refuse_probabilities(logits: Tensor, module: nn.Module) -> None:
-    if bool((logits.min() >= 0) & ((logits.float().sum(dim=1) - 1).abs().max() < 1e-2)):
-        raise ValueError(
-            f"Expected {type(module).__name__} to return logits, but got probabilities: leave out its softmax."
-        )
 
 
 def _softmax(logits: Tensor) -> Tensor:

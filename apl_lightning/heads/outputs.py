@@ -43,8 +43,12 @@ def are_probabilities(maps: Tensor) -> bool:
     """Whether the values (B, C, *S) come from a softmax, or from a sigmoid that is sure of some pixels."""
     if not within_unit_interval(maps):
         return False
-    sums_to_one = bool((maps.sum(dim=1) - 1).abs().max() <= 1e-2)
-    return sums_to_one or bool(maps.min() < 0.05 and maps.max() > 0.95)
+    return sum_to_one(maps) or bool(maps.min() < 0.05 and maps.max() > 0.95)
+
+
+def sum_to_one(maps: Tensor, tolerance: float = 1e-2) -> bool:
+    """Whether values (B, C, *S) are at least 0 and sum to 1 over the classes, as those of a softmax; NaN does not."""
+    return bool((maps.min() >= 0) & ((maps.float().sum(dim=1) - 1).abs().max() <= tolerance))
 
 
 def shapes_of(output: object) -> str:

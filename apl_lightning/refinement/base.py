@@ -127,6 +127,7 @@ class RefinementModule(EvaluationSteps, ABC):
         self.ignore_index = ignore_index
         self.dice = CaseDice(num_classes, ignore_index)
         self._batch_norm_choice: BatchNormChoice | None = None
+        self._first_step, self._has_stepped = 0, False  # of a fit
         self.choose_parameters()
         self.train()
 

@@ -45,3 +45,24 @@ def test_transforms_that_a_function_names_are_seeded(kind: str) -> None:
             drawn.append(functions[kind]({"image": torch.zeros(1, 4, 4)})["image"])
     assert torch.equal(*drawn)
     assert drawn[0].any()
+
+
+def test_a_transform_seeds_its_own_parts() -> None:
+    """MONAI's transforms pass seeds on to what they hold, each as it wants."""
+
+    class Inner:
+        seed = -1
+
+        def set_random_state(self, seed: int) -> None:
+            self.seed = seed
+
+    class Outer:
+        def __init__(self) -> None:
+            self.inner = Inner()
+
+        def set_random_state(self, seed: int) -> None:
+            self.inner.set_random_state(seed + 1)
+
+    transform = Outer()
+    with seeded(3, transform):
+        assert transform.inner.seed == 4

@@ -153,6 +153,16 @@ def test_a_network_without_weights(tmp_path: Path) -> None:
         load_weights(nn.ReLU(), save(tmp_path / "source.pt", {"x": torch.zeros(1)}))
 
 
+def test_an_average_beside_an_old_file_is_found(tmp_path: Path) -> None:
+    """Old files lack the counters of BatchNorm, so the network itself is not complete either."""
+    saved = TinyNet()
+    state = {name: value for name, value in saved.state_dict().items() if not name.endswith("num_batches_tracked")}
+    path = save(tmp_path / "source.pt", {"net": state, "smoothed": named(saved)})
+    with pytest.raises(CheckpointError, match=r"below 'smoothed.' too, .* pass prefix='net.'"):
+        load_weights(TinyNet(), path)
+    assert torch.equal(load_weights(TinyNet(), path, prefix="net.").classifier.weight, saved.classifier.weight)
+
+
 def test_the_state_of_an_optimiser_is_no_network(tmp_path: Path) -> None:
     """Its moments have the shapes of the parameters; beside a flat state dict it is not taken for layers."""
     saved = TinyNet()

@@ -215,7 +215,9 @@ def test_files_stay_closed_in_a_process_with_workers(tmp_path: Path) -> None:
     target = TargetDataset(Subset(archive, range(6)), tmp_path / "labels", has_workers=True)
     assert torch.equal(target.read(3)["image"].flatten(), values[3])
     assert archive.file is None
-    assert pickle.loads(pickle.dumps(target)).dataset.dataset.file is None
+    again = pickle.loads(pickle.dumps(target))
+    assert again.dataset.dataset.file is None
+    assert torch.equal(again.read(3)["image"].flatten(), values[3])
     assert torch.equal(TargetDataset(archive, tmp_path / "alone").read(3)["image"].flatten(), values[3])
     assert archive.file is not None
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from apl_lightning.checkpoints.error import CheckpointError
-from apl_lightning.checkpoints.names import COMPILED
+from apl_lightning.checkpoints.names import plain_name
 
 # These limits are far above any real checkpoint. They bound memory and time on malicious files.
 _MAX_ENTRIES = 100_000
@@ -72,7 +72,7 @@ def _named_items(
     prefix = f"{name}." if name else ""
     items = value.items() if isinstance(value, dict) else enumerate(value)
     return [
-        (prefix + str(key)[: _MAX_NAME_LENGTH + 1].replace(COMPILED, ""), item)
+        (prefix + plain_name(str(key)[: _MAX_NAME_LENGTH + 1]), item)
         for key, item in items
         if isinstance(key, str | int)
         and not (not name and str(key).startswith(_NO_NETWORK) and not isinstance(item, Tensor))
