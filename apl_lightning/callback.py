@@ -59,7 +59,8 @@ class PseudoLabelCallback(Callback):
     `pseudo/class_ratio/<class>` (of the labels), `pseudo/estimated_gain` and `pseudo/estimated_gain/<class>` (see
     [`estimate_gain`][apl_lightning.guard.estimate_gain]; `pseudo/batch_norm_gain` is that of re-estimated BatchNorm
     statistics), `pseudo/careful_gain` (see [`careful_gain`][apl_lightning.guard.careful_gain]) and, if the data set
-    has reference labels, `pseudo/dice`, which only the log reads.
+    has reference labels, `pseudo/dice`, which only the log reads. The gains are logged once more at the end of the run,
+    those of the network that it ends with.
 
     Args:
         denoiser: Turns predictions into labels and weights, `APL()` by default: another method of
@@ -128,6 +129,7 @@ class PseudoLabelCallback(Callback):
         self._checksum: int | None = None  # of the labels of `round`
         self._seed = 0
         self._has_judged = False  # whether the network of the last epoch has been measured
+        self._last_gains: dict[str, torch.Tensor] = {}  # of the network that the run has ended with
         self._must_log = False  # whether the statistics of a resumed epoch are not yet in the log
 
     @property
@@ -205,6 +207,7 @@ class PseudoLabelCallback(Callback):
         self.round = self._epoch = self._saved_round = -1
         self._checksum = None
         self._has_judged = False
+        self._last_gains = {}
         self.selection.reset()
         self._seed = run_seed()
 
@@ -276,6 +279,7 @@ class PseudoLabelCallback(Callback):
                 if self.round >= 0:
                     door.validate(trainer)
                 self._judge(trainer, pl_module)
+        trainer.callback_metrics.update(self._last_gains)  # it has those of the last round until now
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """After SIGTERM, say how to resume, and exit with 143."""
@@ -348,9 +352,15 @@ class PseudoLabelCallback(Callback):
 
     def _judge(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._has_judged = True
-        judges = self.guard.mode != "off" and self.round >= 0
-        if judges and self.selection.end(self._labelling(trainer, pl_module), self._next_seed):
-            door.validate(trainer)  # the last Dice in the log is that of the network that the run ends with
+        if self.guard.mode == "off" or self.round < 0:
+            return
+        # The last figures in the log are those of the network that the run ends with.
+        gains = self.selection.end(self._labelling(trainer, pl_module), self._next_seed)
+        if self.selection.has_restored:
+            door.validate(trainer)
+        self._last_gains = {name: torch.tensor(gain) for name, gain in gains.items()}
+        for logger in trainer.loggers if gains else ():
+            logger.log_metrics(gains, trainer.global_step)
 
     def _labelling(self, trainer: Trainer, module: LightningModule) -> Labelling:
         compares = self.guard.mode != "off" or getattr(module, "chooses_batch_norm", False)

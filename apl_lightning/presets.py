@@ -25,8 +25,8 @@ PAPER = Preset(
 """Paper settings.
 
 Only the equations of the paper are public. Everything else is off: re-estimated BatchNorm, the joint transform, the
-Dice loss, a lower learning rate of the heads, the moving average, and the treatment of small components. Dropout is
-active, as in usual training. The paper has no learning rate; without a moving average, 3e-4 is safer than the default.
-Use it as `APLModule(model, 5, **PAPER.module)`, `PseudoLabelCallback(**PAPER.callback)` and
-`TargetDataModule(images, **PAPER.data)`.
+Dice loss, a lower learning rate of the heads, the moving average, the treatment of small components, labels that stay
+(`patience`), and the guard. Dropout is active, as in usual training. The paper has no learning rate; without a moving
+average, 3e-4 is safer than the default. Use it as `APLModule(model, 5, **PAPER.module)`,
+`PseudoLabelCallback(**PAPER.callback)` and `TargetDataModule(images, **PAPER.data)`.
 """

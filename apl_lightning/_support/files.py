@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import torch
@@ -66,11 +67,16 @@ def new_file(path: str | Path) -> Path:
     return path
 
 
-def save_weights(network: nn.Module, path: Path) -> None:
-    """Write the state dict of a network; an `OSError` with its cause and the cure."""
+def save(content: Any, path: Path) -> None:
+    """`torch.save` of a whole file; an `OSError` with its cause and the cure."""
     # With a path in place of a file, torch hides the reason of an error.
     with explaining_disk_errors(path.parent, path.name), replacing(path) as unfinished, unfinished.open("wb") as file:
-        torch.save(network.state_dict(), file)
+        torch.save(content, file)
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Save the state dict of a network."""
+    save(network.state_dict(), path)
 
 
 def write_checked(path: Path, content: bytes) -> int:

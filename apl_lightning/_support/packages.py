@@ -11,4 +11,4 @@ def package(name: str, extra: str, why: str) -> Any:
     except ImportError as error:
         # One that is there but broken says so itself.
         detail = "" if isinstance(error, ModuleNotFoundError) else f", but it cannot be imported ({error})"
-        raise ImportError(f"{why}{detail}: `pip install 'apl-lightning[{extra}]'`.") from error
+        raise ImportError(f"{why}{detail}: `pip install -e 'PATH/TO/apl-lightning[{extra}]'`.") from error

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from jsonargparse import auto_cli
     except ImportError:
-        return _fail("the command line needs jsonargparse: `pip install 'apl-lightning[cli]'`")
+        return _fail("the command line needs jsonargparse: `pip install -e 'PATH/TO/apl-lightning[cli]'`")
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         for advice in _NO_ADVICE:

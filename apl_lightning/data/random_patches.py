@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,12 +16,14 @@ _FOREGROUND = "foreground"
 class RandomPatches:
     """Draw patches of image, pseudo label and weight, in 2D or 3D.
 
-    One patch in three has a foreground pixel of the pseudo label at its centre, where it fits in. A smaller image is
-    padded: the image with its border, the weight with 0. It needs MONAI (`pip install apl-lightning[monai]`).
+    One patch in three has a foreground pixel of the pseudo label at its centre, where it fits in. Where an image is
+    smaller, the weight is padded with 0. It needs MONAI (extra `monai`).
 
     Args:
         size: The spatial size of a patch, (*S).
         count: Patches per image.
+        padding: A smaller image is padded with its border (`"edge"`), as `sliding_window` does, or with 0
+            (`"constant"`).
 
     Raises:
         ValueError: If a size or `count` is below 1.
@@ -34,7 +36,7 @@ class RandomPatches:
         [(1, 4, 12), (1, 4, 12)]
     """
 
-    def __init__(self, size: Sequence[int], count: int = 1) -> None:
+    def __init__(self, size: Sequence[int], count: int = 1, padding: Literal["edge", "constant"] = "edge") -> None:
         if not isinstance(size, Sequence) or not size or min(size) < 1 or count < 1:
             raise ValueError(
                 "Expected a number of at least 1 for each axis of a patch, such as (96, 96, 96), and at least 1 patch "
@@ -43,7 +45,7 @@ class RandomPatches:
         transforms = _monai("transforms")
         keys = (*TARGET_KEYS, _FOREGROUND)
         self.size = tuple(size)
-        self._pad = transforms.SpatialPadd(keys, size, mode=["edge", "constant", "constant", "constant"])
+        self._pad = transforms.SpatialPadd(keys, size, mode=[padding, "constant", "constant", "constant"])
         self._crop = transforms.RandCropByPosNegLabeld(keys, _FOREGROUND, size, pos=1, neg=2, num_samples=count)
 
     def __call__(self, sample: dict[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -10,7 +10,7 @@ from apl_lightning._support.device import device_of
 from apl_lightning._support.files import new_folder
 from apl_lightning.folders.networks import as_folder_and_network, as_predictor
 from apl_lightning.folders.output import write_predictions
-from apl_lightning.nifti import NiftiFolder
+from apl_lightning.nifti import NiftiFolder, package
 
 
 def predict_folder(
@@ -51,6 +51,7 @@ def predict_folder(
         ValueError: If `out` has content, the folder has no images, or the network does not fit.
     """
     out = new_folder(out)
+    package("matplotlib")  # for the pictures at the end
     device = device_of(accelerator)
     images = images if isinstance(images, NiftiFolder) else NiftiFolder(images, cache=False)  # each is read once
     folder, network = as_folder_and_network(images, network, num_classes, system, system_options)

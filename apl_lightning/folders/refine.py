@@ -15,7 +15,7 @@ from apl_lightning._support.random_state import isolated_random_state
 from apl_lightning.folders.networks import as_folder_and_network, as_module
 from apl_lightning.folders.output import write_predictions
 from apl_lightning.folders.trainer import check_images, one_process_trainer
-from apl_lightning.nifti import NiftiFolder
+from apl_lightning.nifti import NiftiFolder, package
 from apl_lightning.pytorch_lightning import TargetDataModule
 
 
@@ -82,6 +82,7 @@ def refine_folder(
         ValueError: If `out` has content, the folder has no images, the network does not fit, or slices differ in size.
     """
     out = new_folder(out)
+    package("matplotlib")  # for the pictures at the end
     device_of(accelerator)  # fails here, and not after the images are prepared
     folder, network = as_folder_and_network(images, network, num_classes, system, system_options)
     batch_size = _batch_size(folder, patch_size, batch_size)

@@ -21,7 +21,8 @@ def one_process_trainer(options: dict[str, Any]) -> Trainer:
         if (count := options.get(name, 1)) not in (1, "1") and not (isinstance(count, list) and len(count) == 1):
             raise ValueError(
                 f"Expected one process, but got {name}={count!r}: write a run on several with `APLModule` and "
-                "`TargetDataModule`, or refine each fold of an nnU-Net in a process of its own (`folds=[0]`)."
+                "`TargetDataModule`, or refine each fold of an nnU-Net in a process of its own, with `folds=[0]` and "
+                "an `out` of its own."
             )
     callbacks = options.get("callbacks") or []
     callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]

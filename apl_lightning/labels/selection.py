@@ -34,6 +34,7 @@ class Selection:
         self.first: Classes = {}  # what the network predicted as it came in
         self.risen_in = 0  # the round whose estimated gain has last risen
         self._highest = 0.0  # its estimated gain
+        self._best_gains: dict[str, float] = {}  # of the best candidate; empty for the network as it came in
         self.sample: PixelSample | None = None
 
     def sample_of(self, length: int) -> PixelSample:
@@ -73,29 +74,34 @@ class Selection:
             self._warn(f"In round {round}", gains[GAIN], "Look at the pseudo labels, or pass guard='restore'")
         if gains[GAIN] > self._highest + RISE:
             self.risen_in, self._highest = round, gains[GAIN]
-        if self.guard.is_best(gains[GAIN], gains[CAREFUL_GAIN]) and self.guard.mode == "restore":
-            self._keep(round, labelling)
+        if self.guard.is_best(gains[GAIN], gains[CAREFUL_GAIN]):
+            self._best_gains = gains
+            if self.guard.mode == "restore":
+                self._keep(round, labelling)
         return gains
 
-    def end(self, labelling: Labelling, seed: int) -> bool:
-        """Return to the best candidate if the network of the last epoch is harmed, or only say so; whether it did."""
+    def end(self, labelling: Labelling, seed: int) -> dict[str, float]:
+        """Return to the best candidate if the network of the last epoch is harmed, or only say so.
+
+        Returns the estimated gains of the network that the run ends with, for the log.
+        """
         if not self.first:
-            return False
+            return {}
         module, local_rank = labelling.module, labelling.local_rank
         share_state(module)
-        gain = self._last_gain(labelling, seed)
-        if not self.guard.is_harmed(gain):
-            return False
+        gains = self._last_gains(labelling, seed)
+        if not self.guard.is_harmed(gains[GAIN]):
+            return gains
         if self.guard.mode == "warn":
-            self._warn("After the last epoch", gain, "Look at the pseudo labels, or pass guard='restore'")
-            return False
+            self._warn("After the last epoch", gains[GAIN], "Look at the pseudo labels, or pass guard='restore'")
+            return gains
         folder = labelling.dataset.store.directory
         exists = self.has_restored = self._has_snapshot(folder, local_rank)
         if exists:
             once_per_node(local_rank, "Restoring the best network", partial(self.snapshot.restore, module, folder))
             share_state(module)
-        self._warn("After the last epoch", gain, self._outcome(exists, folder))
-        return exists
+        self._warn("After the last epoch", gains[GAIN], self._outcome(exists, folder))
+        return (self._best_gains or dict.fromkeys(gains, 0.0)) if exists else gains
 
     def find_snapshot(self, folder: Path, local_rank: int) -> None:
         """Let a resumed run without the file of its best candidate keep later ones."""
@@ -118,6 +124,7 @@ class Selection:
             "best_careful": self.guard.best_careful,
             "risen_in": self.risen_in,
             "highest": self._highest,
+            "best_gains": self._best_gains,
             "snapshot": self.snapshot.state_dict(),
             "indices": torch.tensor(indices, dtype=torch.long),
             "sizes": torch.tensor([len(found) for found in classes], dtype=torch.long),
@@ -132,19 +139,21 @@ class Selection:
         if kept:
             self.guard.best, self.guard.best_careful = state_dict["best"], state_dict["best_careful"]
         self.risen_in, self._highest = state_dict["risen_in"], state_dict["highest"]
+        self._best_gains = state_dict["best_gains"] if kept else {}
         self.snapshot.load_state_dict(state_dict["snapshot"])
         parts = state_dict["classes"].cpu().split(state_dict["sizes"].tolist())
         self.first = dict(zip(state_dict["indices"].tolist(), parts, strict=True))
 
-    def _last_gain(self, labelling: Labelling, seed: int) -> float:
-        """The estimated gain of the module; NaN if its weights or its predictions are not finite."""
+    def _last_gains(self, labelling: Labelling, seed: int) -> dict[str, float]:
+        """The estimated gains of the module; NaN if its weights or its predictions are not finite."""
+        unknown = {GAIN: math.nan, CAREFUL_GAIN: math.nan}
         if not_finite(labelling.module.state_dict()):
-            return math.nan
+            return unknown
         try:
-            return labelling.gains(self.first, labelling.look(seed))[GAIN]
+            return labelling.gains(self.first, labelling.look(seed))
         except (ValueError, RuntimeError) as error:  # a `RuntimeError` if a rank has met the `ValueError`
             if "finite predictions" in str(error):
-                return math.nan
+                return unknown
             raise
 
     def _has_snapshot(self, folder: Path, local_rank: int) -> bool:

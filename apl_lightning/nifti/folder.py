@@ -32,7 +32,7 @@ class NiftiFolder(Dataset[dict[str, Any]]):
     size. Nothing is random. Give the images what the network was trained on: by default intensities are those of the
     file. Label maps go back to the grid and the header of their file with `save_labels`.
 
-    Needs `pip install 'apl-lightning[nifti]'`. DICOM series must be converted first, as dcm2niix does.
+    It needs the extra `nifti`. DICOM series must be converted first, as dcm2niix does.
 
     Args:
         images: The folder of the images.

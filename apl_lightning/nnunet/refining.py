@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from apl_lightning._support.device import device_of
-from apl_lightning._support.files import new_folder
+from apl_lightning._support.files import claimed, new_folder
 from apl_lightning._support.packages import package
 from apl_lightning._support.random_state import isolated_random_state
+from apl_lightning.data import RandomPatches
 from apl_lightning.folders import check_images, one_process_trainer
 from apl_lightning.nnunet.network import Plan, load_network, read_plan
 from apl_lightning.nnunet.results_folder import (
@@ -54,7 +55,7 @@ def refine(
     checkpoint is the one that was read, with other `network_weights`; the state of the optimiser, say, stays.
 
     No code in a checkpoint is executed. But plans and checkpoint name the classes of network and trainer, and nnU-Net
-    imports what they name. It needs the package nnunetv2 (`pip install apl-lightning[nnunet]`).
+    imports what they name. It needs the package nnunetv2 (extra `nnunet`).
 
     Args:
         results_folder: The folder that nnU-Net has trained into, such as `nnUNetTrainer__nnUNetPlans__3d_fullres`.
@@ -85,7 +86,8 @@ def refine(
             `EarlyStopping`, refine one fold at a time.
 
     Returns:
-        What was logged last for each fold, by the fold's name: `{"fold_0": {"pseudo/estimated_gain": ...}}`.
+        What was logged last for each fold, by the fold's name: `{"fold_0": {"pseudo/estimated_gain": ...}}`, the gain
+        of the network that is written.
 
     Raises:
         ImportError: If nnunetv2 is not installed.
@@ -108,9 +110,8 @@ def refine(
     device_of(accelerator)
     with isolated_random_state(cuda=True):
         _module(*load_network(source, names[0], checkpoint), plan, learning_rate)  # fails before the preprocessing
-    target.mkdir(parents=True, exist_ok=True)
     logged = {}
-    with tempfile.TemporaryDirectory(prefix="unfinished_", dir=target) as folder:
+    with claimed(target), tempfile.TemporaryDirectory(prefix="unfinished_", dir=target) as folder:
         dataset = preprocess(cases, plan, Path(folder) / "images")
         options = {"accelerator": accelerator, "precision": precision, "max_epochs": max_epochs}
         for name in names:
@@ -124,6 +125,7 @@ def refine(
                 steps_per_epoch=steps_per_epoch,
                 store_dir=Path(folder) / "labels",
             )
+            data.patches = RandomPatches(plan.patch_size, padding="constant")  # as nnU-Net pads small images
             with isolated_random_state(cuda=True):
                 torch.manual_seed(seed)
                 trainer = one_process_trainer({**options, "default_root_dir": target / name, **(trainer_options or {})})

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from apl_lightning._support.files import replacing
+from apl_lightning._support.files import save
 from apl_lightning._support.numpy_numbers import numpy_numbers
 
 _REQUIRED = ("plans.json", "dataset.json")
 _OPTIONAL = ("dataset_fingerprint.json",)
-_FOLD = re.compile(r"fold_(\d+|all)")  # and not the `fold_0_old` that somebody has kept
+_FOLD = re.compile(r"fold_(0|[1-9]\d*|all)")  # and not the `fold_0_old` that somebody has kept
 
 
 def find_folds(folder: Path, folds: Sequence[int | str] | int | str | None, checkpoint: str) -> list[str]:
@@ -77,5 +77,4 @@ def copy_plans(folder: Path, out: Path) -> None:
 def write_checkpoint(checkpoint: dict[str, Any], network: nn.Module, path: Path) -> None:
     """Write a checkpoint with the weights of `network`, and everything else as it was read."""
     path.parent.mkdir(exist_ok=True)
-    with replacing(path) as unfinished:
-        torch.save({**checkpoint, "network_weights": network.cpu().state_dict()}, unfinished)
+    save({**checkpoint, "network_weights": network.cpu().state_dict()}, path)

@@ -50,7 +50,7 @@ def find_cases(folder: Path, plan: Plan) -> dict[str, list[Path]]:
     pattern = re.compile(r"(.+)_(\d{4})" + re.escape(ending))
     if not folder.is_dir():
         raise ValueError(f"Expected `images` to be a folder, but there is none at {folder}: pass its path.")
-    found = sorted(path.name for path in folder.glob("[!.]*"))
+    found = sorted(path.name for path in folder.glob("[!.]*") if path.is_file())
     matches = [match for name in found if (match := pattern.fullmatch(name))]
     if not matches:
         raise ValueError(
@@ -58,7 +58,8 @@ def find_cases(folder: Path, plan: Plan) -> dict[str, list[Path]]:
             f"channel, but {folder} has {found[:3] or 'no files'}: rename or convert them."
         )
     named = {match[0] for match in matches}
-    if others := [name for name in found if name not in named and name.endswith((ending, ".nii", ".nii.gz"))]:
+    looks_like_one = re.compile(r".+(_\d{4}\..+|" + re.escape(ending) + r"|\.nii|\.nii\.gz)", re.IGNORECASE)
+    if others := [name for name in found if name not in named and looks_like_one.fullmatch(name)]:
         raise ValueError(
             f"Expected all images of {folder} to be named as nnU-Net wants them, case_0000{ending} for the first "
             f"channel, but got {others[:3]}: rename, convert or remove them."
@@ -67,8 +68,9 @@ def find_cases(folder: Path, plan: Plan) -> dict[str, list[Path]]:
     for match in matches:
         cases.setdefault(match[1], []).append(folder / match[0])
     expected = [f"_{channel:04}{ending}" for channel in range(plan.channels)]
+    has_all_in_one = all(len(files) == 1 for files in cases.values())
     for case, files in cases.items():
-        if [file.name.removeprefix(case) for file in files] not in (expected, expected[:1]):
+        if [file.name.removeprefix(case) for file in files] != (expected[:1] if has_all_in_one else expected):
             raise ValueError(
                 f"Expected {plan.channels} files for each case, one per channel, but {case} has "
                 f"{[file.name for file in files]}: add or remove files, so that they end in {', '.join(expected)}."
@@ -82,13 +84,28 @@ def preprocess(cases: dict[str, list[Path]], plan: Plan, folder: Path) -> Prepro
     preprocessor = plan.configuration.preprocessor_class(verbose=False)
     files = []
     for case, images in tqdm(cases.items(), desc="Preprocessing", leave=False, dynamic_ncols=True):
-        names = [str(image) for image in images]
-        volume, _, _ = preprocessor.run_case(names, None, plan.plans, plan.configuration, plan.dataset)
+        volume = _run_case(preprocessor, images, plan)
+        names = [image.name for image in images]
         if len(volume) != plan.channels:
             raise ValueError(
-                f"Expected {plan.channels} channels of each case, but {case} has {len(volume)} in "
-                f"{[image.name for image in images]}: add files, one per channel."
+                f"Expected {plan.channels} channels of each case, but {case} has {len(volume)} in {names}: add files, "
+                "one per channel."
             )
+        if not np.isfinite(volume).all():
+            raise ValueError(f"Expected finite intensities in {case}, but {names} has others: replace them.")
         files.append(folder / f"{case}.npy")
         np.save(files[-1], volume.astype(np.float32, copy=False))
     return PreprocessedCases(files, slices=len(plan.patch_size) == 2)
+
+
+def _run_case(preprocessor: Any, images: list[Path], plan: Plan) -> Any:
+    try:
+        volume, _, _ = preprocessor.run_case(
+            [str(image) for image in images], None, plan.plans, plan.configuration, plan.dataset
+        )
+    except Exception as error:  # readers raise anything, and some print why
+        raise ValueError(
+            f"Expected nnU-Net to read {plan.channels} channels of one shape from {[image.name for image in images]}, "
+            f"but it raised {type(error).__name__}{f': {error}' if str(error) else ''}: mend or remove these files."
+        ) from error
+    return volume

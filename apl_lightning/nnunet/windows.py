@@ -32,7 +32,9 @@ class Windows:
         try:
             return self._run(images, network, images.device)
         except torch.OutOfMemoryError:
-            return self._run(images, network, torch.device("cpu"))
+            pass
+        # Not in the `except` block: there the error would keep the tensors of the first attempt.
+        return self._run(images, network, torch.device("cpu"))
 
     def _run(
         self, images: Tensor, network: Callable[[Tensor], Sequence[Tensor]], device: torch.device

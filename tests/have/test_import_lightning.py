@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 import torch
 from conftest import CLASSES, Images, TinyNet
-from page import code_of
+from page import code_of, short
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -38,13 +38,13 @@ class ProjectData(L.LightningDataModule):
 def run_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {"project": Project(), "project_data": ProjectData()}
-    exec(code_of("lightning").replace("apl_lightning.lightning_pytorch", package), scope)
+    exec(short(code_of("lightning")).replace("apl_lightning.lightning_pytorch", package), scope)
     return scope
 
 
 def test_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scope = run_page(tmp_path, monkeypatch, "apl_lightning.lightning_pytorch")
-    assert scope["trainer"].global_step == 4 * 3
+    assert scope["trainer"].global_step == 2 * 2
     assert "val/dice" in scope["trainer"].callback_metrics
     refined, given = torch.load("refined.pt", weights_only=True), scope["project"].network.state_dict()
     assert list(refined) == list(given) == list(TinyNet(CLASSES).state_dict())

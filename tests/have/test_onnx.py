@@ -52,5 +52,6 @@ def test_missing_packages_are_named(
     torch.save(module.export().state_dict(), "refined.pt")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert main(ARGUMENTS) == 1
-    assert capsys.readouterr().err == "apl-lightning: a file .onnx needs onnx: `pip install 'apl-lightning[onnx]'`.\n"
+    cure = "`pip install -e 'PATH/TO/apl-lightning[onnx]'`"
+    assert capsys.readouterr().err == f"apl-lightning: a file .onnx needs onnx: {cure}.\n"
     assert not Path("refined.onnx").exists()

@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 from conftest import CLASSES, TinyNet
-from page import code_of
+from page import code_of, short
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -75,7 +75,7 @@ def test_page(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchgeo", types.ModuleType("torchgeo"))
     monkeypatch.setitem(sys.modules, "torchgeo.trainers", package)
     scope: dict[str, Any] = {"target_data": Data()}
-    exec(code_of("torchgeo"), scope)
+    exec(short(code_of("torchgeo")), scope)
     assert {"val/dice", "pseudo/dice"} <= set(scope["trainer"].callback_metrics)
     refined = torch.load("refined.pt", weights_only=True)
     assert list(refined) == list(task.model.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import warnings
 from pathlib import Path
 from typing import Any
@@ -55,3 +56,28 @@ def test_round_0_draws_no_warning(tmp_path: Path, trainer: Any, monkeypatch: pyt
             APLModule(TinyNet(), CLASSES, batch_norm="frozen"), TargetDataModule(Images(4), store_dir=tmp_path)
         )
     assert not [str(w.message) for w in caught if "by estimate" in str(w.message)]
+
+
+class Spoil(pl.Callback):
+    """Makes the network of the last epoch useless."""
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        for part in (module.model, module.teacher.module):
+            part.network.classifier.bias.data[0] += 1000
+
+
+@pytest.mark.parametrize("guard", ["warn", "restore"])
+def test_the_log_ends_with_the_gain_of_the_last_network(tmp_path: Path, trainer: Any, guard: Any) -> None:
+    """Here it is useless: with "restore" the run ends with another one."""
+    callback, logger = PseudoLabelCallback(guard=guard), pl.loggers.CSVLogger(tmp_path)
+    module = APLModule(TinyNet(), CLASSES, learning_rate=0.0)
+    data = TargetDataModule(Images(6), store_dir=tmp_path / "labels")
+    run = trainer(max_epochs=2, callbacks=[Spoil(), callback], logger=logger, log_every_n_steps=1)
+    with pytest.warns(UserWarning, match=r"After the last epoch, the Dice is -"):
+        run.fit(module, data)
+    assert callback.selection.has_restored == (guard == "restore")
+    true = callback.measure(run, module)
+    assert (true[GAIN] < -0.01) == (guard == "warn")
+    assert {name: float(run.callback_metrics[name]) for name in true} == pytest.approx(true)
+    rows = list(csv.DictReader((Path(logger.log_dir) / "metrics.csv").read_text().splitlines()))
+    assert [float(row[GAIN]) for row in rows if row[GAIN]] == pytest.approx([0, 0, true[GAIN]])

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from tiny_nnunet import SIZE, SPACING, environment, phantom, plan, read, train, 
 from torch import Tensor
 
 from apl_lightning import nnunet
+from apl_lightning.cli import main
+from apl_lightning.data import RandomPatches
 from apl_lightning.nnunet.network import load_network, read_plan
 from apl_lightning.nnunet.results_folder import find_folds
 from apl_lightning.nnunet.windows import Windows
@@ -263,20 +266,45 @@ def test_folders_that_somebody_has_kept_are_no_folds(copied: Path, folds: Any) -
 
 
 def test_no_memory_for_all_windows(run_2d: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then their sums are on the CPU."""
+    """Then their sums are on the CPU, and those of the first attempt are gone."""
     windows, volume = Windows((32, 32)), torch.randn(1, 2, 50, 40)
     expected = logits_of(run_2d.module, windows, volume, 2)
-    zeros, asked = torch.zeros, []
+    zeros, made, devices = torch.zeros, [], []
+    run = Windows._run
 
-    def full(*size: Any, device: torch.device, **options: Any) -> Tensor:
-        asked.append(device)
-        if len(asked) == 2:
+    def full(*size: Any, **options: Any) -> Tensor:
+        if len(devices) == 1 and made:
             raise torch.OutOfMemoryError
-        return zeros(*size, device=device, **options)
+        tensor = zeros(*size, **options)
+        if len(devices) == 1:
+            made.append(weakref.ref(tensor))
+        else:
+            assert made[0]() is None, "the first attempt still holds its memory"
+        return tensor
+
+    def noted(self: Windows, images: Tensor, network: Any, device: torch.device) -> Any:
+        devices.append(device)
+        return run(self, images, network, device)
 
     monkeypatch.setattr(torch, "zeros", full)
+    monkeypatch.setattr(Windows, "_run", noted)
     assert torch.equal(logits_of(run_2d.module, windows, volume, 2), expected)
-    assert len(asked) > 3, "it begins again"
+    assert made
+    assert devices[1:] == [torch.device("cpu")]
+
+
+def test_small_images_are_padded_alike_in_patches_and_windows() -> None:
+    seen: list[Tensor] = []
+
+    def network(patches: Tensor) -> list[Tensor]:
+        seen.append(patches)
+        return [patches]
+
+    image = torch.rand(1, 4, 8)
+    Windows((8, 8))(image[None], network)
+    weight = torch.ones(1, 4, 8)
+    (patch,) = RandomPatches((8, 8), padding="constant")({"image": image, "pseudo_label": weight, "weight": weight})
+    assert torch.equal(seen[0][0], patch["image"])
 
 
 def test_regions_are_refused(root: Path, copied: Path, tmp_path: Path) -> None:
@@ -305,7 +333,7 @@ def test_nothing_is_overwritten(root: Path, trained_2d: Path, tmp_path: Path) ->
 def test_a_failed_run_leaves_an_empty_folder(trained_2d: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "t_0000.nii.gz").write_text("no image")
-    with pytest.raises(RuntimeError, match=r"t_0000\.nii\.gz"):
+    with pytest.raises(ValueError, match=r"(?s)Expected nnU-Net to read .*t_0000\.nii\.gz.*mend or remove"):
         nnunet.refine(trained_2d, tmp_path / "images", tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
@@ -361,3 +389,15 @@ def test_nnunet_is_imported_where_it_is_used() -> None:
     for path in Path(nnunet.__file__).parent.glob("*.py"):
         imports = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
         assert not any("nnunetv2" in ast.unparse(node) for node in imports)
+
+
+def test_command_line(root: Path, trained_2d: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"results_folder": trained_2d, "images": root / "targets", "out": tmp_path / "refined", "folds": "[0,1]"}
+    few = {"max_epochs": 1, "steps_per_epoch": 1, "batch_size": 1, "check": False, "accelerator": "cpu"}
+    options = [f"--{name}={value}" for name, value in (given | few).items()]
+    assert main(["nnunet", *options]) == 0
+    shown = capsys.readouterr().out
+    assert re.findall(r"^(fold_[01]): estimated gain [+-]\d+\.\d points of Dice$", shown, re.MULTILINE) == [
+        "fold_0",
+        "fold_1",
+    ]
