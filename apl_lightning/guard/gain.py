@@ -22,21 +22,21 @@ def second_opinion(features: Tensor, folds: Tensor, labels: Tensor, num_classes:
 
     A small perceptron learns the labels of a network from features of single pixels (intensities and position). Errors
     of the network that do not depend on these look like noise to it. The classifier for the pixels of one fold is
-    trained on the other fold, on equally many pixels of each class. Then 0.4 times the logarithm of the share of a
+    trained on the other folds, on equally many pixels of each class. Then 0.4 times the logarithm of the share of a
     class is added to its logit: with equal priors small organs may spread, with their shares as priors they may vanish.
 
     Args:
         features: Features of pixels, (N, F).
-        folds: The fold of each pixel, (N,), 0 or 1; all pixels of a patient belong to one fold.
+        folds: The number of the fold of each pixel, (N,).
         labels: The classes that the network predicts, (N,).
         num_classes: The number of classes, background (class 0) included.
 
     Returns:
-        Logits, (N, C); negative infinity for a class with fewer than 20 pixels in the other fold.
+        Logits, (N, C); negative infinity for a class with fewer than 20 pixels in the other folds.
     """
     features = _standardised(features)
     logits = torch.full((len(features), num_classes), -torch.inf)
-    for fold in (0, 1):
+    for fold in folds.unique():
         learnt, judged = folds != fold, folds == fold
         counts = torch.bincount(labels[learnt].long(), minlength=num_classes)
         known = (counts >= _FEWEST).nonzero()[:, 0]
@@ -77,7 +77,7 @@ def estimate_gain(opinion: Tensor, before: Tensor, after: Tensor) -> Tensor:
     num_classes = opinion.shape[1]
     before, after = before.long(), after.long()
     of_before, of_after = (opinion.gather(1, labels[:, None])[:, 0] for labels in (before, after))
-    # A class that the other fold lacks is unknown, not unlikely: what fades there must not count as a gain.
+    # A class that the other folds lack is unknown, not unlikely: what fades there must not count as a gain.
     right = torch.where((of_after > of_before) & of_before.isfinite(), after, before)
     earlier, later = (dice_of(overlap_counts(labels, right, num_classes)).nan_to_num(0) for labels in (before, after))
     is_predicted = torch.bincount(torch.cat([before, after]), minlength=num_classes) > 0

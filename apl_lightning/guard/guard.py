@@ -8,6 +8,7 @@ from typing import Literal, get_args
 GuardMode = Literal["restore", "warn", "off"]
 
 RISE = 0.005  # half a point of Dice: smaller rises of an estimated gain are within its error
+IN_DOUBT = 0.01  # smaller differences, either way, decide nothing
 LOSS_WEIGHT = 4.0  # of a class; chosen on the benchmark, see docs/guard.md
 
 
@@ -43,8 +44,8 @@ class Guard:
     Args:
         mode: `"restore"` ends the run with the best candidate if the network of the last epoch is harmed; `"warn"` only
             says so; `"off"` does nothing.
-        kept: The network of the last epoch is harmed if its estimated gain is below this share of that of the best
-            candidate.
+        kept: The network of the last epoch is harmed if its estimated gain is negative, or below this share of that of
+            the best candidate and more than a point of Dice below it.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -82,4 +83,4 @@ class Guard:
 
     def is_harmed(self, gain: float) -> bool:
         """Whether the network of the last epoch is so much worse than the best candidate that it must not stay."""
-        return not gain >= self.kept * self.best
+        return not gain >= max(0.0, min(self.kept * self.best, self.best - IN_DOUBT))

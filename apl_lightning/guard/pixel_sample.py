@@ -15,6 +15,7 @@ Classes = dict[int, Tensor]  # the predicted classes at the sampled pixels of ea
 
 _PIXELS = 2**18
 _FEWEST_PER_IMAGE = 16
+_FOLDS = 8
 
 
 def joined(classes: Classes) -> Classes:
@@ -81,7 +82,9 @@ def _opinion(shares: Sequence[tuple[dict[int, Tensor], dict[int, str]]], labels:
     positions = _slice_positions(named).repeat_interleave(sizes)[:, None]
     inputs = torch.cat([torch.cat([features[index] for index in order]), positions], dim=1)
     first = torch.cat([labels[index] for index in order])
-    return second_opinion(inputs, _folds(named, sizes), first, num_classes)
+    # Neighbours are in one fold: slices of a patient are alike.
+    folds = _FOLDS * torch.arange(len(inputs)) // len(inputs)
+    return second_opinion(inputs, folds, first, num_classes)
 
 
 def _slice_positions(cases: Sequence[str]) -> Tensor:
@@ -92,14 +95,3 @@ def _slice_positions(cases: Sequence[str]) -> Tensor:
         found.append(2 * passed[case] / max(1, sizes[case] - 1) - 1)
         passed[case] += 1
     return torch.tensor(found)
-
-
-def _folds(cases: Sequence[str], sizes: Tensor) -> Tensor:
-    """Halves of the pixels of images: by case; with a single case by image; with a single image by pixel."""
-    names = list(dict.fromkeys(cases))
-    if len(names) > 1:
-        place = {name: number for number, name in enumerate(names)}
-        return torch.tensor([2 * place[case] // len(names) for case in cases]).repeat_interleave(sizes)
-    count = len(sizes) if len(sizes) > 1 else int(sizes[0])
-    halves = 2 * torch.arange(count) // count
-    return halves.repeat_interleave(sizes) if len(sizes) > 1 else halves

@@ -3,10 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from apl_lightning.guard import IN_DOUBT
 from apl_lightning.refinement.batchnorm import batch_norms
-
-# Below this estimated gain of Dice, either way, it is open which statistics are better.
-IN_DOUBT = 0.01
 
 Statistics = list[dict[str, Tensor]]  # of each layer: its buffers
 

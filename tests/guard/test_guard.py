@@ -51,6 +51,17 @@ def test_guard() -> None:
     assert guard.is_harmed(0.094)
 
 
+def test_less_than_a_point_is_no_harm() -> None:
+    guard = Guard("restore")
+    assert guard.is_best(0.015, careful=0.015)
+    assert not guard.is_harmed(0.0051)
+    assert guard.is_harmed(0.0049)
+    guard.reset()
+    assert guard.is_best(0.006, careful=0.006)
+    assert not guard.is_harmed(0.0)
+    assert guard.is_harmed(-0.001), "below the network as it came in"
+
+
 def test_careful_gain() -> None:
     gains = torch.randn(100, 5).tolist()
     for row in gains:

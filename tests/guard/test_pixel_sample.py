@@ -27,22 +27,34 @@ def learnt(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("cases", "folds", "positions"),
     [
-        ([["a"], ["b"]], [0, 1], [-1, -1]),
-        ([["a", "a", "a", "b"]], [0, 0, 0, 1], [-1, 0, 1, -1]),
-        ([["a"] * 4], [0, 0, 1, 1], [-1, -1 / 3, 1 / 3, 1]),
-        ([["", "", ""]], [0, 0, 1], [-1, -1, -1]),
+        (["a", "b"], [0, 1, 2, 3, 4, 5, 6, 7], [-1, -1]),
+        (["a", "a", "a", "b"], [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7], [-1, 0, 1, -1]),
+        (["", "", ""], [0, 0, 1, 2, 2, 3, 4, 4, 5, 6, 6, 7], [-1, -1, -1]),
+        (["a"], [0, 2, 4, 6], [-1]),
     ],
 )
-def test_patients_are_in_one_fold(
-    learnt: dict[str, Any], cases: list[list[str]], folds: Any, positions: list[float]
-) -> None:
-    names = [name for group in cases for name in group]
-    images, labels = torch.rand(len(names), 1, 2, 2), torch.zeros(len(names), 2, 2, dtype=torch.long)
-    sample = PixelSample(len(names))
-    classes = sample.look(range(len(names)), names, images, labels)
+def test_folds_and_positions(learnt: dict[str, Any], cases: list[str], folds: Any, positions: list[float]) -> None:
+    """Eight folds of pixels in the order of the images; the position of an image is that of a slice of its case."""
+    images, labels = torch.rand(len(cases), 1, 2, 2), torch.zeros(len(cases), 2, 2, dtype=torch.long)
+    sample = PixelSample(len(cases))
+    classes = sample.look(range(len(cases)), cases, images, labels)
     sample.gains(classes, classes, 2)
-    assert learnt["folds"].view(len(names), 4).tolist() == [[fold] * 4 for fold in folds]
-    torch.testing.assert_close(learnt["features"][:, -1].view(len(names), 4)[:, 0], torch.tensor(positions).float())
+    assert learnt["folds"].tolist() == folds
+    torch.testing.assert_close(learnt["features"][:, -1].view(len(cases), 4)[:, 0], torch.tensor(positions).float())
+
+
+@pytest.mark.parametrize("case", ["a", ""])
+def test_an_organ_in_half_of_the_slices_of_one_patient(case: str) -> None:
+    """The network misses half of its pixels, anywhere; then it finds all of them."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.zeros(32, 32, 32, dtype=torch.long)
+    truth[17:, 8:24, 8:24] = 1
+    images = (truth + 0.1 * torch.randn(truth.shape, generator=generator))[:, None]
+    missed = truth * (torch.rand(truth.shape, generator=generator) < 0.5)
+    sample = PixelSample(32)
+    before, after = (sample.look(range(32), [case] * 32, images, labels) for labels in (missed, truth))
+    (gain,) = sample.gains(before, after, 2)
+    assert gain == pytest.approx(1 - 2 * 0.5 / 1.5, abs=0.05)  # the true one
 
 
 def test_pixels_differ_between_images() -> None:
