@@ -204,6 +204,27 @@ def test_batch_norm(example: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(mixed, (1 - share) * before + share * after)
 
 
+def test_few_patients(example: Any, tmp_path: Path) -> None:
+    """A network like its base gains nothing, and one that finds nothing loses all."""
+    few, methods, settings, bases = (example(name) for name in ("few_patients", "methods", "settings", "bases"))
+    assert few.patients_of(["a", "a", "b", "c", "c", "d"], 2) == [[0, 1, 2], [3, 4, 5]]
+    data = write_abdomen(tmp_path / "data")
+    with pytest.raises(SystemExit):
+        methods.main(["--data", str(data), "--out", "out", "--quick", "--settings", "none"])
+    for setting in settings.settings_of(data, tmp_path / "out", settings.read_budget(tmp_path / "out")):
+        weights = bases.base_network("plain", setting, 0).state_dict()
+        (setting.out / "runs").mkdir()
+        torch.save(weights, setting.out / "runs" / "plain--same--0.pt")
+        last = list(weights)[-1]
+        nothing = torch.tensor([1e6] + [0.0] * (len(weights[last]) - 1))
+        torch.save({**weights, last: nothing}, setting.out / "runs" / "plain--nothing--0.pt")
+    found = few.main(["--data", str(data), "--out", "out", "--bases", "plain", "--patients", "1"])[1]
+    assert len(found) == 4
+    for (estimate, true), same in zip(found, (False, True, False, True), strict=True):
+        assert (estimate, true) == (0, 0) if same else estimate <= 0 and true <= 0
+    assert any(true < 0 for _, true in found)
+
+
 def test_label_pass_benchmark(example: Any) -> None:
     label_pass = example("label_pass")
     options = ["--size", "64", "--images", "2", "--turns", "1"]

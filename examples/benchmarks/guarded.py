@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 from apl_lightning.guard import LOSS_WEIGHT, Guard, careful_gain
 
 Run = dict[str, Any]
+Pair = tuple[float, float]  # estimated and true gain, in points
 
 LIMITS = (0.0, 0.5, 0.75, 0.9)
 LOSS_WEIGHTS = (1.0, LOSS_WEIGHT)
@@ -79,21 +80,28 @@ def _chosen(runs: list[Run]) -> tuple[float, float]:
 
 def estimate_table(runs: list[Run]) -> str:
     """Format how the estimated gains of the networks of all rounds relate to their true gains on held-out patients."""
-    columns = ["data", "networks", "Spearman", "differ by more than 2", "sign right", "median error"]
-    lines = ["## Estimated gain", "", table_head(*columns)]
+    lines = ["## Estimated gain", "", estimate_head("data")]
     for name in _data_sets(runs):
-        pairs = [pair for run in runs if run["data"] == name for pair in _estimates(run)]
-        if not pairs:
-            continue
-        clear = [(estimate, true) for estimate, true in pairs if abs(true) > CLEAR]
-        right = sum(estimate * true > 0 for estimate, true in clear)
-        error = median(abs(estimate - true) for estimate, true in pairs)
-        order = float(spearmanr(pairs).statistic) if len(pairs) > 2 else float("nan")
-        lines.append(table_row(name, str(len(pairs)), f"{order:.2f}", str(len(clear)), str(right), f"{error:.1f}"))
+        if pairs := [pair for run in runs if run["data"] == name for pair in _estimates(run)]:
+            lines.append(estimate_row(name, pairs))
     return "\n".join(lines)
 
 
-def _estimates(run: Run) -> list[tuple[float, float]]:
+def estimate_head(name: str) -> str:
+    """The head of a table of estimated and true gains."""
+    return table_head(name, "networks", "Spearman", "differ by more than 2", "sign right", "median error")
+
+
+def estimate_row(name: str, pairs: Sequence[Pair]) -> str:
+    """How the estimated gains of networks relate to the true ones."""
+    clear = [(estimate, true) for estimate, true in pairs if abs(true) > CLEAR]
+    right = sum(estimate * true > 0 for estimate, true in clear)
+    error = median(abs(estimate - true) for estimate, true in pairs)
+    order = float(spearmanr(pairs).statistic) if len(pairs) > 2 else float("nan")
+    return table_row(name, str(len(pairs)), f"{order:.2f}", str(len(clear)), str(right), f"{error:.1f}")
+
+
+def _estimates(run: Run) -> list[Pair]:
     """Estimated and true gain, in points, of each network of a run that differs from the one that came in."""
     before = float(run["before"]["dice"]["average"])
     rows = [(100 * row[GAIN], row["val/dice/average"] - before) for row in run.get("rounds", ())]
