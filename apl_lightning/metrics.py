@@ -108,7 +108,7 @@ class CaseDice:
             for rank, counts in enumerate(gather(self._counts) if all_ranks else [self._counts])
             for key, value in counts.items()
         }
-        named = [(str(key) if case is None else case, counts) for key, (case, counts) in samples.items()]
+        named = [(f"sample {key}" if case is None else case, counts) for key, (case, counts) in samples.items()]
         cases: dict[str, Tensor] = {}
         for case, counts in sorted(named, key=lambda item: item[0]):
             cases[case] = cases.get(case, 0) + counts

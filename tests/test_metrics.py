@@ -93,3 +93,11 @@ def test_small_integers_do_not_overflow() -> None:
 def test_order_of_overlap_counts() -> None:
     found = overlap_counts(torch.tensor([1, 1, 0]), torch.tensor([1, 0, 0]), 2)
     assert found.tolist() == [[1, 1], [1, 2], [2, 1]]  # both, predicted, reference
+
+
+def test_a_case_may_be_called_like_an_index() -> None:
+    dice = CaseDice(2)
+    label = torch.ones(1, 4, dtype=torch.long)
+    for index, case, prediction in ((0, "1", label), (1, None, 0 * label)):
+        dice.update(prediction, label, cases=[case], indices=[index])
+    assert [found[1].item() for found in dice.per_case().values()] == [1.0, 0.0]

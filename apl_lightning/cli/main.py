@@ -74,8 +74,9 @@ def _parser() -> Any:
             super().__init__(*arguments, formatter_class=PlainHelp, **options)
 
         def error(self, message: str, ex: Exception | None = None) -> Any:
-            split = "abc.Sequence" in message or re.search(r"unrecognized arguments: [^-]", message)
-            hint = '\n  A list stands in brackets and quotes: "[32,32]".' if split else ""
+            is_text = "abc.Sequence" in message and "Given value type: <class 'str'>" in message
+            is_split = re.search(r"unrecognized arguments: [^-]", message)
+            hint = '\n  A list stands in brackets and quotes: "[32,32]".' if is_text or is_split else ""
             super().error(message + hint, ex)
 
     return Parser

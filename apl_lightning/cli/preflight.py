@@ -9,6 +9,7 @@ from torch import nn
 
 from apl_lightning._support.device import device_of
 from apl_lightning._support.files import new_file
+from apl_lightning._support.packages import package
 from apl_lightning.data import NiftiFolder
 from apl_lightning.folders import as_folder_and_network, as_predictor
 from apl_lightning.preflight import preflight as check
@@ -37,7 +38,9 @@ def preflight(
         picture: A new file for a picture of the images, as they are and as the network would like them.
         accelerator: `"cpu"`, `"gpu"`, or `"auto"` for a GPU if there is one.
     """
-    picture = None if picture is None else new_file(picture)
+    if picture is not None:
+        picture = new_file(picture)
+        package("matplotlib", "nifti", "a picture needs matplotlib")
     folder, network = as_folder_and_network(images, network, num_classes, system, system_options)
     module = as_predictor(network, folder, num_classes, None, patch_size).to(device_of(accelerator))
     report = check(module, folder, num_classes=num_classes, inferer=module.inferer)
