@@ -73,8 +73,8 @@ class PseudoLabelCallback(Callback):
         batch_size: Images that a rank predicts at once; by default 16 slices (on a CPU at most as many as have 2^17
             pixels) or 1 volume. It is not that of training, so that labels do not depend on the number of processes.
         guard: `"restore"` ends the run with the best network, the one that came in included, if that of the last epoch
-            has lost a quarter of the best estimated gain (see [`Guard`][apl_lightning.guard.Guard]); `"warn"` only says
-            so; `"off"`.
+            has lost a quarter of the best estimated gain, and at least a point (see
+            [`Guard`][apl_lightning.guard.Guard]); `"warn"` only says so; `"off"`.
         ignore_small_components: Whether every component of a class except its largest one in a patient gets weight 0,
             for classes whose largest components hold most of the weight; needs the patients (`case`) and the order of
             slices (see [`find_small_components`][apl_lightning.labels.find_small_components]). By default only with

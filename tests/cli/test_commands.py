@@ -196,6 +196,9 @@ def test_errors_say_what_to_do(network: nn.Module, capsys: pytest.CaptureFixture
     assert message == "apl-lightning: Expected a checkpoint, but the file missing.pt does not exist."
     assert main(["predict", "--config", "refine.yaml", "--patch_size", "16,16"]) == 2
     assert 'A list stands in brackets and quotes: "[32,32]".' in capsys.readouterr().err
+    Path("names.yaml").write_text("class_names: [background, 1]")  # a list, but not of text
+    assert main(["predict", "--config", "names.yaml"]) == 2
+    assert "in brackets" not in capsys.readouterr().err
 
 
 def test_help_is_short(capsys: pytest.CaptureFixture[str]) -> None:
