@@ -26,6 +26,7 @@ from apl_lightning.denoisers import APL, Denoiser, LabelsAndWeights, as_denoiser
 from apl_lightning.guard import Guard, GuardMode
 from apl_lightning.heads import Inferer
 from apl_lightning.labels import (
+    GAIN,
     LARGEST_COMPONENT_SHARE,
     Labelling,
     Selection,
@@ -279,7 +280,10 @@ class PseudoLabelCallback(Callback):
                 if self.round >= 0:
                     door.validate(trainer)
                 self._judge(trainer, pl_module)
-        trainer.callback_metrics.update(self._last_gains)  # it has those of the last round until now
+        metrics = trainer.callback_metrics  # until now those of the last round
+        for name in [name for name in metrics if name.startswith(GAIN)] if self._last_gains else ():
+            del metrics[name]
+        metrics.update(self._last_gains)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """After SIGTERM, say how to resume, and exit with 143."""

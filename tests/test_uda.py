@@ -1,38 +1,21 @@
-"""The seven adaptation systems: their losses by hand, and that the loaders read what they save."""
+"""The seven adaptation systems: what they share, what learns in a step, and that the loaders read what they save."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from test_examples import known_run, write_abdomen
 from torch import nn
+from uda_parts import Step, random_batch
 
 from apl_lightning import checkpoints
 
 SYSTEMS = ("synseg", "adaptsegnet", "cyclegan", "cycada", "advent", "sifa-v1", "sifa-v2")
-
-
-class Plus(nn.Module):
-    """A generator that adds a constant."""
-
-    def __init__(self, constant: float) -> None:
-        super().__init__()
-        self.constant = nn.Parameter(torch.tensor(constant))
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return image + self.constant
-
-
-class Zero(nn.Module):
-    """A discriminator that answers 0 everywhere."""
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return 0 * image[:, :1]
 
 
 def test_patch_gan_sees_70_pixels(example: Any) -> None:
@@ -55,38 +38,96 @@ def test_image_pool_keeps_images_and_returns_earlier_ones(example: Any) -> None:
     assert not pool.exchange(first).requires_grad
 
 
-def test_learning_rates(example: Any) -> None:
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("linear_after_half", [1, 1, 1, 0.5, 0]), ("polynomial", [1, 0.75**0.9, 0.5**0.9, 0.25**0.9, 0])],
+)
+def test_learning_rates(example: Any, schedule: str, expected: list[float]) -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = example("adversarial").linear_after_half(optimizer, 4)
-    rates = []
+    scheduler = getattr(example("adversarial"), schedule)(optimizer, 4)
+    rates = [optimizer.param_groups[0]["lr"]]
     for _ in range(4):
-        rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    assert rates == pytest.approx([1.0, 1.0, 1.0, 0.5])
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx(expected)
 
 
-def test_losses_of_cyclegan_by_hand(example: Any) -> None:
-    """G_A adds 0.5 and G_B subtracts 0.25, so that each way back is off by 0.25; discriminators answer 0."""
-    module = example("cyclegan").CycleGANModule(Plus(0.5), Plus(-0.25), width=2)
-    module.judges = nn.ModuleDict({"source": Zero(), "target": Zero()})
-    source, target = torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8)
-    losses = module.generator_losses(source, target, source + 0.5, target - 0.25)
-    expected = {"deception": 2.0, "cycle": 10 * 0.5, "identity": 5 * 0.75}
-    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected)
+def build(example: Any, system: str, folder: Path) -> Any:
+    """The module of a system with the smallest networks."""
+    adapt = example("adapt")
+    if system == "cycada":
+        torch.save(checkpoints.ResnetGenerator(1, 1, 4, 6).state_dict(), folder / adapt.TO_TARGET)
+    return adapt.build(system, adapt.SIZES["smoke test"], 5, folder)
 
 
-def test_levels_of_sifa_v2_by_hand(example: Any) -> None:
-    """The lower level has a tenth of the weights of the main one; discriminators answer 0."""
-    segmenter, generator = checkpoints.SIFA(5, lower=True, width=1), checkpoints.SIFAGenerator(width=2)
-    module = example("sifa_v2").SIFAv2Module(segmenter, generator, 5, width=2)
-    module.judges.update({"seg": Zero(), "seg_ll": Zero()})
-    logits, label = torch.randn(2, 5, 8, 8), torch.randint(0, 5, (2, 8, 8))
-    losses = module._segmentation_losses({"seg": (logits, logits), "seg_ll": (logits, logits)}, label)
-    assert float(losses["seg_deception"]) == pytest.approx(0.1)
-    assert float(losses["seg_ll_deception"]) == pytest.approx(0.01)
-    assert float(losses["seg_ll"]) == pytest.approx(0.1 * float(losses["seg"]))
-    assert set(example("sifa_v1").SIFAv1Module.levels) == {"seg"}
+TRANSLATION = ("to_target", "to_source")
+SIFA = ("segmenter", "generator", "decoder")
+
+
+# Parts of the module, learning rate, betas and weight decay of each optimiser.
+@pytest.mark.parametrize(
+    ("system", "networks", "discriminators", "left"),
+    [
+        ("synseg", ((*TRANSLATION, "segmenter"), 5e-4, (0.5, 0.999), 0), (("judges",), 5e-4, (0.5, 0.999), 0), 0.5),
+        ("cyclegan", (TRANSLATION, 2e-4, (0.5, 0.999), 0), (("judges",), 2e-4, (0.5, 0.999), 0), 0.5),
+        (
+            "adaptsegnet",
+            (("network",), 5e-4, (0.9, 0.999), 5e-4),
+            (("discriminators",), 5e-4, (0.9, 0.99), 0),
+            0.25**0.9,
+        ),
+        ("advent", (("network",), 5e-4, (0.9, 0.999), 5e-4), (("discriminators",), 5e-4, (0.9, 0.99), 0), 0.25**0.9),
+        ("cycada", (("network",), 5e-4, (0.9, 0.999), 5e-4), (("discriminator",), 1e-4, (0.5, 0.999), 0), 0.25**0.9),
+        ("sifa-v1", (SIFA, 5e-4, (0.5, 0.999), 0), (("judges",), 5e-4, (0.5, 0.999), 0), 1.0),
+        ("sifa-v2", (SIFA, 5e-4, (0.5, 0.999), 0), (("judges",), 5e-4, (0.5, 0.999), 0), 1.0),
+    ],
+)
+def test_optimisers(example: Any, tmp_path: Path, system: str, networks: Any, discriminators: Any, left: float) -> None:
+    """One optimiser has the networks, the other the discriminators; `left` of the rates is left after 3 of 4 steps."""
+    module = build(example, system, tmp_path)
+    assert type(module).__module__ == system.replace("-", "_")
+    trainer = type("Trainer", (), {"estimated_stepping_batches": 4})()
+    module.trainer = trainer
+    configured = module.configure_optimizers()
+    optimizers, schedulers = configured if isinstance(configured, tuple) else (configured, [])
+    for optimizer, (parts, rate, betas, decay) in zip(optimizers, (networks, discriminators), strict=True):
+        (group,) = optimizer.param_groups
+        expected = {parameter for name, parameter in module.named_parameters() if name.split(".")[0] in parts}
+        assert set(group["params"]) == expected
+        assert all(parameter.requires_grad for parameter in expected)
+        assert (group["lr"], group["betas"], group["weight_decay"]) == (rate, betas, decay)
+        optimizer.step()
+    for scheduler in 3 * schedulers:
+        scheduler.step()
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    assert rates == pytest.approx([left * networks[1], left * discriminators[1]])
+
+
+@pytest.mark.parametrize(
+    ("system", "size"),
+    [("synseg", 1), ("cyclegan", 1), ("cycada", 4), ("sifa-v1", 4), ("sifa-v2", 4), ("adaptsegnet", 8), ("advent", 8)],
+)
+def test_batches(example: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, system: str, size: int) -> None:
+    """A segmentation network first learns 8 labelled source images a step; then pairs of batches of `size`.
+
+    SIFA gets images as its networks need them: the generator those of the source, the segmenter those of the target.
+    """
+    adapt, module = example("adapt"), build(example, system, tmp_path)
+    fits, prepared = [], []
+    monkeypatch.setattr(adapt, "build", lambda *_: module)
+    monkeypatch.setattr(adapt, "prepared", lambda images, network: prepared.append((images, network)) or images)
+    trainer = SimpleNamespace(fit=lambda module, loaders: fits.append((module, loaders)))
+    source, target = ["source"], ["target"]
+    adapt.adapt(system, source, target, adapt.SIZES["smoke test"], tmp_path, lambda: trainer, 5)
+    *first, (trained, pairs) = fits
+    started = [(load.dataset, load.batch_size, len(load)) for _, load in first]
+    assert started == ([] if system == "cyclegan" else [(source, 8, 1)])
+    assert trained is module
+    found = {name: (load.dataset, load.batch_size, len(load)) for name, load in pairs.iterables.items()}
+    assert found == {"source": (source, size, 2), "target": (target, size, 2)}
+    sifa = system.startswith("sifa")
+    assert prepared == ([(source, module.generator), (target, module.segmenter)] if sifa else [])
 
 
 class NoLoss(nn.Module):
@@ -96,50 +137,8 @@ class NoLoss(nn.Module):
         return 0 * logits.sum()
 
 
-class Recorded:
-    """Stands in for an optimiser: notes which parameters have a gradient at its step."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.moved: list[set[str]] = []
-
-    def zero_grad(self) -> None:
-        self.module.zero_grad()
-
-    def step(self) -> None:
-        found = {name for name, p in self.module.named_parameters() if p.grad is not None and p.grad.any()}
-        self.moved.append({name.split(".")[0] for name in found})
-
-
-def take_step(module: Any) -> tuple[list[set[str]], dict[str, float]]:
-    """Run one training step; return the parts with a gradient, the networks' and the discriminators', and the log."""
-    optimizer, logged = Recorded(module), {}
-    module.optimizers = lambda: (optimizer, optimizer)
-    module.lr_schedulers = list
-    module.manual_backward = lambda loss, **options: loss.backward(**options)
-    module.log_dict = lambda values, **_: logged.update({name: value.item() for name, value in values.items()})
-    images = torch.rand(4, 1, 32, 32)
-    label = (images[:2, 0] * 4.99).long()
-    module.train().training_step({"source": {"image": images[:2], "label": label}, "target": {"image": images[2:]}})
-    return optimizer.moved, logged
-
-
 def small_deeplab() -> nn.Module:
     return checkpoints.DeepLabV2(5, 4, width=2, blocks=(1, 1, 1, 1)).requires_grad_(True)
-
-
-def test_step_of_adaptsegnet(example: Any) -> None:
-    """A discriminator that answers log 3 calls 3 of 4 "source": the network pays -log(3/4), with the paper's ratio."""
-    torch.manual_seed(0)
-    module = example("adaptsegnet").AdaptSegNetModule(small_deeplab(), 5, width=2)
-    for discriminator in module.discriminators:
-        for parameter in discriminator[-1].parameters():
-            nn.init.zeros_(parameter)
-        nn.init.constant_(discriminator[-1].bias, math.log(3))
-    moved, logged = take_step(module)
-    assert logged["adapt/deception"] == pytest.approx((0.1 + 0.02) * -math.log(3 / 4), rel=1e-4)
-    assert "network" in moved[0]
-    assert moved[1] == {"discriminators"}
 
 
 def test_discriminators_learn_the_domains(example: Any) -> None:
@@ -151,9 +150,8 @@ def test_discriminators_learn_the_domains(example: Any) -> None:
     source, target = torch.zeros(2, 5, 32, 32), torch.zeros(2, 5, 32, 32)
     source[:, 0], target[:, 1] = 9.0, 9.0
     module.network.forward = lambda image: (torch.cat([source, target]),) * 2
-    step = Recorded(module)
-    step.step = lambda: optimizer.step()  # type: ignore[method-assign]
-    module.optimizers = lambda: (Recorded(module), step)
+    idle = SimpleNamespace(zero_grad=lambda: None, step=lambda: None)
+    module.optimizers = lambda: (idle, optimizer)
     module.lr_schedulers, module.log_dict = list, lambda *_, **__: None
     module.manual_backward = lambda loss: loss.backward() if loss.requires_grad else None
     batch = {"source": {"image": torch.rand(2, 1, 32, 32), "label": torch.zeros(2, 32, 32).long()}}
@@ -173,7 +171,7 @@ def test_network_of_cycada_moves_while_its_discriminator_is_right(
     module = cycada.CyCADAModule(checkpoints.DRN(5, (1,) * 8, 2), checkpoints.ResnetGenerator(1, 1, 4, 6), 5, width=4)
     module.criterion = NoLoss()  # only the adversarial loss is left
     monkeypatch.setattr(cycada, "accuracy", lambda *_: 0.61 if right else 0.6)
-    (discriminator, network), _ = take_step(module)
+    discriminator, network = Step(module, random_batch()).moved
     assert discriminator == {"discriminator"}
     assert ("network" in network) == right
 
@@ -184,29 +182,21 @@ def test_segmentation_of_sifa_trains_the_segmenter_alone(example: Any) -> None:
     module = example("sifa_v2").SIFAv2Module(
         checkpoints.SIFA(5, lower=True, width=1), checkpoints.SIFAGenerator(width=2), 5, width=2
     )
-    moved, logged = take_step(module)
-    assert moved == [{"segmenter", "generator", "decoder"}, {"judges"}]
-    assert {f"adapt/{name}" for name in ("deception", "cycle", "seg", "seg_ll", "alignment")} <= set(logged)
+    step = Step(module, random_batch())
+    assert step.moved == [{"segmenter", "generator", "decoder"}, {"judges"}]
+    names = ("deception", "cycle", "seg", "seg_deception", "seg_ll", "seg_ll_deception", "alignment")
+    assert set(step.logged) == {f"adapt/{name}" for name in names}
     module._image_losses = lambda *images: {"nothing": 0 * sum(image.sum() for image in images)}
-    moved, _ = take_step(module)
-    assert moved[0] == {"segmenter"}
+    assert Step(module, random_batch()).moved[0] == {"segmenter"}
 
 
 def test_segmentation_of_synseg_trains_the_generator_too(example: Any) -> None:
     torch.manual_seed(0)
     generators = [checkpoints.ResnetGenerator(1, 1, 4, 6) for _ in range(2)]
     module = example("synseg").SynSegModule(*generators, checkpoints.ResnetGenerator(1, 5, 4, 6, tanh=False), width=2)
-    moved, _ = take_step(module)
-    assert moved == [{"to_target", "to_source", "segmenter"}, {"judges"}]
+    assert Step(module, random_batch()).moved == [{"to_target", "to_source", "segmenter"}, {"judges"}]
     module.generator_losses = lambda *_: {"nothing": torch.zeros(())}
-    moved, _ = take_step(module)
-    assert moved[0] == {"to_target", "segmenter"}
-
-
-def test_self_information_of_known_probabilities(example: Any) -> None:
-    p = torch.tensor([0.5, 0.25, 0.25]).view(1, 3, 1)
-    expected = torch.tensor([0.5 * math.log(2), 0.25 * math.log(4), 0.25 * math.log(4)]) / math.log(3)
-    torch.testing.assert_close(example("advent").self_information(p.log())[0, :, 0], expected)
+    assert Step(module, random_batch()).moved[0] == {"to_target", "segmenter"}
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

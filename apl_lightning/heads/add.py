@@ -85,7 +85,7 @@ def add_dual_heads(
         second_head = _second_head(aux, twin.get_submodule(trial.head), trial, num_classes)
         warm = aux in ("own", "perturbed")
         dual = DualHeadModel(twin, num_classes, trial.channels, trial.head, second_head, trial.example.ndim, warm)
-        dual.hold_constant(verify_heads(copy.deepcopy(dual), trial.example, trial.plain))
+        dual.hold_constant(verify_heads(copy.deepcopy(dual), trial.example, trial.plain), unreached=True)
         if aux == "fresh":
             verify_fresh_head(copy.deepcopy(dual), trial.example)
         return dual

@@ -53,6 +53,7 @@ class DualHeadModel(nn.Module):
         self._dimensions = dimensions  # of a batch (B, C, *S)
         self._handles = second_head.install(network, network.get_submodule(head))
         self._held: list[str] = []
+        self._unreached: list[str] = []  # held because no logit depends on them
         self.register_buffer("warm", torch.tensor(warm))
         self.warm: Tensor
         self.training = network.training
@@ -101,15 +102,18 @@ class DualHeadModel(nn.Module):
         heads = {id(parameter) for parameter in self.head_parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in heads]
 
-    def hold_constant(self, names: Iterable[str]) -> None:
-        """Exclude the parameters with these names from training; `export` includes them again."""
+    def hold_constant(self, names: Iterable[str], unreached: bool = False) -> None:
+        """Exclude the parameters with these names from training; `export` includes them again.
+
+        Those that no logit depends on are `unreached`: `release` leaves them out too.
+        """
         for name in names:
             if (parameter := self.get_parameter(name)).requires_grad:
                 parameter.requires_grad_(False)
-                self._held.append(name)
+                (self._unreached if unreached else self._held).append(name)
 
     def release(self) -> None:
-        """Train again what `hold_constant` has excluded."""
+        """Train again what a method has excluded."""
         while self._held:
             self.get_parameter(self._held.pop()).requires_grad_(True)
 
@@ -130,7 +134,8 @@ class DualHeadModel(nn.Module):
         twin = copy.deepcopy(self)
         for handle in twin._handles:
             handle.remove()
-        twin.release()
+        for name in (*twin._held, *twin._unreached):
+            twin.get_parameter(name).requires_grad_(True)
         twin._set_mode_around_head(self.training)
         if average:
             main, aux = twin.network.get_submodule(self.head), twin.second

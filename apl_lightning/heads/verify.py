@@ -110,6 +110,7 @@ def _verify_routing(model: DualHeadModel, example: Tensor) -> list[str]:
         leak = _gradients(for_heads, encoder)
         reached = _gradients(for_encoder, encoder)
         names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
+        behind = _gradients(for_encoder, [p for p in model.head_parameters() if p.requires_grad])
         everything = _gradients((*for_heads, *for_encoder), parameters)
     if not any(p.requires_grad and gradient is not None for p, gradient in zip(encoder, reached, strict=True)):
         raise ValueError(
@@ -121,6 +122,11 @@ def _verify_routing(model: DualHeadModel, example: Tensor) -> list[str]:
         raise HeadNotFoundError(
             f"Expected the classifier {model.head!r} to see its features only through its arguments, but a gradient of "
             "the heads reached the encoder: pass the `head` whose forward takes the features as tensors."
+        )
+    if any(gradient is not None and bool(gradient.any()) for gradient in behind):
+        raise HeadNotFoundError(
+            f"Expected the classifier {model.head!r} to have weights of its own, but layers before it use them too, so "
+            "L_SSL would train it: give each a copy."
         )
     return [name for name, gradient in zip(names, everything, strict=True) if gradient is None]
 

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from apl_lightning._support.modes import evaluating, hooked, unfixed_modules
 from apl_lightning.heads import Inferer
@@ -80,6 +81,8 @@ class _CumulativeMean:
 
 
 def set_batch_norm_mode(model: nn.Module, mode: BatchNormMode) -> None:
-    """In a network in training mode, fix the statistics unless `mode` is `"train"`."""
-    for layer in batch_norms(model):
-        layer.train(mode == "train")
+    """In a network in training mode, fix running statistics, those of InstanceNorm too, unless `mode` is `"train"`."""
+    instance_norms = (module for module in unfixed_modules(model) if isinstance(module, _InstanceNorm))
+    for layer in (*batch_norms(model), *instance_norms):
+        if layer.track_running_stats:
+            layer.train(mode == "train")

@@ -40,3 +40,9 @@ def test_half_precision_does_not_change_it() -> None:
     with torch.autocast("cpu", torch.float16):
         warm_up_second_head(half, images, steps=3)
     assert all(torch.equal(value, half.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_images_that_cannot_be_read_again() -> None:
+    model = add_dual_heads(TinyNet(), CLASSES, aux="fresh")
+    with pytest.raises(ValueError, match="can be read again .* pass a list or a loader, not a generator"):
+        warm_up_second_head(model, (torch.rand(2, 1, 8, 8) for _ in range(2)), steps=3)

@@ -61,9 +61,21 @@ def test_round_0_draws_no_warning(tmp_path: Path, trainer: Any, monkeypatch: pyt
 class Spoil(pl.Callback):
     """Makes the network of the last epoch useless."""
 
+    def __init__(self, bias: float = 1000) -> None:
+        self.bias = bias
+
     def on_train_end(self, trainer: Any, module: Any) -> None:
         for part in (module.model, module.teacher.module):
-            part.network.classifier.bias.data[0] += 1000
+            part.network.classifier.bias.data[0] += self.bias
+
+
+def test_no_gain_of_a_network_that_is_gone_stays(tmp_path: Path, trainer: Any) -> None:
+    """Of NaN no gain of a class is known."""
+    run = trainer(max_epochs=2, callbacks=[Spoil(float("nan")), PseudoLabelCallback()])
+    with pytest.warns(UserWarning, match="not finite.*is restored"):
+        run.fit(APLModule(TinyNet(), CLASSES), TargetDataModule(Images(6), store_dir=tmp_path))
+    shown = {name: float(value) for name, value in run.callback_metrics.items() if name.startswith(GAIN)}
+    assert shown == {GAIN: 0.0}
 
 
 @pytest.mark.parametrize("guard", ["warn", "restore"])

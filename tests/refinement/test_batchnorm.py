@@ -125,3 +125,11 @@ def test_layers_that_do_not_run_keep_their_statistics() -> None:
     adapt_batch_norm(network, [torch.rand(4, 1, 8, 8)])
     assert network.other.running_mean.tolist() == [5.0, 5.0]
     assert network.encoder[1].num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("mode", ["frozen", "auto", "train"])
+def test_running_statistics_of_instance_norm(mode: Any) -> None:
+    """They are fixed as those of BatchNorm are; without running statistics there is nothing to fix."""
+    network = nn.Sequential(nn.InstanceNorm2d(1, track_running_stats=True), nn.InstanceNorm2d(1)).train()
+    set_batch_norm_mode(network, mode)
+    assert [layer.training for layer in network] == [mode == "train", True]
