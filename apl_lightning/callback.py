@@ -280,10 +280,11 @@ class PseudoLabelCallback(Callback):
                 if self.round >= 0:
                     door.validate(trainer)
                 self._judge(trainer, pl_module)
-        metrics = trainer.callback_metrics  # until now those of the last round
-        for name in [name for name in metrics if name.startswith(GAIN)] if self._last_gains else ():
-            del metrics[name]
-        metrics.update(self._last_gains)
+        if self._last_gains:
+            metrics = trainer.callback_metrics  # with the gains of the last round until now
+            for name in [name for name in metrics if name.startswith(GAIN)]:
+                del metrics[name]
+            metrics.update(self._last_gains)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """After SIGTERM, say how to resume, and exit with 143."""
@@ -362,9 +363,10 @@ class PseudoLabelCallback(Callback):
         gains = self.selection.end(self._labelling(trainer, pl_module), self._next_seed)
         if self.selection.has_restored:
             door.validate(trainer)
-        self._last_gains = {name: torch.tensor(gain) for name, gain in gains.items()}
-        for logger in trainer.loggers if gains else ():
-            logger.log_metrics(gains, trainer.global_step)
+        if gains:
+            self._last_gains = {name: torch.tensor(gain) for name, gain in gains.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(gains, trainer.global_step)
 
     def _labelling(self, trainer: Trainer, module: LightningModule) -> Labelling:
         compares = self.guard.mode != "off" or getattr(module, "chooses_batch_norm", False)

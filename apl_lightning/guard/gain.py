@@ -18,7 +18,7 @@ _FEWEST = 20  # pixels of a class from which a classifier can learn it
 
 
 def second_opinion(features: Tensor, folds: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Classify single pixels by what a network predicts for similar pixels of other patients.
+    """Classify single pixels by what a network predicts for similar pixels of other images.
 
     A small perceptron learns the labels of a network from features of single pixels (intensities and position). Errors
     of the network that do not depend on these look like noise to it. The classifier for the pixels of one fold is

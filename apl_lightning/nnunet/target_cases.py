@@ -58,7 +58,7 @@ def find_cases(folder: Path, plan: Plan) -> dict[str, list[Path]]:
             f"channel, but {folder} has {found[:3] or 'no files'}: rename or convert them."
         )
     named = {match[0] for match in matches}
-    looks_like_one = re.compile(r".+(_\d{4}\..+|" + re.escape(ending) + r"|\.nii|\.nii\.gz)", re.IGNORECASE)
+    looks_like_one = re.compile(r".+(_\d{4}\..+|" + re.escape(ending) + r"|\.nii(\.gz)?)", re.IGNORECASE)
     if others := [name for name in found if name not in named and looks_like_one.fullmatch(name)]:
         raise ValueError(
             f"Expected all images of {folder} to be named as nnU-Net wants them, case_0000{ending} for the first "
@@ -84,28 +84,27 @@ def preprocess(cases: dict[str, list[Path]], plan: Plan, folder: Path) -> Prepro
     preprocessor = plan.configuration.preprocessor_class(verbose=False)
     files = []
     for case, images in tqdm(cases.items(), desc="Preprocessing", leave=False, dynamic_ncols=True):
-        volume = _run_case(preprocessor, images, plan)
-        names = [image.name for image in images]
-        if len(volume) != plan.channels:
-            raise ValueError(
-                f"Expected {plan.channels} channels of each case, but {case} has {len(volume)} in {names}: add files, "
-                "one per channel."
-            )
-        if not np.isfinite(volume).all():
-            raise ValueError(f"Expected finite intensities in {case}, but {names} has others: replace them.")
+        volume = _preprocess_case(preprocessor, case, images, plan)
         files.append(folder / f"{case}.npy")
         np.save(files[-1], volume.astype(np.float32, copy=False))
     return PreprocessedCases(files, slices=len(plan.patch_size) == 2)
 
 
-def _run_case(preprocessor: Any, images: list[Path], plan: Plan) -> Any:
+def _preprocess_case(preprocessor: Any, case: str, images: list[Path], plan: Plan) -> Any:
+    """The array (C, Z, Y, X) of a case; a `ValueError` that names its files if nnU-Net cannot use them."""
+    paths, names = [str(image) for image in images], [image.name for image in images]
     try:
-        volume, _, _ = preprocessor.run_case(
-            [str(image) for image in images], None, plan.plans, plan.configuration, plan.dataset
-        )
+        volume, _, _ = preprocessor.run_case(paths, None, plan.plans, plan.configuration, plan.dataset)
     except Exception as error:  # readers raise anything, and some print why
         raise ValueError(
-            f"Expected nnU-Net to read {plan.channels} channels of one shape from {[image.name for image in images]}, "
-            f"but it raised {type(error).__name__}{f': {error}' if str(error) else ''}: mend or remove these files."
+            f"Expected nnU-Net to read {plan.channels} channels of one shape from {names}, but it raised "
+            f"{type(error).__name__}{f': {error}' if str(error) else ''}: mend or remove these files."
         ) from error
+    if len(volume) != plan.channels:
+        raise ValueError(
+            f"Expected {plan.channels} channels of each case, but {case} has {len(volume)} in {names}: add files, "
+            "one per channel."
+        )
+    if not np.isfinite(volume).all():
+        raise ValueError(f"Expected finite intensities in {case}, but {names} has others: replace them.")
     return volume

@@ -82,7 +82,6 @@ class _CumulativeMean:
 
 def set_batch_norm_mode(model: nn.Module, mode: BatchNormMode) -> None:
     """In a network in training mode, fix running statistics, those of InstanceNorm too, unless `mode` is `"train"`."""
-    instance_norms = (module for module in unfixed_modules(model) if isinstance(module, _InstanceNorm))
-    for layer in (*batch_norms(model), *instance_norms):
-        if layer.track_running_stats:
-            layer.train(mode == "train")
+    for module in unfixed_modules(model):
+        if isinstance(module, _BatchNorm | _InstanceNorm) and module.track_running_stats:
+            module.train(mode == "train")

@@ -10,7 +10,9 @@ true gain is that of the average Dice on the same images, whose labels are read 
 import argparse
 from collections.abc import Iterator
 from itertools import product
+from math import isnan
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from bases import BASES, base_network, images_for
@@ -35,11 +37,9 @@ def patients_of(cases: list[str], count: int) -> list[list[int]]:
 
 def look(sample: PixelSample, images: Subset, labels: list[Tensor]) -> Classes:
     """The predicted classes at the sampled pixels."""
-    found: Classes = {}
-    for index in range(len(images)):
-        of_image = images[index]
-        found |= sample.look([index], [of_image["case"]], of_image["image"][None], labels[index][None])
-    return found
+    samples = [images[index] for index in range(len(images))]
+    stacked = torch.stack([of_image["image"] for of_image in samples])
+    return sample.look(range(len(images)), [of_image["case"] for of_image in samples], stacked, torch.stack(labels))
 
 
 def refined(setting: Setting, base: str, seed: int) -> Iterator[nn.Module]:
@@ -68,8 +68,8 @@ def pairs(setting: Setting, base: str, seed: int, counts: list[int]) -> Iterator
     before = seen(network)
     for other in refined(setting, base, seed):
         for (count, _), sample, (first, dice), (last, later) in zip(groups, samples, before, seen(other), strict=True):
-            gains = [gain for gain in sample.gains(first, last, len(names)) if gain == gain]
-            yield count, (100 * sum(gains) / max(1, len(gains)), later - dice)
+            gains = [gain for gain in sample.gains(first, last, len(names)) if not isnan(gain)]
+            yield count, (100 * fmean(gains or [0.0]), later - dice)
 
 
 def main(argv: list[str] | None = None) -> dict[int, list[Pair]]:

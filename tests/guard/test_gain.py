@@ -170,7 +170,7 @@ def test_sample_needs_no_cases(cases: list[str]) -> None:
 
 
 def test_sample_of_a_single_volume() -> None:
-    """One image: its pixels make the two folds."""
+    """One image: its pixels make the folds."""
     features, _, truth, _ = scene(4)
     images = features[:, :1].view(1, 1, 4, 48, 48)
     sample = PixelSample(1)
